@@ -183,7 +183,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name in self.__dataclass_fields__
             if isinstance(value := getattr(self, name), Tensor)
@@ -430,7 +430,9 @@ class Stats:
     def __init__(self, *names: str) -> None:
         for name in names:
             if name not in STATS:
-                raise ValueError(f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}.")
+                raise ValueError(
+                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
+                )
         object.__setattr__(self, "names", names)
 
 
