@@ -164,7 +164,6 @@ class PackedBatch:
     row_ids: tuple[int, ...]  # [G]
     origins: tuple[str, ...]  # [G]
     keys: tuple[bytes, ...]  # [S], digest of prompt ids + response ids
-    trained: tuple[int, ...]  # responses that `sft` and NLL terms learn from
     roles: tuple[str, ...] | None = None  # [S]
     scores: Tensor | None = None  # float32 [S]
     labels: Tensor | None = None  # bool [S]
@@ -198,7 +197,21 @@ class Totals:
     pairs: int
     responses: int  # answers that a loss over single answers is averaged over
     groups: int
-    chosen_tokens: int  # scored tokens of the trained-on answers
+    tokens: int  # packed tokens, ghosts not counted
+    chosen_tokens: int  # scored tokens of the chosen answers, once per pair; of all answers without pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All packs of one optimizer step of this rank, and the step's totals over all ranks.
+
+    Every rank holds the same number of packs, so that every rank runs the same collectives.
+    """
+
+    index: int  # optimizer step, from 0
+    epoch: int
+    packs: tuple[PackedBatch, ...]
+    totals: Totals
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,144 @@
+"""Lay whole groups end to end in one row: every prompt once, its responses behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefopt.types import IntArray, PackedBatch, Segments, TokenizedGroup
+
+
+def sequence_key(prompt: IntArray, response: IntArray) -> bytes:
+    """Return the digest that names one response after one prompt, whatever row it came from."""
+    digest = blake2b(digest_size=16)
+    digest.update(len(prompt).to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(prompt, dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(response, dtype="<i4").tobytes())
+    return digest.digest()
+
+
+def pack(
+    groups: Sequence[TokenizedGroup], *, share_prompts: bool = True, is_ghost: bool = False
+) -> PackedBatch:
+    """Build the batch of one forward pass from whole groups.
+
+    Args:
+        groups: at least one group; every prompt and response holds at least one token.
+        share_prompts: lay each prompt down once for all its responses; False repeats it before
+            every response (padding-free without sharing).
+        is_ghost: give every pair weight zero; the batch only keeps this rank's graph alive.
+
+    Returns:
+        The batch on the CPU.
+    """
+    layout = _Layout()
+    pairs: list[tuple[int, int]] = []
+    offsets = [0]
+    for group in groups:
+        first = offsets[-1]
+        pairs += [(first + p.chosen, first + p.rejected) for p in group.preferences]
+        offsets.append(first + len(group.responses))
+        layout.add(group, share_prompts)
+    preferences = [p for group in groups for p in group.preferences]
+    weights = [0.0 if is_ghost else p.weight for p in preferences]
+    return PackedBatch(
+        input_ids=_join(layout.ids),
+        position_ids=_join(layout.positions),
+        segments=layout.segments(),
+        score_at=_join(layout.score_at),
+        target_ids=_join(layout.targets),
+        lengths=tuple(len(target) for target in layout.targets),
+        pairs=tuple(pairs),
+        pair_weight=torch.tensor(weights, dtype=torch.float32),
+        pair_margin=torch.tensor([p.margin for p in preferences], dtype=torch.float32),
+        groups=tuple(offsets),
+        row_ids=tuple(group.row_id for group in groups),
+        origins=tuple(group.origin for group in groups),
+        keys=tuple(layout.keys),
+        roles=_chain(groups, "roles", "answer"),
+        scores=_tensor(_chain(groups, "scores", float("nan")), torch.float32),
+        labels=_tensor(_chain(groups, "labels", None), torch.bool),
+        token_weights=_token_weights(groups),
+        is_ghost=is_ghost,
+    )
+
+
+class _Layout:
+    """Collect runs of tokens in packed order."""
+
+    def __init__(self) -> None:
+        self.ids: list[IntArray] = []
+        self.positions: list[IntArray] = []
+        self.score_at: list[IntArray] = []
+        self.targets: list[IntArray] = []
+        self.keys: list[bytes] = []
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.parents: list[int] = []
+        self.num_tokens = 0
+
+    def segments(self) -> Segments:
+        return Segments(tuple(self.starts), tuple(self.lengths), tuple(self.parents))
+
+    def add(self, group: TokenizedGroup, share_prompts: bool) -> None:
+        """Add one group; responses keep their order, so that scored tokens do too."""
+        roots: dict[int, int] = {}
+        for response, prompt_index in zip(group.responses, group.prompt_of, strict=True):
+            prompt = group.prompts[prompt_index]
+            if prompt_index not in roots or not share_prompts:
+                roots[prompt_index] = self._run(prompt, parent=-1, position=0)
+            root = roots[prompt_index]
+            last_of_prompt = self.starts[root] + len(prompt) - 1
+            start = self.num_tokens
+            self._run(response, parent=root, position=len(prompt))
+            own = np.arange(start, start + len(response) - 1, dtype=np.int32)
+            self.score_at.append(np.concatenate([np.array([last_of_prompt], np.int32), own]))
+            self.targets.append(response)
+            self.keys.append(sequence_key(prompt, response))
+
+    def _run(self, ids: IntArray, *, parent: int, position: int) -> int:
+        self.ids.append(ids)
+        self.positions.append(np.arange(position, position + len(ids), dtype=np.int32))
+        self.starts.append(self.num_tokens)
+        self.lengths.append(len(ids))
+        self.parents.append(parent)
+        self.num_tokens += len(ids)
+        return len(self.lengths) - 1
+
+
+def _join(arrays: Sequence[IntArray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+
+
+def _chain(groups: Sequence[TokenizedGroup], name: str, missing: object) -> tuple[Any, ...] | None:
+    """Join a per-response field over groups; None where no group has it, or where a gap has no filler."""
+    values = [getattr(group, name) for group in groups]
+    if all(value is None for value in values):
+        return None
+    if missing is None and any(value is None for value in values):
+        return None
+    filled = [
+        [missing] * len(group.responses) if value is None else value
+        for group, value in zip(groups, values, strict=True)
+    ]
+    return tuple(item for value in filled for item in value)
+
+
+def _tensor(values: tuple[Any, ...] | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=dtype)
+
+
+def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:
+    if all(group.token_weights is None for group in groups):
+        return None
+    parts = [
+        np.concatenate(group.token_weights)
+        if group.token_weights is not None
+        else np.ones(sum(len(r) for r in group.responses), np.float32)
+        for group in groups
+    ]
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
