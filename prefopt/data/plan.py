@@ -28,6 +28,8 @@ class GroupSizes:
     tokens: Ints  # packed tokens of the group in the chosen layout
     pairs: Ints
     responses: Ints
+    scored_tokens: Ints
+    longest: Ints  # prompt + response of the group's longest sequence
     chosen_tokens: Ints  # scored tokens of the chosen answers, once per pair; of all answers without pairs
 
 

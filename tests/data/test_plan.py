@@ -11,7 +11,14 @@ from prefopt.errors import RecipeError
 def sizes_of(tokens: list[int], pairs: list[int] | None = None) -> GroupSizes:
     array = np.array(tokens, dtype=np.int64)
     ones = np.ones_like(array) if pairs is None else np.array(pairs, dtype=np.int64)
-    return GroupSizes(tokens=array, pairs=ones, responses=ones * 2, chosen_tokens=array // 3)
+    return GroupSizes(
+        tokens=array,
+        pairs=ones,
+        responses=ones * 2,
+        scored_tokens=array // 2,
+        longest=array,
+        chosen_tokens=array // 3,
+    )
 
 
 RANDOM = np.random.default_rng(0).integers(10, 100, size=53).tolist()
@@ -88,7 +95,11 @@ def drawn(plan: Plan, epoch: int) -> NDArray[np.int64]:
 def test_source_weights_say_how_often_a_row_comes_each_epoch() -> None:
     source_of = np.array([0] * 20 + [1] * 10)
     plan = Plan(
-        sizes_of([5] * 30), units_per_step=4, tokens_per_batch=50, source_of=source_of, source_weights=(0.5, 2.0)
+        sizes_of([5] * 30),
+        units_per_step=4,
+        tokens_per_batch=50,
+        source_of=source_of,
+        source_weights=(0.5, 2.0),
     )
     for epoch in range(3):
         counts = drawn(plan, epoch)

@@ -1,0 +1,77 @@
+"""Reference log-probs by content: one entry per (prompt, response), whatever row or pair it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.errors import CorruptError
+from prefopt.types import PackedBatch, SeqLogps
+
+
+class LogpCache:
+    """Hold per-token log-probs (and statistics) of every response, in float32, on the host.
+
+    Values are kept per token, so any loss, length rule or token weight can be applied to them later.
+    Keys are ``PackedBatch.keys``: the digest of prompt ids and response ids.
+    """
+
+    def __init__(self, stats: Collection[str] = ()) -> None:
+        self.stats = tuple(sorted(stats))
+        self._values: dict[bytes, torch.Tensor] = {}  # [1 + stats, length]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._values
+
+    def put(self, keys: Sequence[bytes], logps: SeqLogps) -> None:
+        """Store the responses of one batch under their keys."""
+        rows = torch.stack([logps.tokens, *[logps.stats[name] for name in self.stats]])
+        rows = rows.detach().to("cpu", torch.float32)
+        for key, part in zip(keys, torch.split(rows, list(logps.lengths), dim=1), strict=True):
+            self._values[key] = part.contiguous()
+
+    def get(self, batch: PackedBatch, device: torch.device | str = "cpu") -> SeqLogps:
+        """Return the stored log-probs of a batch's responses.
+
+        Raises:
+            CorruptError: a response was never stored, or with another length.
+        """
+        parts = [self._find(key, at, batch) for at, key in enumerate(batch.keys)]
+        rows = torch.cat(parts, dim=1).to(device, non_blocking=True)
+        stats = {name: rows[i + 1] for i, name in enumerate(self.stats)}
+        return SeqLogps(tokens=rows[0], lengths=batch.lengths, stats=stats)
+
+    def _find(self, key: bytes, at: int, batch: PackedBatch) -> Tensor:
+        values = self._values.get(key)
+        if values is None or values.shape[1] != batch.lengths[at]:
+            group = next(g for g in range(len(batch.row_ids)) if batch.groups[g + 1] > at)
+            what = "is not in the cache" if values is None else f"was stored with {values.shape[1]} tokens"
+            raise CorruptError(
+                f"{batch.origins[group]}: the reference log-prob of answer {at - batch.groups[group]} "
+                f"({batch.lengths[at]} tokens) {what}. Score the reference again."
+            )
+        return values
+
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all entries as (keys uint8 [n, 16], lengths int64 [n], values float32 [tokens, 1 + stats])."""
+        keys = np.frombuffer(b"".join(self._values), dtype=np.uint8).reshape(-1, 16).copy()
+        lengths = torch.tensor([v.shape[1] for v in self._values.values()], dtype=torch.int64)
+        empty = torch.empty(0, 1 + len(self.stats))
+        values = torch.cat([empty, *[v.t() for v in self._values.values()]])
+        return torch.from_numpy(keys), lengths, values
+
+    def add_flat(self, keys: Tensor, lengths: Tensor, values: Tensor) -> None:
+        """Add entries in the form that ``flat`` returns."""
+        raw = keys.cpu().numpy().tobytes()
+        host = values.cpu().t().contiguous()
+        offsets = [0, *accumulate(lengths.tolist())]
+        for i in range(len(offsets) - 1):
+            part = host[:, offsets[i] : offsets[i + 1]]
+            self._values[raw[16 * i : 16 * i + 16]] = part.contiguous()

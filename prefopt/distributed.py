@@ -1,0 +1,191 @@
+"""The seam to accelerate: devices, ranks, collectives and the gradients they share.
+
+The only file that knows how a model is wrapped. One process and data parallel (DDP) training go
+through it; strategies that shard the weights are refused until they are carried out exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from prefopt.errors import RecipeError
+
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class Engine:
+    """Run one rank of a training job.
+
+    Args:
+        autocast: compute in this dtype while weights keep theirs; None computes in the weights' dtype.
+        cpu: stay on the CPU though a GPU is there.
+
+    Raises:
+        RecipeError: the launcher asks for a strategy that is not supported.
+    """
+
+    def __init__(self, *, autocast: torch.dtype | None = None, cpu: bool = False) -> None:
+        # autocast is entered by us around policy and reference alike, so accelerate never wraps forward
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
+        kind = self.accelerator.distributed_type
+        if kind not in _SUPPORTED:
+            raise RecipeError(
+                f"launcher: the strategy {kind.value} is not supported. Launch with plain data parallel "
+                f"(accelerate launch --multi_gpu, or torchrun) or as one process."
+            )
+        self.autocast_dtype = autocast
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model that is only read (a reference) to this rank's device."""
+        return model.to(self.device)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move the trained model to this rank's device and let its gradients be shared.
+
+        Without trainable parameters there is nothing to share, so the model stays unwrapped.
+        """
+        model = model.to(self.device)
+        if self.world == 1 or not any(p.requires_grad for p in model.parameters()):
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # buffers of a language model are constants, so there is nothing to broadcast before a forward
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def autocast(self) -> Any:
+        """Return the context in which forward passes run."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def accumulate(self, model: nn.Module, *, is_last: bool) -> Any:
+        """Return the context of one pack: gradients are shared over ranks only in the last one."""
+        if is_last or not isinstance(model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return model.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``, a share of the global sum, to the parameters.
+
+        DDP averages gradients over ranks; multiplying by the world turns that back into the sum.
+        """
+        torch.autograd.backward(loss * self.world if self.world > 1 else loss)
+
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+        """Return the gradients' total norm and scale them down to ``max_norm`` if given."""
+        limit = float("inf") if max_norm is None else max_norm
+        with_grad = [p for p in parameters if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(with_grad, limit)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up ``values`` over ranks, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.SUM)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Take the elementwise maximum of ``values`` over ranks, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate every rank's ``values`` along dim 0, in rank order; first dims may differ."""
+        if self.world == 1:
+            return values
+        count = torch.tensor([values.shape[0]], device=self.device)
+        counts = [torch.zeros_like(count) for _ in range(self.world)]
+        torch.distributed.all_gather(counts, count)
+        most = int(max(c.item() for c in counts))
+        padded = torch.zeros((most, *values.shape[1:]), dtype=values.dtype, device=self.device)
+        padded[: values.shape[0]] = values.to(self.device)
+        parts = [torch.zeros_like(padded) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[: int(c.item())] for part, c in zip(parts, counts, strict=True)])
+
+    def broadcast_text(self, text: str) -> str:
+        """Hand rank 0's ``text`` to every rank."""
+        if self.world == 1:
+            return text
+        data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([data.numel() if text else 0], device=self.device)
+        torch.distributed.broadcast(size, src=0)
+        buffer = (
+            data if self.is_main else torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
+        )
+        if int(size.item()):
+            torch.distributed.broadcast(buffer, src=0)
+        return bytes(buffer[: int(size.item())].cpu().tolist()).decode()
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let rank 0 do a piece of work before the others, who then find it done."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """Return the model inside the wrapper that ``prepare`` may have put around it."""
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            inner: nn.Module = model.module
+            return inner
+        return model
+
+    def start_trackers(self, names: Iterable[str], folder: str, config: Mapping[str, Any]) -> None:
+        """Open the experiment trackers that the recipe names (tensorboard, wandb, trackio, ...)."""
+        trackers = list(names)
+        if not trackers:
+            return
+        self.accelerator.log_with = _tracker_types(trackers)
+        self.accelerator.project_configuration.set_directories(folder)
+        self.accelerator.project_configuration.logging_dir = folder
+        flat = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
+        self.accelerator.init_trackers("prefopt", config=flat)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send one line of metrics to the open trackers."""
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=step)
+
+    def finish(self) -> None:
+        """Close trackers and leave the process group."""
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _tracker_types(names: list[str]) -> list[Any]:
+    """Resolve tracker names through accelerate, refusing those that are not installed."""
+    from accelerate.tracking import filter_trackers
+
+    found = []
+    for name in names:
+        try:
+            kept = filter_trackers([name], ".")
+        except ValueError as error:
+            raise RecipeError(f"train.track: {error}") from None
+        if not kept:
+            raise RecipeError(f"train.track: '{name}' is not installed. Install it or leave it out.")
+        found += kept
+    return found

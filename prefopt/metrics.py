@@ -1,0 +1,69 @@
+"""Numerators and denominators of what a run reports; divided once, when they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prefopt.types import LossOutput, PairLogps, SeqLogps
+
+Values = Mapping[str, float]
+
+
+@dataclass
+class Sums:
+    """Add up named numerators on the device over the packs of a step, without a host sync."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().to(torch.float64 if value.device.type == "cpu" else torch.float32)
+        self.values[name] = self.values[name] + value if name in self.values else value
+
+    def merge(self, other: Sums, *, is_ghost: bool = False) -> None:
+        """Add another pack's sums; a ghost adds its names with zeros, so that all ranks know the same names."""
+        for name, value in other.values.items():
+            self.add(name, torch.zeros_like(value) if is_ghost else value)
+
+    def vector(self) -> tuple[tuple[str, ...], Tensor]:
+        """Return the names in a fixed order and their values as one vector, ready for one collective."""
+        names = tuple(sorted(self.values))
+        return names, torch.stack([self.values[name] for name in names])
+
+
+def pack_sums(policy: PairLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor) -> Sums:
+    """Return what one pack contributes to the step's metrics.
+
+    Args:
+        policy: what the loss was computed from.
+        output: what the loss returned.
+        weighted_loss: [] the pack's share of the loss numerator.
+
+    Returns:
+        Numerators; the caller divides by the units of the whole step.
+    """
+    sums = Sums()
+    sums.add("loss", weighted_loss)
+    if isinstance(policy, PairLogps):
+        sums.add("logps/chosen", policy.chosen.sum(policy.chosen.tokens).sum())
+        sums.add("logps/rejected", policy.rejected.sum(policy.rejected.tokens).sum())
+    else:
+        sums.add("logps/chosen", policy.tokens.sum())
+    if output.chosen_reward is not None and output.rejected_reward is not None:
+        margin = output.chosen_reward - output.rejected_reward
+        # a tie is half a win: at step 0 every pair ties, and 0 would mislead
+        sums.add("reward/accuracy", (margin > 0).sum() + 0.5 * (margin == 0).sum())
+        sums.add("reward/margin", margin.sum())
+        sums.add("reward/chosen", output.chosen_reward.sum())
+        sums.add("reward/rejected", output.rejected_reward.sum())
+    for name, values in output.metrics.items():
+        sums.add(name, values.sum())
+    return sums
+
+
+def divide(names: Iterable[str], vector: Tensor, count: int) -> dict[str, float]:
+    """Turn summed numerators into means over ``count`` units; reads the device once."""
+    return {name: value / max(1, count) for name, value in zip(names, vector.tolist(), strict=True)}

@@ -1,0 +1,124 @@
+"""The optimizer and the learning-rate schedule: settings, values by step, state by parameter name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.errors import ResumeError
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimSettings:
+    """Settings of AdamW and of its learning rate over the run.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay rates of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled; applied to matrices, not to norms and biases.
+        schedule: "cosine" or "linear" fall to zero at the last step, "constant" stays.
+        warmup: linear rise from zero; a share of all steps below 1, else a number of steps.
+        clip: largest total gradient norm; None leaves gradients as they are.
+    """
+
+    lr: float = 5e-7
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    clip: float | None = 1.0
+
+
+def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
+    """Return the learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
+    warmup = round(settings.warmup * num_steps) if settings.warmup < 1 else int(settings.warmup)
+    if step < warmup:
+        return settings.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    match settings.schedule:
+        case "cosine":
+            return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return settings.lr * (1 - progress)
+        case "constant":
+            return settings.lr
+    raise AssertionError(f"unknown schedule {settings.schedule}")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name, each once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parameters of ``model``."""
+    parameters = list(trainable(model).values())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every parameter group the learning rate ``value``."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def state_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Return the optimizer's state as flat tensors named ``parameter/field``."""
+    flat: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for field, value in optimizer.state.get(parameter, {}).items():
+            flat[f"{name}/{field}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return flat
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], flat: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``state_tensors`` returned.
+
+    Raises:
+        ResumeError: the state belongs to other parameters.
+    """
+    known = {key.rpartition("/")[0] for key in flat}
+    if known - parameters.keys() or (flat and parameters.keys() - known):
+        strange = sorted((known - parameters.keys()) | (parameters.keys() - known))[0]
+        raise ResumeError(
+            f"checkpoint: the optimizer state and the model disagree on parameter '{strange}'. "
+            f"Resume with the recipe that wrote the checkpoint."
+        )
+    for key, value in flat.items():
+        name, _, field = key.rpartition("/")
+        parameter = parameters[name]
+        # the step counter stays where fused AdamW keeps it, moments follow their parameter
+        optimizer.state[parameter][field] = value.to(parameter.device).clone()
+
+
+def total_size(parameters: Iterable[nn.Parameter]) -> int:
+    """Return how many numbers ``parameters`` hold."""
+    return sum(p.numel() for p in parameters)
+
+
+def describe(settings: OptimSettings) -> dict[str, Any]:
+    """Return the settings as plain values, for the log."""
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -1,0 +1,152 @@
+"""What the policy is compared with: one method, ``(batch, stats) -> SeqLogps`` outside the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from prefopt.cache import LogpCache
+from prefopt.errors import ModelError
+from prefopt.policy import Policy
+from prefopt.types import PackedBatch, SeqLogps
+
+
+class Reference(Protocol):
+    """Score the responses of a batch with the reference.
+
+    ``is_start`` says whether the reference *is* the weights that training starts from, in which case
+    the first step must see equal log-probs.
+    """
+
+    is_start: bool
+
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps: ...
+
+
+class FrozenReference:
+    """Score with a model of its own, which nothing trains."""
+
+    def __init__(self, policy: Policy, *, is_start: bool) -> None:
+        self.policy = policy
+        self.is_start = is_start
+        policy.model.requires_grad_(False)
+        policy.model.eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        assert not self.policy.model.training, "the reference was put in training mode"
+        return self.policy(batch, stats=stats).detach()
+
+
+class AdapterOffReference:
+    """Score with the policy's own weights, its adapters switched off.
+
+    With a fresh LoRA, which adds nothing yet, the base weights are the start of training.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        is_start: bool,
+        unwrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> None:
+        self.policy = policy
+        self.is_start = is_start
+        self._unwrap = unwrap
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
+            return self.policy(batch, stats=stats).detach()
+
+
+class FrozenAdapterReference:
+    """Score with the policy's base weights and a second, frozen adapter, the one training started from."""
+
+    is_start = True
+
+    def __init__(
+        self,
+        policy: Policy,
+        adapter: str = "reference",
+        trained: str = "default",
+        unwrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> None:
+        self.policy = policy
+        self.adapter = adapter
+        self.trained = trained
+        self._unwrap = unwrap
+        if adapter not in getattr(unwrap(policy.model), "peft_config", {}):
+            raise ModelError(f"reference: the model has no adapter '{adapter}'. Load it before training.")
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), self._switched(model):
+            return self.policy(batch, stats=stats).detach()
+
+    @contextmanager
+    def _switched(self, model: nn.Module) -> Iterator[None]:
+        """Make the frozen adapter the active one, and put everything back even after an error."""
+        # choosing an adapter also decides what is trainable, so those flags are put back one by one
+        flags = [(p, p.requires_grad) for p in model.parameters()]
+        try:
+            model.set_adapter(self.adapter)  # type: ignore[operator]
+            yield
+        finally:
+            model.set_adapter(self.trained)  # type: ignore[operator]
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+class CachedReference:
+    """Look the log-probs up in a cache that another reference filled in one pass."""
+
+    def __init__(self, cache: LogpCache, *, is_start: bool, device: torch.device | str = "cpu") -> None:
+        self.cache = cache
+        self.is_start = is_start
+        self.device = device
+
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        missing = set(stats) - set(self.cache.stats)
+        assert not missing, f"the cache was filled without {missing}"
+        return self.cache.get(batch, self.device)
+
+
+def fill_cache(
+    cache: LogpCache,
+    reference: Reference,
+    batches: Iterable[PackedBatch],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """Score every batch once and keep what the reference says about its responses.
+
+    Args:
+        cache: filled in place.
+        reference: scores the batches.
+        batches: on the reference's device.
+        progress: called with the packed tokens of every batch done.
+    """
+    for batch in batches:
+        if not all(key in cache for key in batch.keys):
+            cache.put(batch.keys, reference(batch, stats=cache.stats))
+        progress(batch.num_tokens)
+
+
+@contextmanager
+def _scoring(policy: Policy, model: nn.Module) -> Iterator[None]:
+    """Score with the bare model in evaluation mode, then restore wrapper and mode."""
+    wrapped, was_training = policy.model, model.training
+    policy.model = model
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        policy.model = wrapped

@@ -1,0 +1,285 @@
+"""The shared loop: one optimizer step at a time, the same for every loss.
+
+``Trainer`` is an iterator over finished steps. Logging, evaluating, saving and stopping are ordinary
+code in whoever iterates; between two steps the weights are at rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from prefopt.arrange import Values, arrange, inputs_of, num_units, origin_of_unit, unit_weights
+from prefopt.data.loader import Groups, stream
+from prefopt.data.pack import pack
+from prefopt.data.plan import Plan
+from prefopt.distributed import Engine
+from prefopt.errors import ModelError, NonFiniteError, RecipeError
+from prefopt.losses import contract_of
+from prefopt.metrics import Sums, divide, pack_sums
+from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
+from prefopt.policy import Policy
+from prefopt.reference import Reference
+from prefopt.types import LossOutput, PackedBatch, Step, Totals
+
+log = logging.getLogger(__name__)
+
+IDENTITY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Most that a step-0 loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One finished optimizer step; its numbers are still on the device."""
+
+    index: int  # from 0
+    epoch: int
+    totals: Totals
+    units: int
+    lr: float
+    seconds: float  # wall time since the previous step ended
+    sums: Sums = field(repr=False)
+    grad_norm: Tensor = field(repr=False)  # [], before clipping
+    skipped: bool = False  # the step was not finite and left the weights alone
+
+
+class Trainer:
+    """Train a policy with one loss over a plan.
+
+    Args:
+        policy: the model to train; its ``model`` is wrapped for the engine here.
+        loss: any loss of ``prefopt.losses`` or one with such a signature; bind settings with
+            ``functools.partial`` or ``prefopt.build_loss.build_loss``.
+        plan: which groups meet in which step.
+        groups: hands out a group by index, e.g. a ``GroupTable`` or a list.
+        num_steps: optimizer steps of the whole run, which the schedule is laid over.
+        reference: needed by losses whose signature has ``reference``.
+        optim: settings of AdamW and its schedule.
+        engine: devices and ranks; None is one process on the default device.
+        share_prompts: compute each prompt once for all its responses.
+        on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
+        start_step: first step to run, for a resumed run.
+        seed: of dropout; the order of the data is the plan's.
+
+    Raises:
+        RecipeError: the loss needs a reference and there is none, or the other way round.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: Callable[..., LossOutput],
+        plan: Plan,
+        groups: Groups,
+        *,
+        num_steps: int,
+        reference: Reference | None = None,
+        optim: OptimSettings | None = None,
+        engine: Engine | None = None,
+        share_prompts: bool = True,
+        on_nonfinite: str = "abort",
+        start_step: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.contract = contract_of(loss)
+        if self.contract.needs_reference and reference is None:
+            raise RecipeError(
+                f"reference: {self.contract.name} compares with a reference, but there is none."
+            )
+        self.engine = engine or Engine()
+        self.policy, self.loss, self.plan, self.groups = policy, loss, plan, groups
+        self.reference = reference if self.contract.needs_reference else None
+        self.settings = optim or OptimSettings()
+        self.num_steps, self.start_step, self.seed = num_steps, start_step, seed
+        self.share_prompts, self.on_nonfinite = share_prompts, on_nonfinite
+        self.policy.model = self.engine.prepare(policy.model)
+        self.parameters = trainable(self.engine.unwrap(self.policy.model))
+        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings)
+        self.identity: float | None = None  # step-0 difference, once checked
+        self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
+        self.requested = 0
+
+    def __iter__(self) -> Iterator[StepResult]:
+        """Run the steps that are left, yielding each when its weights are in place."""
+        self.policy.model.train()
+        before = time.perf_counter()
+        for step in stream(
+            self.plan,
+            self.groups,
+            start=self.start_step,
+            stop=self.num_steps,
+            rank=self.engine.rank,
+            share_prompts=self.share_prompts,
+        ):
+            lr = learning_rate(self.settings, step.index, self.num_steps)
+            sums, norm, skipped = self._step(step, lr)
+            now = time.perf_counter()
+            yield StepResult(
+                index=step.index,
+                epoch=step.epoch,
+                totals=step.totals,
+                units=self.units(step.totals),
+                lr=lr,
+                seconds=now - before,
+                sums=sums,
+                grad_norm=norm,
+                skipped=skipped,
+            )
+            before = now
+
+    def request(self, bit: int) -> None:
+        """Ask all ranks to see ``bit`` in ``requested`` after the current step; safe in a signal handler."""
+        self.requests |= bit
+
+    def units(self, totals: Totals) -> int:
+        """Return how many units the loss of one step is averaged over."""
+        return num_units(self.contract.structure, totals)
+
+    @torch.no_grad()
+    def evaluate(self, plan: Plan, groups: Groups) -> dict[str, float]:
+        """Return the mean loss and metrics over all steps of a plan's first epoch, weights untouched."""
+        wrapped = self.policy.model
+        self.policy.model = self.engine.unwrap(wrapped)
+        self.policy.model.eval()
+        sums, units = Sums(), 0
+        try:
+            for step in stream(
+                plan,
+                groups,
+                start=0,
+                stop=plan.num_steps(1),
+                rank=self.engine.rank,
+                share_prompts=self.share_prompts,
+            ):
+                for batch in step.packs:
+                    part, _ = self._forward(batch.to(self.engine.device), step.totals)
+                    sums.merge(part, is_ghost=batch.is_ghost)
+                units += self.units(step.totals)
+        finally:
+            self.policy.model = wrapped
+            wrapped.train()
+        names, vector = sums.vector()
+        return divide(names, self.engine.sum(vector), units)
+
+    def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
+        sums, losses, packs = self._accumulate(step)
+        norm = self.engine.clip(self.parameters.values(), self.settings.clip)
+        loss = sums.values["loss"]
+        is_bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        flags = torch.stack([is_bad.to(torch.int32), *self._request_bits(norm.device)])
+        found, *bits = self.engine.max(flags).tolist()  # the one host sync of a step
+        self.requested = sum(bit << i for i, bit in enumerate(bits))
+        if found and self.on_nonfinite == "abort":
+            raise NonFiniteError(self._blame(step, losses, packs, norm))
+        if not found:
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums, norm, bool(found)
+
+    def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:
+        bits = [self.requests >> i & 1 for i in range(2)]
+        return tuple(torch.tensor(bits, dtype=torch.int32, device=device).unbind())
+
+    def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
+        """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
+        packs = list(step.packs)
+        members = list(self.plan.step(step.index).ranks[self.engine.rank])
+        while True:
+            sums, losses = Sums(), []
+            try:
+                for at, batch in enumerate(packs):
+                    torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
+                    is_last = at == len(packs) - 1
+                    with self.engine.accumulate(self.policy.model, is_last=is_last):
+                        part, numerator = self._forward(batch.to(self.engine.device), step.totals)
+                        self.engine.backward(numerator / self.units(step.totals))
+                    losses.append(numerator.detach())
+                    sums.merge(part, is_ghost=batch.is_ghost)
+                return sums, losses, packs
+            except torch.OutOfMemoryError as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                at = len(losses)
+                halves = self._halve(packs[at], members[at], error)
+                members[at : at + 1] = halves
+                packs[at : at + 1] = [
+                    pack([self.groups[i] for i in half], share_prompts=self.share_prompts) for half in halves
+                ]
+
+    def _halve(
+        self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
+    ) -> list[tuple[int, ...]]:
+        if self.engine.world > 1 or len(members) < 2:
+            raise RecipeError(
+                f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
+                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing."
+            ) from None
+        middle = len(members) // 2
+        log.warning("a pack of %d tokens did not fit into memory; it is halved", batch.num_tokens)
+        return [members[:middle], members[middle:]]
+
+    def _forward(self, batch: PackedBatch, totals: Totals) -> tuple[Sums, Tensor]:
+        """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
+        with self.engine.autocast():
+            logps = self.policy(batch, stats=self.contract.policy_stats)
+            other = None
+            if self.reference is not None:
+                other = self.reference(batch, stats=self.contract.reference_stats)
+        structure = self.contract.structure
+        values = arrange(structure, batch, logps)
+        reference = None if other is None else arrange(structure, batch, other)
+        output = self._loss(batch, values, reference, totals)
+        if reference is not None and self._must_check(batch):
+            self._check_identity(batch, values, output, totals)
+        numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
+        return pack_sums(values, output, numerator), numerator
+
+    def _loss(
+        self, batch: PackedBatch, policy: Values, reference: Values | None, totals: Totals
+    ) -> LossOutput:
+        inputs = inputs_of(self.contract.inputs, self.contract.structure, batch, totals)
+        if reference is None:
+            return self.loss(policy, **inputs)
+        return self.loss(policy, reference, **inputs)
+
+    def _must_check(self, batch: PackedBatch) -> bool:
+        is_start = self.reference is not None and self.reference.is_start
+        return self.identity is None and self.start_step == 0 and is_start and not batch.is_ghost
+
+    def _check_identity(self, batch: PackedBatch, policy: Values, output: LossOutput, totals: Totals) -> None:
+        """Refuse to start when policy and reference should be one and the same but score differently."""
+        with torch.no_grad():
+            expected = self._loss(batch, policy.detach(), policy.detach(), totals).loss
+            gap = (output.loss.detach() - expected).abs() / (1 + expected.abs())
+        self.identity = gap.max().item()
+        dtype = self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
+        if self.identity > IDENTITY_TOLERANCE[dtype]:
+            worst = int(gap.argmax())
+            raise ModelError(
+                f"{origin_of_unit(self.contract.structure, batch, worst)}: before the first step policy and "
+                f"reference are the same weights, yet the loss is {output.loss[worst].item():.6g} where equal "
+                f"log-probs give {expected[worst].item():.6g}. Check that the reference is the model that "
+                f"training starts from."
+            )
+
+    def _blame(self, step: Step, losses: list[Tensor], packs: list[PackedBatch], norm: Tensor) -> str:
+        bad = [at for at, loss in enumerate(losses) if not torch.isfinite(loss)]
+        rows = [origin for at in bad for origin in packs[at].origins]
+        where = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        what = f"the loss of a pack with {where} is" if rows else f"the gradient norm is {norm.item()},"
+        return (
+            f"step {step.index + 1}: {what} not finite; the weights are still those after step {step.index}. "
+            f"Lower optim.lr, look at those rows, or set train.on_nonfinite=skip."
+        )
+
+
+def _mix(*parts: int) -> int:
+    """Return a 63-bit seed from several integers."""
+    digest = blake2b(b"".join(part.to_bytes(8, "little", signed=True) for part in parts), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
