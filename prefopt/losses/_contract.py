@@ -1,0 +1,268 @@
+"""What a loss needs and which settings it has, read from its signature and docstring alone.
+
+Positional parameters (``policy``, then ``reference``) name the structure and the per-token stats;
+keyword-only parameters named in ``types.INPUTS`` are tensors that the trainer supplies; every other
+keyword-only parameter is a setting, with a default and, in its annotation, its legal values. Nothing
+is declared twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from inspect import Parameter, Signature
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from prefopt.errors import RecipeError
+from prefopt.types import INPUTS, ListLogps, LossOutput, PairLogps, Range, SeqLogps, SideLogps, Stats
+
+Loss = Callable[..., LossOutput]
+"""A pure function from log-probs to one cost per unit; its signature says the rest."""
+
+STRUCTURES: dict[type, str] = {
+    PairLogps: "pairs",
+    SeqLogps: "responses",
+    SideLogps: "sides",
+    ListLogps: "lists",
+}
+"""The kind of unit a loss pays for, by the type of its first parameter."""
+
+RESERVED = ("name", "with", "of", "weight")
+"""Keys of a loss block that no setting may take."""
+
+_WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Applies:
+    """Mark a loss that already contains a transform: ``Annotated[PairLogps, Applies("weighted")]``."""
+
+    transforms: tuple[str, ...]
+
+    def __init__(self, *transforms: str) -> None:
+        object.__setattr__(self, "transforms", transforms)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a loss or transform: its default and what it may be."""
+
+    default: Any
+    type: type  # float, int, bool or str
+    range: Range | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def legal(self) -> str:
+        """Say in words what the setting may be, e.g. "a number > 0"."""
+        if self.choices is not None:
+            return "one of " + ", ".join(self.choices)
+        words = _WORDS[self.type]
+        return words if self.range is None else f"{words} {self.range}"
+
+    def check(self, value: Any, place: str) -> Any:
+        """Return ``value`` in the setting's type, or refuse it.
+
+        Raises:
+            RecipeError: the wrong type, outside the range, or no such choice.
+        """
+        if self.choices is not None:
+            if value not in self.choices or not isinstance(value, str):
+                raise RecipeError(
+                    f"{place}: {value!r} is no choice{_hint(value, self.choices)} Give {self.legal}."
+                )
+            return value
+        if self.type is bool:
+            if not isinstance(value, bool):
+                raise RecipeError(f"{place}: {value!r} is not true or false. Write one of the two.")
+            return value
+        return self._check_number(value, place)
+
+    def _check_number(self, value: Any, place: str) -> float | int:
+        accepted = (int, float) if self.type is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            advice = (
+                f" Write {value.strip()} without quotes."
+                if _is_number_text(value)
+                else f" Give {self.legal}."
+            )
+            raise RecipeError(f"{place}: {value!r} is not {_WORDS[self.type]}.{advice}")
+        if not math.isfinite(value):
+            raise RecipeError(f"{place}: {value!r} is not finite. Give {self.legal}.")
+        if self.range is not None and value not in self.range:
+            raise RecipeError(f"{place}: {value!r} is out of range. Give {self.legal}.")
+        return self.type(value)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class LossContract:
+    """What a trainer must hand a loss, which settings it has, and what its docstring says of it.
+
+    ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
+    transforms the loss contains.
+    """
+
+    name: str
+    structure: str  # pairs, responses, sides or lists
+    needs_reference: bool
+    policy_stats: tuple[str, ...]
+    reference_stats: tuple[str, ...]
+    inputs: Mapping[str, bool]
+    settings: Mapping[str, Setting]
+    summary: str  # first line of the docstring
+    formula: str  # its Formula section, lines kept
+    source: str  # its Source section, as one line
+    applies: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=256)
+def contract_of(loss: Loss) -> LossContract:
+    """Read the contract of ``loss`` from its signature.
+
+    Raises:
+        TypeError: the signature breaks the rules for losses; the message says which.
+    """
+    name = name_of(loss)
+    parameters = list(signature_of(loss).parameters.values())
+    positional = [p for p in parameters if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in positional]
+    if names not in (["policy"], ["policy", "reference"]):
+        raise TypeError(
+            f"loss {name}: positional parameters are {names}. Take policy, then reference if used."
+        )
+    structures = {STRUCTURES.get(base_of(p)) for p in positional}
+    structure = structures.pop()
+    if structure is None or structures:
+        known = ", ".join(kind.__name__ for kind in STRUCTURES)
+        raise TypeError(f"loss {name}: annotate policy and reference alike, with one of {known}.")
+    keyword = [p for p in parameters if p.kind is not Parameter.POSITIONAL_OR_KEYWORD]
+    summary, formula, source = _read_docstring(loss)
+    return LossContract(
+        name=name,
+        structure=structure,
+        needs_reference=len(positional) == 2,
+        policy_stats=stats_of(positional[0]),
+        reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
+        inputs={p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS},
+        settings={p.name: _setting(name, p) for p in keyword if p.name not in INPUTS},
+        summary=summary,
+        formula=formula,
+        source=source,
+        applies=_marked(positional[0], Applies, "transforms"),
+    )
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
+    """Read the settings of a transform: its keyword-only parameters."""
+    keyword = [p for p in signature_of(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    return {p.name: _setting(name_of(function), p) for p in keyword}
+
+
+def check_settings(
+    owner: str, settings: Mapping[str, Setting], given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Fill in defaults and refuse unknown or illegal settings.
+
+    Args:
+        owner: name of the loss or transform, for messages.
+        settings: what exists.
+        given: what was asked for.
+        where: place in the recipe, for messages.
+
+    Returns:
+        A value for every setting, in the order of ``settings``.
+
+    Raises:
+        RecipeError: an unknown setting (with a suggestion) or an illegal value.
+    """
+    for name in given:
+        if name not in settings:
+            accepts = ", ".join(settings) or "no settings"
+            raise RecipeError(
+                f"{where}.{name}: {owner} has no such setting{_hint(name, settings)} {owner} accepts: {accepts}."
+            )
+    return {
+        name: setting.check(given[name], f"{where}.{name}") if name in given else setting.default
+        for name, setting in settings.items()
+    }
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the function's own name."""
+    return str(getattr(function, "__name__", function))
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """Return the signature with every annotation resolved; a composed loss carries its own."""
+    signature = inspect.signature(function)
+    if hasattr(function, "__signature__"):
+        return signature
+    hints = get_type_hints(function, include_extras=True)
+    resolved = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
+    return signature.replace(parameters=resolved, return_annotation=hints.get("return", LossOutput))
+
+
+def base_of(parameter: Parameter) -> Any:
+    """Return the type of a parameter without its markers."""
+    annotation = parameter.annotation
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def stats_of(parameter: Parameter) -> tuple[str, ...]:
+    """Return the per-token stats that a parameter's markers ask for."""
+    return _marked(parameter, Stats, "names")
+
+
+def _marked(parameter: Parameter, marker: type, field: str) -> tuple[str, ...]:
+    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
+    return tuple(name for extra in extras if isinstance(extra, marker) for name in getattr(extra, field))
+
+
+def _setting(owner: str, parameter: Parameter) -> Setting:
+    place = f"{owner}: parameter '{parameter.name}'"
+    if parameter.kind is not Parameter.KEYWORD_ONLY:
+        raise TypeError(f"{place} is {parameter.kind.description}. Put settings after *, by name.")
+    if parameter.default is Parameter.empty:
+        raise TypeError(
+            f"{place} has no default and is no input that a trainer supplies ({', '.join(INPUTS)}). "
+            f"Give it a default or take one of those."
+        )
+    if parameter.name in RESERVED:
+        raise TypeError(f"{place} has the name of a key of every loss block. Choose another name.")
+    base = base_of(parameter)
+    if get_origin(base) is Literal:
+        return Setting(default=parameter.default, type=str, choices=get_args(base))
+    if base not in _WORDS:
+        raise TypeError(f"{place} is annotated {base!r}. Use float, int, bool or a Literal of strings.")
+    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
+    legal = next((extra for extra in extras if isinstance(extra, Range)), None)
+    return Setting(default=parameter.default, type=base, range=legal)
+
+
+def _read_docstring(function: Callable[..., Any]) -> tuple[str, str, str]:
+    text = inspect.getdoc(function) or ""
+    sections = dict(re.findall(r"^(Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", text, flags=re.MULTILINE))
+    formula = inspect.cleandoc("\n" + sections.get("Formula", ""))
+    source = " ".join(sections.get("Source", "").split())
+    return text.partition("\n")[0], formula, source
+
+
+def _hint(value: Any, known: Iterable[str]) -> str:
+    """End a sentence with the nearest known name, where there is one."""
+    near = get_close_matches(str(value), list(known), n=1)
+    return f". Did you mean '{near[0]}'?" if near else "."
+
+
+def _is_number_text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

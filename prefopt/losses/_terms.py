@@ -1,0 +1,180 @@
+"""Arithmetic shared by the losses: links, safe exponentials, rewards, NLL, and the only way to detach.
+
+Every loss is written with these and plain tensor operations. ``stop`` is the single door out of the
+graph, so a test can record what a loss treated as constant and hold exactly that still while it
+takes finite differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from itertools import starmap
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.types import LossOutput, PairLogps, SeqLogps
+
+Norm = Literal["sum", "mean"]
+Nll = Literal["sequence", "batch_token"]
+
+_recorded: ContextVar[list[Tensor] | None] = ContextVar("_recorded", default=None)
+_replayed: ContextVar[Iterator[Tensor] | None] = ContextVar("_replayed", default=None)
+
+
+def stop(value: Tensor) -> Tensor:
+    """Return ``value`` outside the graph; the only way a loss may detach.
+
+    Inside ``recording_stops`` the value is also kept; inside ``replaying_stops`` the next kept value
+    is returned in its place.
+    """
+    replayed = _replayed.get()
+    if replayed is not None:
+        kept = next(replayed, None)
+        assert kept is not None, "the loss stopped more values than were recorded"
+        return kept
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.append(value.detach())
+    return value.detach()
+
+
+@contextmanager
+def recording_stops() -> Iterator[list[Tensor]]:
+    """Collect, in order, every value that ``stop`` takes out of the graph."""
+    values: list[Tensor] = []
+    token = _recorded.set(values)
+    try:
+        yield values
+    finally:
+        _recorded.reset(token)
+
+
+@contextmanager
+def replaying_stops(values: list[Tensor]) -> Iterator[None]:
+    """Make ``stop`` return ``values`` in order, so that finite differences hold them still."""
+    remaining = iter(values)
+    token = _replayed.set(remaining)
+    try:
+        yield
+    finally:
+        _replayed.reset(token)
+    assert next(remaining, None) is None, "the loss stopped fewer values than were recorded"
+
+
+def safe_exp(x: Tensor) -> Tensor:
+    """Exponentiate with the argument clamped to [-80, 80], finite in float32; no gradient beyond."""
+    return x.clamp(-80.0, 80.0).exp()
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """Compute log(1 - exp(x)) for x <= 0 without cancellation.
+
+    At x = 0, where the value is -inf, the argument is clamped to the largest negative number whose
+    inverse is finite, so that both the value (-87.3 in float32) and the gradient (0) stay finite.
+    """
+    x = x.clamp(max=-torch.finfo(x.dtype).tiny)
+    near_zero = x > -math.log(2.0)
+    # each branch sees only arguments it is finite for: a NaN gradient survives torch.where
+    small = torch.where(near_zero, x, -1.0)
+    large = torch.where(near_zero, -1.0, x)
+    return torch.where(near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+def logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Pay -log sigmoid(margin), mixed with the cost of the flipped label by ``label_smoothing``."""
+    loss = -F.logsigmoid(margin)
+    if label_smoothing == 0.0:
+        return loss
+    # logsigmoid(-x), not log(1 - sigmoid(x)): the latter is -inf from x = 17 in float32
+    return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
+
+
+def squared(margin: Tensor, target: float) -> Tensor:
+    """Pay the squared distance of ``margin`` from ``target``."""
+    return (margin - target).square()
+
+
+def log_ratio(policy: SeqLogps, reference: SeqLogps, norm: Norm = "sum") -> Tensor:
+    """Return log(policy / reference) of each answer [S], per answer or per token.
+
+    Per token means ``total`` over length, so that a transform of ``total`` acts here too.
+    """
+    ratio = policy.total - reference.total
+    return ratio if norm == "sum" else ratio / policy.length
+
+
+def with_rewards(loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float) -> LossOutput:
+    """Pack a pair loss with its rewards: beta times the scores that it compared, detached."""
+    return LossOutput(
+        loss=loss,
+        chosen_reward=stop(beta * chosen),
+        rejected_reward=stop(beta * rejected),
+    )
+
+
+def answer_nll(answers: SeqLogps, nll: Nll, mean_chosen_length: Tensor | None = None) -> Tensor:
+    """Return the negative log-likelihood of each answer [S], in nats per token.
+
+    Reads the tokens themselves, so no transform of ``total`` reaches it.
+
+    Args:
+        answers: S answers.
+        nll: "sequence" averages over the answer's own tokens; "batch_token" divides by the mean length
+            of the whole optimizer step, so that the mean over answers is the mean over tokens.
+        mean_chosen_length: [] tokens, for "batch_token".
+
+    Raises:
+        ValueError: "batch_token" without ``mean_chosen_length``.
+    """
+    cost = -answers.sum(answers.tokens)
+    if nll == "sequence":
+        return cost / answers.length
+    if mean_chosen_length is None:
+        raise ValueError(
+            "nll='batch_token': mean_chosen_length is missing. Give the mean tokens of the trained-on "
+            "answers of the optimizer step, or use nll='sequence'."
+        )
+    return cost / mean_chosen_length
+
+
+def sampling_weight(policy: PairLogps, max_weight: float) -> Tensor:
+    """Return how likely the policy is to sample both answers of a pair itself, [P], detached.
+
+    Each token's log-prob is set against log sum_v p(v)^2, the log of the probability that a sampled
+    token has on average; then averaged over the answer. The product over both answers is capped at
+    ``max_weight``.
+    """
+    aligned = [
+        side.mean_of(side.tokens - side.stats["log_sum_p2"]) for side in (policy.chosen, policy.rejected)
+    ]
+    return stop(safe_exp(aligned[0] + aligned[1]).clamp(max=max_weight))
+
+
+def scale_loss(output: LossOutput, weight: Tensor) -> LossOutput:
+    """Multiply the loss, not the rewards, by ``weight`` [P] and report it as the metric ``weight``."""
+    return replace(output, loss=output.loss * weight, metrics={**output.metrics, "weight": weight})
+
+
+def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
+    """Replace ``total`` by a sum that counts tokens beyond the shorter answer's length at ``alpha``."""
+    shared = list(starmap(min, zip(pair.chosen.lengths, pair.rejected.lengths, strict=True)))
+    return PairLogps(
+        chosen=_down_weight_tail(pair.chosen, shared, alpha),
+        rejected=_down_weight_tail(pair.rejected, shared, alpha),
+    )
+
+
+def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> SeqLogps:
+    runs = [(keep, length - keep) for keep, length in zip(shared, answers.lengths, strict=True)]
+    # laid out on the host, where the lengths are: one copy to the device and no sync
+    weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
+    weights = torch.from_numpy(weight).to(device=answers.tokens.device, dtype=answers.tokens.dtype)
+    return answers.with_total(answers.sum(answers.tokens * weights))
