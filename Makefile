@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine that has python3 (3.10 or newer, with venv) and make:
+#   make quickstart    set up .venv, train a small model on a built-in task, show before and after
+#   make test          set up .venv with the developers' tools, run the default test lane
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Processes the tests run in: "auto" is one per core.
+JOBS   ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format types wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.installed  ## set up, train the built-in task, print the table (3 minutes on 2 cores)
+	$(BIN)/prefopt quickstart
+
+test: $(VENV)/.installed-dev  ## set up, run the default test lane (CPU, no network)
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.installed-dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## rewrite the files in house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev  ## check types
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed-dev  ## build the wheel, install it elsewhere, import it
+	sh tests/check_wheel.sh $(BIN)/python
+
+clean:  ## delete the environment and everything that tools left behind
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("prefopt needs Python 3.10 or newer; set PYTHON=" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# The marks record which pyproject and constraints the environment was made from.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
