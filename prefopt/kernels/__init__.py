@@ -1,0 +1,7 @@
+"""The ops that make preference training fast, each behind one door that picks its back-end."""
+
+from __future__ import annotations
+
+from prefopt.kernels.linear_logp import TokenLogps, token_logps
+
+__all__ = ["TokenLogps", "token_logps"]

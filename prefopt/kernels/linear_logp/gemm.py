@@ -1,0 +1,82 @@
+"""The three matrix products of a linear head, accumulated in float32 (or float64) for every dtype.
+
+Weights in half precision are widened block by block, so no full-precision copy of the head exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Weight entries widened at a time: 64 MiB in float32."""
+
+
+def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype in which operands are multiplied; sums are always float32 or float64."""
+    device = hidden.device.type
+    wide = torch.promote_types(hidden.dtype, weight.dtype)
+    if device == "cpu":
+        # the CPU's half-precision products round their sums, which costs up to 0.1 nat per token
+        return torch.promote_types(wide, torch.float32)
+    if wide != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return wide
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return ``a @ b`` with operands in ``dtype`` and sums in float32 or wider, written into ``out``."""
+    a, b = a.to(dtype), b.to(dtype)
+    if dtype in (torch.float32, torch.float64):
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    product = _multiply_half(a, b)
+    return product if out is None else out.copy_(product)
+
+
+def _multiply_half(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def project(x: Tensor, weight: Tensor, out: Tensor, dtype: torch.dtype, add: bool = False) -> None:
+    """Write ``x @ weight.T`` [M, V] into ``out``, or add it."""
+    x = x.to(dtype)
+    for low, high, block in _blocks(weight, dtype):
+        part = out[:, low:high]
+        if add:
+            part.add_(multiply(x, block.T, None, dtype))
+        else:
+            multiply(x, block.T, part, dtype)
+
+
+def pull_back(dz: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``dz @ weight`` [M, D]: the gradient that reaches the hidden states."""
+    total: Tensor | None = None
+    for low, high, block in _blocks(weight, dtype):
+        part = multiply(dz[:, low:high], block, None, dtype)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def accumulate(total: Tensor | None, dz: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``total + dz.T @ x`` [V, D], in place after the first call: the weight's gradient."""
+    if total is None:
+        return multiply(dz.T, x, None, dtype)
+    if dtype in (torch.float32, torch.float64):
+        return total.addmm_(dz.T.to(dtype), x.to(dtype))
+    return total.add_(multiply(dz.T, x, None, dtype))
+
+
+def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    vocabulary = weight.shape[0]
+    if weight.dtype == dtype:
+        yield 0, vocabulary, weight
+        return
+    step = max(1, _BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    for low in range(0, vocabulary, step):
+        high = min(low + step, vocabulary)
+        yield low, high, weight[low:high].to(dtype)
