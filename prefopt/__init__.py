@@ -1,0 +1,107 @@
+"""prefopt: preference optimization for language models, exact and prefix-shared.
+
+Names are loaded when they are first used, so ``import prefopt`` needs nothing but Python.
+"""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefopt import checkpoint, data, kernels, losses, metrics
+    from prefopt.data.plan import Plan
+    from prefopt.policy import Policy
+    from prefopt.reference import (
+        AdapterOffReference,
+        CachedReference,
+        FrozenAdapterReference,
+        FrozenReference,
+        Reference,
+    )
+    from prefopt.trainer import StepResult, Trainer
+    from prefopt.types import (
+        Comparison,
+        ListLogps,
+        LossOutput,
+        PackedBatch,
+        PairLogps,
+        Preference,
+        Segments,
+        SeqLogps,
+        SideLogps,
+        Step,
+        TokenizedGroup,
+        Totals,
+    )
+
+__version__: str = _version("prefopt")
+
+_HOME = {
+    "AdapterOffReference": "reference",
+    "CachedReference": "reference",
+    "Comparison": "types",
+    "FrozenAdapterReference": "reference",
+    "FrozenReference": "reference",
+    "ListLogps": "types",
+    "LossOutput": "types",
+    "PackedBatch": "types",
+    "PairLogps": "types",
+    "Plan": "data.plan",
+    "Policy": "policy",
+    "Preference": "types",
+    "Reference": "reference",
+    "Segments": "types",
+    "SeqLogps": "types",
+    "SideLogps": "types",
+    "Step": "types",
+    "StepResult": "trainer",
+    "TokenizedGroup": "types",
+    "Totals": "types",
+    "Trainer": "trainer",
+}
+_MODULES = ("checkpoint", "data", "kernels", "losses", "metrics")
+
+__all__ = [
+    "AdapterOffReference",
+    "CachedReference",
+    "Comparison",
+    "FrozenAdapterReference",
+    "FrozenReference",
+    "ListLogps",
+    "LossOutput",
+    "PackedBatch",
+    "PairLogps",
+    "Plan",
+    "Policy",
+    "Preference",
+    "Reference",
+    "Segments",
+    "SeqLogps",
+    "SideLogps",
+    "Step",
+    "StepResult",
+    "TokenizedGroup",
+    "Totals",
+    "Trainer",
+    "__version__",
+    "checkpoint",
+    "data",
+    "kernels",
+    "losses",
+    "metrics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"prefopt.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"prefopt.{name}")
+    else:
+        raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -21,7 +21,7 @@ from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
-from prefopt.losses import contract_of
+from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.policy import Policy
@@ -87,7 +87,7 @@ class Trainer:
         start_step: int = 0,
         seed: int = 0,
     ) -> None:
-        self.contract = contract_of(loss)
+        self.contract: LossContract = getattr(loss, "contract", None) or contract_of(loss)
         if self.contract.needs_reference and reference is None:
             raise RecipeError(
                 f"reference: {self.contract.name} compares with a reference, but there is none."

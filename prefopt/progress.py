@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SHOWN = ("loss", "reward/accuracy", "reward/margin", "grad_norm", "lr")
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Show steps and messages of one process; silent ranks show nothing.
+
+    Args:
+        total: how much there is to do, in steps or tokens.
+        start: how much of it is done already.
+        what: begins every line.
+        is_silent: show nothing (all ranks but the first).
+    """
+
+    def __init__(self, total: int, *, start: int = 0, what: str = "step", is_silent: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=is_silent, highlight=False, soft_wrap=True)
+        self.what, self.total, self.done = what, total, start
+        self._is_silent = is_silent
+        self._last_line = float("-inf")
+        self._bar: Progress | None = None
+        if sys.stderr.isatty() and not is_silent:
+            self._bar = Progress(
+                TextColumn(what),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task(what, total=total, completed=start, note="")
+
+    def __enter__(self) -> Display:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print one line of text."""
+        if not self._is_silent:
+            self.console.print(line, markup=False)
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Move on by ``amount``; in a log, a line at most every ten seconds and at the end."""
+        self.done += amount
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=note)
+            return
+        now = time.monotonic()
+        if self.done >= self.total or now - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.say(f"{self.what} {self.done}/{self.total} {note}".rstrip())
+
+    def metrics(self, step: int, line: Mapping[str, float]) -> None:
+        """Show the metrics after ``step`` steps."""
+        note = "  ".join(f"{name} {line[name]:.4g}" for name in _SHOWN if name in line)
+        rate = next((name for name in line if name.endswith("_per_second")), None)
+        if rate is not None:
+            note += f"  {rate.replace('_per_', '/')} {line[rate]:.3g}"
+        if self._bar is not None:
+            self.advance(step - self.done, note)
+        else:
+            self.done = step
+            self.say(f"{self.what} {step}/{self.total}  {note}")

@@ -1,0 +1,436 @@
+"""The verb ``train``: from a recipe file to a folder with a trained model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefopt import build, checkpoint
+from prefopt.build_loss import BoundLoss
+from prefopt.data.plan import Plan
+from prefopt.data.table import GroupTable
+from prefopt.distributed import Engine
+from prefopt.errors import PrefoptError, RecipeError, ResumeError
+from prefopt.metrics import divide
+from prefopt.optim import load_state_tensors, state_tensors, total_size
+from prefopt.progress import Display
+from prefopt.recipe import Recipe, load_recipe
+from prefopt.recipe_diff import diff_recipes
+from prefopt.reference import Reference
+from prefopt.run_folder import RunFolder
+from prefopt.strict_yaml import read_yaml
+from prefopt.trainer import StepResult, Trainer
+
+INTERRUPTED, PREEMPTED = 1, 2  # bits of Trainer.requests
+
+
+class Stopped(PrefoptError):
+    """A run that ended early because it was asked to, after a checkpoint."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(
+    recipe: str | Path, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False
+) -> Path:
+    """Train as the recipe says and return the folder of the final model.
+
+    Args:
+        recipe: path of the recipe.
+        overrides: ``key.path=value`` each.
+        resume: continue the run in the output folder; start one if there is none.
+        overwrite: delete the run in the output folder first.
+
+    Raises:
+        PrefoptError: anything a user can mend, with its exit code.
+        Stopped: the run was interrupted (130) or pre-empted (75) after a checkpoint.
+    """
+    return train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite)
+
+
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train as a loaded recipe says; see ``run``."""
+    if resume and overwrite:
+        raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
+    loss = build.loss_of(recipe)
+    folder = RunFolder(Path(recipe.output))
+    engine = build.engine_of(recipe)
+    try:
+        with engine.main_first():
+            if engine.is_main:
+                folder.claim(resume=resume, overwrite=overwrite)
+        return _Run(recipe, loss, folder, engine, resume=resume and folder.is_occupied).go()
+    finally:
+        engine.finish()
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint remembers besides weights and optimizer."""
+
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    skipped: int = 0
+    pending: list[StepResult] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("best", "best_step", "evaluations_without_best", "skipped")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for key in self.state():
+            setattr(self, key, state.get(key))
+
+
+class _Run:
+    """One call of ``train``: holds the pieces and the order in which they act."""
+
+    def __init__(
+        self, recipe: Recipe, loss: BoundLoss, folder: RunFolder, engine: Engine, *, resume: bool
+    ) -> None:
+        self.recipe, self.loss, self.folder, self.engine = recipe, loss, folder, engine
+        self.progress = _Progress()
+        self.display = Display(0, is_silent=not engine.is_main)
+        self.start_from: Path | None = None
+        self.is_resumed = resume
+
+    def go(self) -> Path:
+        """Run from data to the final folder."""
+        if self.is_resumed:
+            self._compare_recipes()
+            if self.folder.is_finished:
+                self.display.say(f"{self.folder.path}: the run is finished; there is nothing left to do.")
+                return self.folder.final
+            self.start_from = self.folder.latest(self.display.say)
+        self.tokenizer = build.tokenizer_of(self.recipe)
+        self._load_data()
+        self._open_folder()
+        self._build()
+        self._loop()
+        return self._finish()
+
+    # -- before the first step ---------------------------------------------------------------------
+
+    def _compare_recipes(self) -> None:
+        if not self.folder.recipe.exists():
+            return
+        old = read_yaml(self.folder.recipe).value
+        fatal = [str(c) for c in diff_recipes(old, self.recipe.resolved()) if c.is_fatal]
+        if fatal:
+            raise ResumeError(
+                f"{self.folder.recipe}: the run was started with other settings ({'; '.join(fatal)}). "
+                f"Resume with the old ones, or start anew in another output folder."
+            )
+
+    def _load_data(self) -> None:
+        with self.engine.main_first():
+            self.data = build.data_of(self.recipe, self.tokenizer, self.loss)
+        if self.engine.is_main:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            for report in filter(None, (self.data.report, self.data.eval_report)):
+                for line in report.lines():
+                    self.display.say(line)
+            self.data.report.write_quarantine(self.folder.path / "quarantine.jsonl")
+        for report in filter(None, (self.data.report, self.data.eval_report)):
+            report.enforce(self.recipe.rows.max_bad)
+        self.plan = build.plan_of(self.recipe, self.data.train, self.loss, self.engine.world)
+        self.num_steps = build.num_steps(self.recipe, self.plan)
+        self.eval_plan = None
+        if self.data.held_out is not None:
+            self.eval_plan = build.eval_plan_of(self.recipe, self.data.held_out, self.loss, self.engine.world)
+
+    def _open_folder(self) -> None:
+        facts = {"data_digest": _digest(self.data.train)}
+        if self.is_resumed and self.folder.run.exists():
+            self.folder.same_facts(facts)
+        if self.start_from is not None:
+            self.progress.load(checkpoint.load_state(self.start_from))
+            self.display.say(f"resuming after step {checkpoint.step_of(self.start_from)} of {self.num_steps}")
+        elif self.is_resumed:
+            self.display.say(f"{self.folder.path}: no checkpoint yet; starting from the first step.")
+        if self.engine.is_main:
+            done = checkpoint.step_of(self.start_from) if self.start_from else 0
+            self.folder.cut_metrics(done)
+            self.folder.start(self.recipe.to_yaml(), facts)
+        self.engine.barrier()
+
+    def _build(self) -> None:
+        weights = self.start_from / "model" if self.start_from else None
+        self.policy = build.policy_of(self.recipe, weights)
+        self.policy.model.to(self.engine.device)
+        self.policy.self_check()
+        reference = build.reference_of(
+            self.recipe,
+            self.policy,
+            self.engine,
+            self.loss,
+            self._score_reference,
+            is_resumed=self.start_from is not None,
+        )
+        self.trainer = Trainer(
+            self.policy,
+            self.loss,
+            self.plan,
+            self.data.train,
+            num_steps=self.num_steps,
+            reference=reference,
+            optim=build.optim_of(self.recipe),
+            engine=self.engine,
+            share_prompts=self.recipe.batch.share_prompts,
+            on_nonfinite=self.recipe.train.on_nonfinite,
+            start_step=checkpoint.step_of(self.start_from) if self.start_from else 0,
+            seed=self.recipe.seed,
+        )
+        if self.start_from is not None:
+            flat = load_file(str(self.start_from / "optimizer.safetensors"))
+            load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+        if self.engine.is_main:
+            self.engine.start_trackers(
+                self.recipe.track, str(self.folder.trackers), _flat(self.recipe.resolved())
+            )
+            self._announce(reference)
+
+    def _score_reference(self, reference: Reference) -> Any:
+        tables = [(self.data.train, self._whole(self.data.train))]
+        if self.data.held_out is not None:
+            tables.append((self.data.held_out, self._whole(self.data.held_out)))
+        tokens = sum(int(plan.sizes.tokens.sum()) for _, plan in tables)
+        with Display(
+            tokens // self.engine.world, what="reference, tokens", is_silent=not self.engine.is_main
+        ) as bar:
+            return build.score_all(
+                reference, self.loss, tables, self.engine, self.recipe.batch.share_prompts, bar.advance
+            )
+
+    def _whole(self, table: GroupTable) -> Plan:
+        return build.eval_plan_of(self.recipe, table, self.loss, self.engine.world)
+
+    def _announce(self, reference: Reference | None) -> None:
+        """Say what is about to happen, with the choices that were made automatically."""
+        model = self.engine.unwrap(self.policy.model)
+        trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
+        units = self.trainer.units(self.plan.step(0).totals)
+        lines = [
+            f"loss {self.loss.describe()}",
+            f"reference {build.reference_name(self.recipe) if reference is not None else 'not used'}",
+            f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, "
+            + ", ".join(f"{key} {value}" for key, value in self.policy.describe().items()),
+            f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {units} "
+            f"{'pairs' if self.loss.contract.structure == 'pairs' else 'answers'}, "
+            f"{len(self.plan.step(0).ranks[0])} pack(s) per rank in the first, {self.engine.world} rank(s) on "
+            f"{self.engine.device.type}; the loss is divided by the units of the whole step",
+        ]
+        for line in lines:
+            self.display.say(line)
+
+    # -- the steps ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        start = self.trainer.start_step
+        self.display = Display(self.num_steps, start=start, is_silent=not self.engine.is_main)
+        with self.display, _signals(self.trainer.request):
+            if start >= self.num_steps:
+                return
+            for result in self.trainer:
+                if result.index == 0 and self.trainer.identity is not None:
+                    self.display.say(
+                        f"step-0 identity holds: loss off by {self.trainer.identity:.1e} at most"
+                    )
+                if self._after(result):
+                    break
+
+    def _after(self, result: StepResult) -> bool:
+        """Log, evaluate, save and decide whether to stop after one step."""
+        done = result.index + 1
+        is_last = done == self.num_steps
+        self.progress.pending.append(result)
+        self.progress.skipped += result.skipped
+        is_eval = self.recipe.eval is not None and (is_last or done % self.recipe.eval.every == 0)
+        every = self.recipe.train.save_every
+        is_save = is_last or bool(every and done % every == 0) or bool(self.trainer.requested)
+        if is_save or is_eval or done % self.recipe.train.log_every == 0:
+            self._flush()
+        is_best = self._evaluate(done) if is_eval else False
+        has_lost_patience = is_eval and self._has_lost_patience()
+        if is_save or has_lost_patience or (is_best and self.recipe.eval and self.recipe.eval.best):
+            self._save(done)
+        if self.trainer.requested and not is_last:
+            self._stop(done)
+        if has_lost_patience and not is_last:
+            self.display.say(
+                f"stopping after step {done}: no better {self._metric} in {self.progress.evaluations_without_best} "
+                f"evaluations; the best was {self.progress.best:.6g} after step {self.progress.best_step}"
+            )
+        return has_lost_patience
+
+    def _flush(self) -> None:
+        """Reduce the metrics of all waiting steps in one collective and write a line for each."""
+        waiting, self.progress.pending = self.progress.pending, []
+        names = waiting[0].sums.vector()[0]
+        sums = torch.stack([result.sums.vector()[1] for result in waiting])
+        norms = torch.stack([result.grad_norm.detach().to(sums.dtype) for result in waiting])
+        # every rank has the same gradient norm, so it is divided back after the sum
+        table = self.engine.sum(torch.cat([sums, norms[:, None] / self.engine.world], dim=1)).cpu()
+        if not self.engine.is_main:
+            return
+        for result, row in zip(waiting, table, strict=True):
+            line = _line(
+                result, divide(names, row[:-1], result.units), row[-1].item(), self.loss.contract.structure
+            )
+            self.folder.add_metrics(line)
+            if line["step"] % self.recipe.train.log_every == 0 or line["step"] == self.num_steps:
+                self.display.metrics(line["step"], line)
+                self.engine.track({k: v for k, v in line.items() if k != "step"}, line["step"])
+
+    @property
+    def _metric(self) -> str:
+        assert self.recipe.eval is not None
+        return f"eval/{self.recipe.eval.metric}"
+
+    def _evaluate(self, done: int) -> bool:
+        """Evaluate on the held-out rows; return whether this was the best so far."""
+        assert self.eval_plan is not None and self.data.held_out is not None
+        values = self.trainer.evaluate(self.eval_plan, self.data.held_out)
+        line = {f"eval/{name}": value for name, value in values.items()}
+        if self.engine.is_main:
+            self.folder.add_metrics({"step": done, **line})
+            self.engine.track(line, done)
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if "logps" not in k)
+            self.display.say(f"evaluation after step {done}: {shown}")
+        value, best = line.get(self._metric, math.nan), self.progress.best
+        sign = -1 if self._metric == "eval/loss" else 1
+        is_best = math.isfinite(value) and (best is None or sign * value > sign * best)
+        if is_best:
+            self.progress.best, self.progress.best_step = value, done
+            self.progress.evaluations_without_best = 0
+        else:
+            self.progress.evaluations_without_best += 1
+        return is_best
+
+    def _has_lost_patience(self) -> bool:
+        assert self.recipe.eval is not None
+        patience = self.recipe.eval.patience
+        return patience is not None and self.progress.evaluations_without_best >= patience
+
+    def _save(self, done: int) -> None:
+        if self.engine.is_main:
+            checkpoint.save(self.folder.checkpoints, done, self._write, self.progress.state())
+            keeps_best = self.recipe.eval is not None and self.recipe.eval.best
+            best = self.progress.best_step
+            protect = {checkpoint.checkpoint_name(best)} if keeps_best and best is not None else set()
+            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
+        self.engine.barrier()
+
+    def _write(self, folder: Path) -> None:
+        build.save_model(self.engine.unwrap(self.policy.model), self.tokenizer, folder / "model")
+        flat = state_tensors(self.trainer.optimizer, self.trainer.parameters)
+        save_file(flat, str(folder / "optimizer.safetensors"))
+
+    def _stop(self, done: int) -> None:
+        again = "Continue with --resume."
+        if self.trainer.requested & INTERRUPTED:
+            raise Stopped(f"interrupted after step {done}; the checkpoint is written. {again}", 130)
+        raise Stopped(f"asked to end after step {done}; the checkpoint is written. {again}", 75)
+
+    def _finish(self) -> Path:
+        """Write the final folder in Hugging Face form."""
+        best = self.progress.best_step
+        takes_best = self.recipe.eval is not None and self.recipe.eval.best and best is not None
+        if self.engine.is_main:
+            if takes_best:
+                assert best is not None
+                source = self.folder.checkpoints / checkpoint.checkpoint_name(best) / "model"
+                self.folder.replace_final(lambda to: _copy(source, to))
+            else:
+                model = self.engine.unwrap(self.policy.model)
+                self.folder.replace_final(lambda to: build.save_model(model, self.tokenizer, to))
+            self.folder.finish()
+            which = f"the best evaluation, after step {best}" if takes_best else "the last step"
+            self.display.say(f"{self.folder.final}: the model of {which}")
+            if self.progress.skipped:
+                self.display.say(f"{self.progress.skipped} step(s) were not finite and left out")
+        self.engine.barrier()
+        return self.folder.final
+
+
+def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
+    unit = "pairs" if structure == "pairs" else "answers"
+    line = {
+        "step": result.index + 1,
+        "epoch": result.epoch,
+        **means,
+        "grad_norm": norm,
+        "lr": result.lr,
+        unit: result.units,
+        "tokens": result.totals.tokens,
+        f"{unit}_per_second": result.units / result.seconds,
+    }
+    if result.skipped:
+        line["skipped"] = True
+    return line
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _digest(table: GroupTable) -> str:
+    """Return a digest of everything a plan and a pack read from the tokenized rows."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(table.__dataclass_fields__):
+        value = getattr(table, name)
+        if hasattr(value, "tobytes"):
+            digest.update(name.encode() + str(value.dtype).encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, child in value.items()
+            for k, v in _flat(child, f"{path}.{key}" if path else key).items()
+        }
+    return {path: value if isinstance(value, (int, float, bool)) else str(value)}
+
+
+@contextmanager
+def _signals(request: Callable[[int], None]) -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests; a second signal acts at once."""
+    bits = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
+    old: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request(bits[signal.Signals(number)])
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in bits:
+            old[number] = signal.signal(number, handle)
+    except ValueError:
+        # only the main thread may set handlers; elsewhere the caller's stay
+        warnings.warn("not on the main thread: signals will not lead to a checkpoint", stacklevel=2)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+logging.getLogger("prefopt").addHandler(logging.StreamHandler())
