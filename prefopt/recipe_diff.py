@@ -1,0 +1,63 @@
+"""Which settings differ between two recipes, and which of them may when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FREE = frozenset(
+    {
+        "output",
+        "model.attention",
+        "model.checkpointing",
+        "batch.tokens_per_batch",
+        "batch.share_prompts",
+        "rows.max_bad",
+        "eval.every",
+        "train.save_every",
+        "train.keep",
+        "train.log_every",
+        "train.on_nonfinite",
+        "track",
+    }
+)
+"""Settings that decide speed, memory or what is written; every other one decides what is learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that differs between two recipes."""
+
+    key: str
+    old: Any
+    new: Any
+    is_fatal: bool  # the run would not be the same run
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+def diff_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """List the settings in which two resolved recipes (``Recipe.resolved()``) differ."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        Change(key, before.get(key), after.get(key), is_fatal=not _is_free(key))
+        for key in [*after, *(key for key in before if key not in after)]
+        if before.get(key) != after.get(key) or type(before.get(key)) is not type(after.get(key))
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every scalar below ``value`` with its dotted path."""
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, child in items:
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(child, (Mapping, list)) and child:
+            yield from _leaves(child, here)
+        else:
+            yield here, child
