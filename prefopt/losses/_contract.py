@@ -9,8 +9,8 @@ is declared twice.
 from __future__ import annotations
 
 import inspect
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -86,17 +86,18 @@ class Setting:
     def _check_number(self, value: Any, place: str) -> float | int:
         accepted = (int, float) if self.type is float else (int,)
         if isinstance(value, bool) or not isinstance(value, accepted):
-            advice = (
-                f" Write {value.strip()} without quotes."
-                if _is_number_text(value)
-                else f" Give {self.legal}."
-            )
-            raise RecipeError(f"{place}: {value!r} is not {_WORDS[self.type]}.{advice}")
-        if not math.isfinite(value):
+            raise RecipeError(f"{place}: {value!r} is not {_WORDS[self.type]}. {self._advice(value)}")
+        # a comparison, not math.isfinite: a whole number may be too large for a float
+        if not abs(value) <= sys.float_info.max:
             raise RecipeError(f"{place}: {value!r} is not finite. Give {self.legal}.")
         if self.range is not None and value not in self.range:
             raise RecipeError(f"{place}: {value!r} is out of range. Give {self.legal}.")
         return self.type(value)  # type: ignore[no-any-return]
+
+    def _advice(self, value: Any) -> str:
+        if isinstance(value, str) and _is_number_text(value):
+            return f"Write {value.strip()} without quotes."
+        return f"Give {self.legal}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +259,9 @@ def _hint(value: Any, known: Iterable[str]) -> str:
     return f". Did you mean '{near[0]}'?" if near else "."
 
 
-def _is_number_text(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
+def _is_number_text(text: str) -> bool:
     try:
-        float(value)
+        float(text)
     except ValueError:
         return False
     return True

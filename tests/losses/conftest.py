@@ -1,0 +1,43 @@
+"""Pairs and answers for the tests of losses, written as plain lists of per-token log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+
+from prefopt.types import PairLogps, SeqLogps
+
+Tokens = Sequence[Sequence[float]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def answers() -> Callable[..., SeqLogps]:
+    """Build answers in float64: one list of log-probs for each, stats likewise."""
+
+    def build(tokens: Tokens, **stats: Tokens) -> SeqLogps:
+        return SeqLogps.from_ragged(
+            [torch.tensor(row, dtype=torch.float64) for row in tokens],
+            **{k: [torch.tensor(row, dtype=torch.float64) for row in rows] for k, rows in stats.items()},
+        )
+
+    return build
+
+
+@pytest.fixture
+def pairs(answers: Callable[..., SeqLogps]) -> Callable[..., PairLogps]:
+    """Build pairs in float64 from the chosen and the rejected answers' log-probs."""
+
+    def build(chosen: Tokens, rejected: Tokens) -> PairLogps:
+        return PairLogps(chosen=answers(chosen), rejected=answers(rejected))
+
+    return build

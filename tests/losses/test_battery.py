@@ -1,0 +1,342 @@
+"""One battery for every loss and every composition: a new entry in ``LOSSES`` is picked up by itself.
+
+Each case is a loss with its settings fixed: all entries at their defaults and once more for each
+setting moved off its default, every transform on every loss it fits, and mixtures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefopt.losses import (
+    LOSSES,
+    TRANSFORMS,
+    bound,
+    contract_of,
+    dpo,
+    focal,
+    ipo,
+    ld_dpo,
+    length_desensitized,
+    mixed,
+    settings_of,
+    simpo,
+    weighted,
+    with_nll,
+    wpo,
+)
+from prefopt.losses._contract import Loss, Setting
+from prefopt.losses._terms import recording_stops, replaying_stops
+from prefopt.types import STATS, LossOutput, PairLogps, SeqLogps, SideLogps
+
+NUM_UNITS = 5
+CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
+REJECTED_LENGTHS = (2, 5, 4, 1, 3)
+
+
+def off_default(setting: Setting) -> list:
+    """Legal values of a setting other than its default: all of a closed set, one number."""
+    if setting.choices is not None:
+        return [choice for choice in setting.choices if choice != setting.default]
+    if setting.type is bool:
+        return [not setting.default]
+    legal = [
+        v for v in (0.3, 0.7, 2.5) if v != setting.default and (setting.range is None or v in setting.range)
+    ]
+    return legal[:1]
+
+
+def all_cases() -> dict[str, Loss]:
+    cases: dict[str, Loss] = {}
+    for name, loss in LOSSES.items():
+        cases[name] = loss
+        for key, setting in contract_of(loss).settings.items():
+            cases |= {f"{name}-{key}={value}": bound(loss, **{key: value}) for value in off_default(setting)}
+    on_pairs = [name for name in LOSSES if contract_of(LOSSES[name]).structure == "pairs"]
+    for name in on_pairs:
+        fitting = [t for t in TRANSFORMS if t not in contract_of(LOSSES[name]).applies]
+        for transform in fitting:
+            cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
+            for key, setting in settings_of(TRANSFORMS[transform]).items():
+                if key == "apply_to_reference" and not contract_of(LOSSES[name]).needs_reference:
+                    continue
+                cases |= {
+                    f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
+                    for value in off_default(setting)
+                }
+        for inner, outer in permutations(fitting, 2):
+            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](LOSSES[name]))
+    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in on_pairs]
+    cases["mixed-all"] = mixed(whole, [0.5 + 0.25 * i for i in range(len(whole))])
+    cases["with_nll(mixed)"] = with_nll(mixed(whole[:2], [0.8, 0.2]), nll="batch_token")
+    return cases
+
+
+def defaults(loss: Loss) -> dict:
+    return {name: setting.default for name, setting in contract_of(loss).settings.items()}
+
+
+CASES = all_cases()
+every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
+
+
+def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed: int) -> SeqLogps:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(1 + len(STATS), sum(lengths), generator=generator, dtype=torch.float64).to(dtype)
+    kept = {name: -values[1 + i] for i, name in enumerate(STATS) if name in stats}
+    return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
+
+
+def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int):
+    """Draw log-probs of ``NUM_UNITS`` units in the loss's structure; a new structure is taught here."""
+    chosen = draw(CHOSEN_LENGTHS, stats, dtype, seed)
+    if structure == "pairs":
+        return PairLogps(chosen=chosen, rejected=draw(REJECTED_LENGTHS, stats, dtype, seed + 1))
+    if structure == "sides":
+        return SideLogps(answers=chosen, is_desirable=torch.tensor([True, False, True, True, False]))
+    assert structure == "responses", f"the battery cannot draw {structure} yet"
+    return chosen
+
+
+def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
+    """Everything the contract of ``loss`` asks for."""
+    contract = contract_of(loss)
+    given = {"policy": units(contract.structure, contract.policy_stats, dtype, seed=0)}
+    if contract.needs_reference:
+        given["reference"] = units(contract.structure, contract.reference_stats, dtype, seed=10)
+    inputs = {
+        "chosen_score": torch.linspace(0.5, 1.5, NUM_UNITS, dtype=dtype),
+        "rejected_score": torch.linspace(0.7, -0.2, NUM_UNITS, dtype=dtype),
+        "pair_margin": torch.linspace(0.0, 1.0, NUM_UNITS, dtype=dtype),
+        "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
+    }
+    return given | {name: inputs[name] for name in contract.inputs}
+
+
+def sides_of(value) -> list[SeqLogps]:
+    if isinstance(value, PairLogps):
+        return [value.chosen, value.rejected]
+    return [value.answers] if isinstance(value, SideLogps) else [value]
+
+
+def with_sides(value, sides: Sequence[SeqLogps]):
+    if isinstance(value, PairLogps):
+        return PairLogps(*sides)
+    return replace(value, answers=sides[0]) if isinstance(value, SideLogps) else sides[0]
+
+
+def leaves(given: dict) -> list[Tensor]:
+    """List every float tensor that reaches the loss."""
+    found: list[Tensor] = []
+    for value in given.values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        else:
+            found += [t for side in sides_of(value) for t in (side.tokens, *side.stats.values())]
+    return found
+
+
+def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
+    """Put ``tensors`` where ``leaves`` found them."""
+    remaining = iter(tensors)
+    rebuilt = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            rebuilt[name] = next(remaining)
+            continue
+        sides = []
+        for side in sides_of(value):
+            tokens = next(remaining)
+            sides.append(replace(side, tokens=tokens, stats={k: next(remaining) for k in side.stats}))
+        rebuilt[name] = with_sides(value, sides)
+    return rebuilt
+
+
+def tensors_of(output: LossOutput) -> dict[str, Tensor]:
+    found = {"loss": output.loss, "chosen": output.chosen_reward, "rejected": output.rejected_reward}
+    return {name: value for name, value in {**found, **output.metrics}.items() if value is not None}
+
+
+@every_case
+def test_gradient_equals_finite_differences_with_stopped_values_held(loss):
+    given = arguments(loss)
+    with recording_stops() as stopped:
+        loss(**given)
+    inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
+
+    def pay(*tensors: Tensor) -> Tensor:
+        with replaying_stops(stopped):
+            return loss(**with_leaves(given, tensors)).loss
+
+    assert torch.autograd.gradcheck(pay, inputs, fast_mode=False)
+    held = torch.autograd.grad(pay(*inputs).sum(), inputs, allow_unused=True)
+    live = torch.autograd.grad(loss(**with_leaves(given, inputs)).loss.sum(), inputs, allow_unused=True)
+    for one, other in zip(held, live, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+@every_case
+def test_output_is_one_value_per_unit_in_the_inputs_dtype(loss):
+    for dtype in (torch.float32, torch.float64):
+        for name, value in tensors_of(loss(**arguments(loss, dtype))).items():
+            assert value.shape == (NUM_UNITS,), name
+            assert value.dtype == dtype, name
+
+
+@every_case
+def test_only_the_loss_carries_a_gradient(loss):
+    given = arguments(loss)
+    inputs = [leaf.requires_grad_() for leaf in leaves(given)]
+    for name, value in tensors_of(loss(**with_leaves(given, inputs))).items():
+        assert value.requires_grad == (name == "loss"), name
+
+
+@every_case
+def test_units_permute_with_their_inputs(loss):
+    order = [3, 0, 4, 1, 2]
+    given = arguments(loss)
+    moved = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            moved[name] = value[order] if value.dim() else value
+            continue
+        moved[name] = with_sides(value, [side.take(order) for side in sides_of(value)])
+        if isinstance(value, SideLogps):
+            moved[name] = replace(moved[name], is_desirable=value.is_desirable[order])
+    before, after = tensors_of(loss(**given)), tensors_of(loss(**moved))
+    for name, value in before.items():
+        assert torch.equal(value[order], after[name]), name
+
+
+@every_case
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_at_margins_of_ten_thousand_in_float32(loss, sign):
+    """Every token of one side gets 1e4 / beta nats, so sums and means alike reach a margin of +-1e4 at least."""
+    given = arguments(loss, torch.float32)
+    setting = contract_of(loss).settings.get("beta")
+    nats = -1e4 / (setting.default if setting else 0.01)
+    sides = sides_of(given["policy"])
+    far = sides[-1] if sign > 0 else sides[0]
+    pushed = [replace(s, tokens=torch.full_like(s.tokens, nats)) if s is far else s for s in sides]
+    given["policy"] = with_sides(given["policy"], pushed)
+    inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
+    output = loss(**with_leaves(given, inputs))
+    for name, value in tensors_of(output).items():
+        assert torch.isfinite(value).all(), name
+    for gradient in torch.autograd.grad(output.loss.sum(), inputs, allow_unused=True):
+        assert gradient is None or torch.isfinite(gradient).all()
+
+
+@every_case
+def test_stats_it_does_not_ask_for_do_not_matter(loss):
+    """NaN in every stat that the contract does not name changes no bit."""
+    given = arguments(loss)
+    contract = contract_of(loss)
+    asked = {"policy": contract.policy_stats, "reference": contract.reference_stats}
+    poisoned = dict(given)
+    for name in asked.keys() & given.keys():
+        sides = []
+        for side in sides_of(given[name]):
+            poison = {s: torch.full_like(side.tokens, math.nan) for s in STATS if s not in asked[name]}
+            sides.append(replace(side, stats={**side.stats, **poison}))
+        poisoned[name] = with_sides(given[name], sides)
+    clean, dirty = tensors_of(loss(**given)), tensors_of(loss(**poisoned))
+    assert clean.keys() == dirty.keys()
+    assert all(torch.equal(clean[name], dirty[name]) for name in clean)
+
+
+@every_case
+def test_what_it_asks_for_matters(loss):
+    """Each tensor that the contract names changes the loss or a metric when it changes."""
+    given = arguments(loss)
+    optional = [id(given[name]) for name, is_required in contract_of(loss).inputs.items() if not is_required]
+    before = tensors_of(loss(**given))
+    for index, leaf in enumerate(leaves(given)):
+        if id(leaf) in optional:
+            continue
+        changed = leaves(given)
+        changed[index] = leaf * 1.5 - 0.01
+        after = tensors_of(loss(**with_leaves(given, changed)))
+        assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
+
+
+@pytest.mark.parametrize(
+    "function", [*LOSSES.values(), *TRANSFORMS.values(), mixed], ids=lambda f: f.__name__
+)
+def test_docstring_tells_what_it_pays_and_where_it_comes_from(function):
+    text = function.__doc__
+    assert "Formula:" in text
+    assert "Args:" in text
+    assert text.partition("\n")[0].endswith(".")
+    if function is not mixed:
+        assert "arXiv" in text.partition("Source:")[2]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_defaults_are_legal_and_names_match(name):
+    contract = contract_of(LOSSES[name])
+    assert contract.name == name
+    assert contract.summary
+    assert contract.formula
+    assert contract.source
+    for key, setting in contract.settings.items():
+        assert setting.check(setting.default, key) == setting.default
+
+
+def at_the_cap(given: dict) -> dict:
+    """Make sampled tokens much likelier than average, so that every weight reaches its cap of 1."""
+    sides = [
+        replace(side, stats={"log_sum_p2": torch.full_like(side.tokens, -9.0)})
+        for side in sides_of(given["policy"])
+    ]
+    return {**given, "policy": PairLogps(*sides)}
+
+
+def as_drawn(given: dict) -> dict:
+    return given
+
+
+REDUCES_TO = {
+    "dpo without smoothing": (bound(dpo, label_smoothing=0.0), dpo, as_drawn),
+    "focal gamma=0": (bound(focal, gamma=0.0), dpo, as_drawn),
+    "focal gamma=0 detached": (bound(focal, gamma=0.0, detach_weight=True), dpo, as_drawn),
+    "ld_dpo alpha=1": (bound(ld_dpo, alpha=1.0), dpo, as_drawn),
+    "ld_dpo alpha=1 policy only": (bound(ld_dpo, alpha=1.0, apply_to_reference=False), dpo, as_drawn),
+    "wpo at its cap": (bound(wpo, beta=0.1), dpo, at_the_cap),
+    "length_desensitized alpha=1 of ipo": (length_desensitized(ipo, alpha=1.0), ipo, as_drawn),
+    "length_desensitized alpha=1 of simpo": (length_desensitized(simpo, alpha=1.0), simpo, as_drawn),
+    "length_desensitized(dpo) is ld_dpo": (length_desensitized(dpo), ld_dpo, as_drawn),
+    "weighted(dpo) is wpo": (weighted(bound(dpo, beta=0.01)), wpo, as_drawn),
+    "weighted at its cap of ipo": (weighted(ipo), ipo, at_the_cap),
+    "with_nll alpha=0": (with_nll(dpo, alpha=0.0), dpo, as_drawn),
+    "mixed of one": (mixed([dpo], [1.0]), dpo, as_drawn),
+    "mixed of two halves": (mixed([bound(dpo, **defaults(dpo))] * 2, [0.5, 0.5]), dpo, as_drawn),
+}
+
+
+@pytest.mark.parametrize(("special", "general", "prepare"), REDUCES_TO.values(), ids=REDUCES_TO.keys())
+def test_degenerate_setting_equals_the_simpler_loss(special, general, prepare):
+    given = arguments(special)
+    if contract_of(special).policy_stats == () and contract_of(general).policy_stats:
+        given = arguments(general)
+    given = prepare(given)
+    inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
+    results = []
+    for loss in (special, general):
+        output = loss(**with_leaves(given, inputs))
+        results.append([output.loss, output.chosen_reward, output.rejected_reward])
+        results[-1] += torch.autograd.grad(output.loss.sum(), inputs, allow_unused=True)
+    for one, other in zip(*results, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=0.0)  # a few roundings of float64
+        else:
+            assert one is None
+            assert other is None

@@ -1,0 +1,182 @@
+"""Transforms and mixtures: values by hand, what they leave alone, and what they refuse."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from prefopt.errors import RecipeError
+from prefopt.losses import (
+    bound,
+    contract_of,
+    dpo,
+    ipo,
+    ld_dpo,
+    length_desensitized,
+    mixed,
+    sft,
+    simpo,
+    weighted,
+    with_nll,
+    wpo,
+)
+from prefopt.types import PairLogps
+
+
+@pytest.fixture
+def policy(answers):
+    """One pair: chosen of three tokens (mean -2), rejected of one; A = 0.1 - 0.4 = -0.3."""
+    return PairLogps(
+        chosen=answers([[-1.0, -2.0, -3.0]], log_sum_p2=[[-1.0, -2.0, -3.3]]),
+        rejected=answers([[-4.0]], log_sum_p2=[[-3.6]]),
+    )
+
+
+@pytest.fixture
+def reference(pairs):
+    return pairs([[-1.0, -2.0, -4.0]], [[-3.0]])
+
+
+DPO = math.log1p(math.exp(-0.2))  # D = (-6 - -7) - (-4 - -3) = 2 at beta 0.1: 0.598139
+
+
+def test_with_nll_adds_alpha_times_the_mean_of_the_chosen(policy, reference):
+    """0.598139 + 0.5 * (1 + 2 + 3) / 3 = 1.598139."""
+    output = with_nll(dpo, alpha=0.5)(policy, reference)
+    assert output.loss.item() == pytest.approx(1.598139, abs=1e-6)  # six digits are written above
+    assert output.metrics["nll"].item() == pytest.approx(2.0, rel=1e-15)
+    assert output.chosen_reward.item() == pytest.approx(0.1, rel=1e-14)
+
+
+def test_with_nll_over_the_tokens_of_the_step(policy, reference):
+    """Mean length 4: 0.598139 + 1 * 6 / 4 = 2.098139."""
+    loss = with_nll(dpo, nll="batch_token")
+    length = torch.tensor(4.0, dtype=torch.float64)
+    assert loss(policy, reference, mean_chosen_length=length).loss.item() == pytest.approx(2.098139, abs=1e-6)
+    with pytest.raises(TypeError, match="mean_chosen_length"):
+        loss(policy, reference)
+
+
+def test_weighted_spares_the_likelihood_outside_it_only(policy, reference):
+    """The weight is e^-0.3 = 0.740818: outside 0.740818 * 0.598139 + 2; inside 0.740818 * (0.598139 + 2)."""
+    outside = with_nll(weighted(dpo))(policy, reference).loss.item()
+    inside = weighted(with_nll(dpo))(policy, reference).loss.item()
+    assert outside == pytest.approx(math.exp(-0.3) * DPO + 2.0, rel=1e-14)
+    assert inside == pytest.approx(math.exp(-0.3) * (DPO + 2.0), rel=1e-14)
+
+
+def test_length_desensitized_leaves_likelihood_and_lengths_alone(policy, reference):
+    """Totals -1 - 2.5 = -3.5 and -1 - 3 = -4: D = 0.5 - -1 = 1.5, m = 0.15; the NLL is still 2."""
+    for loss in (with_nll(length_desensitized(dpo)), length_desensitized(with_nll(dpo))):
+        output = loss(policy, reference)
+        assert output.loss.item() == pytest.approx(math.log1p(math.exp(-0.15)) + 2.0, rel=1e-14)
+        assert output.metrics["nll"].item() == 2.0
+
+
+def test_length_desensitized_acts_on_per_token_losses_through_the_total(policy, reference):
+    """IPO: 0.5 / 3 - -1 / 1 = 1.166667 against 5; SimPO: 2 * (-3.5 / 3 - -4) - 1 = 4.666667."""
+    loss = length_desensitized(ipo)(policy, reference).loss.item()
+    assert loss == pytest.approx((0.5 / 3.0 + 1.0 - 5.0) ** 2, rel=1e-14)
+    loss = length_desensitized(simpo)(policy).loss.item()
+    assert loss == pytest.approx(math.log1p(math.exp(-(2.0 * (-3.5 / 3.0 + 4.0) - 1.0))), rel=1e-14)
+
+
+def test_length_desensitized_can_leave_the_reference_alone(policy, reference):
+    """Policy -3.5 against the whole -7: D = 3.5 - -1 = 4.5, m = 0.45."""
+    loss = length_desensitized(dpo, apply_to_reference=False)(policy, reference).loss.item()
+    assert loss == pytest.approx(math.log1p(math.exp(-0.45)), rel=1e-14)
+
+
+def test_mixed_adds_up_and_reports_every_part(policy, reference):
+    """0.8 * 0.598139 + 0.2 * log(1 + e^-3), SimPO's margin being 2 * (-2 - -4) - 1 = 3."""
+    loss = mixed([bound(dpo, beta=0.1), bound(simpo, beta=2.0)], [0.8, 0.2])
+    output = loss(policy, reference)
+    parts = DPO, math.log1p(math.exp(-3.0))
+    assert output.loss.item() == pytest.approx(0.8 * parts[0] + 0.2 * parts[1], rel=1e-14)
+    assert output.metrics["dpo/loss"].item() == pytest.approx(parts[0], rel=1e-14)
+    assert output.metrics["simpo/loss"].item() == pytest.approx(parts[1], rel=1e-14)
+    assert output.chosen_reward.item() == pytest.approx(0.1, rel=1e-14)  # of dpo, the first
+    assert contract_of(loss).name == "mixed(0.8 * dpo, 0.2 * simpo)"
+
+
+def test_mixed_tells_parts_of_one_name_apart(policy, reference):
+    parts = [bound(wpo, beta=beta, label_smoothing=0.0, max_weight=1.0) for beta in (0.1, 0.5)]
+    metrics = mixed(parts, [1.0, 1.0])(policy, reference).metrics
+    assert set(metrics) == {"wpo/loss", "wpo/weight", "wpo_2/loss", "wpo_2/weight"}
+    assert metrics["wpo/loss"].item() != metrics["wpo_2/loss"].item()
+
+
+def test_a_reference_free_mixture_takes_no_reference(policy, reference):
+    loss = mixed([bound(simpo, beta=1.0, gamma=0.0)] * 2, [1.0, 1.0])
+    assert not contract_of(loss).needs_reference
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        loss(policy, reference)
+
+
+def test_bound_settings_leave_the_signature_and_stay(policy, reference):
+    loss = bound(dpo, beta=0.5)
+    assert list(inspect.signature(loss).parameters) == ["policy", "reference", "label_smoothing"]
+    assert torch.equal(loss(policy, reference).loss, dpo(policy, reference, beta=0.5).loss)
+    with pytest.raises(TypeError, match="beta"):
+        loss(policy, reference, beta=0.1)
+
+
+def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
+    loss = with_nll(dpo, alpha=0.5)
+    expected = dpo(policy, reference, beta=0.7).loss + 1.0
+    assert torch.allclose(loss(policy, reference, beta=0.7).loss, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (
+            lambda: weighted(sft),
+            "weighted: needs a loss over pairs, but sft learns from responses. Remove weighted.",
+        ),
+        (lambda: with_nll(sft), "with_nll: needs a loss over pairs, but sft learns from responses."),
+        (lambda: length_desensitized(sft), "length_desensitized: needs a loss over pairs"),
+        (lambda: weighted(wpo), "weighted: wpo already contains it. Apply it once."),
+        (lambda: length_desensitized(ld_dpo), "length_desensitized: ld_dpo already contains it."),
+        (
+            lambda: with_nll(weighted(with_nll(dpo))),
+            r"with_nll: weighted\(with_nll\(dpo\)\) already contains it.",
+        ),
+        (
+            lambda: weighted(mixed([wpo, bound(simpo, beta=1.0)], [1, 1])),
+            "weighted: mixed.* already contains it.",
+        ),
+        (
+            lambda: length_desensitized(simpo, apply_to_reference=False),
+            "length_desensitized.apply_to_reference: simpo has no reference. Remove the setting.",
+        ),
+        (lambda: with_nll(dpo, alpha=-1.0), "with_nll.alpha: -1.0 is out of range. Give a number >= 0."),
+        (
+            lambda: length_desensitized(dpo, alpha=1.5),
+            "alpha: 1.5 is out of range. Give a number >= 0 and <= 1.",
+        ),
+        (lambda: weighted(dpo, max_weight=0), "weighted.max_weight: 0 is out of range."),
+        (
+            lambda: with_nll(dpo, nll="token"),
+            "with_nll.nll: 'token' is no choice. Did you mean 'batch_token'",
+        ),
+        (lambda: bound(dpo, betta=1.0), "dpo.betta: dpo has no such setting. Did you mean 'beta'"),
+        (lambda: bound(dpo, beta=0), "dpo.beta: 0 is out of range."),
+        (lambda: mixed([], []), "mixed: 0 losses but 0 weights."),
+        (lambda: mixed([dpo], [0.5, 0.5]), "mixed: 1 losses but 2 weights."),
+        (lambda: mixed([dpo], [0]), r"mixed.weights\[0\]: 0 is out of range."),
+        (
+            lambda: mixed([dpo, sft], [1, 1]),
+            "dpo learns from pairs, sft learns from responses. Mix losses of one",
+        ),
+        (
+            lambda: mixed([dpo, ipo], [1, 1]),
+            r"mixed: more than one part has the setting 'beta'. Close it first",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(compose, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        compose()
+    assert "\n" not in str(caught.value)
