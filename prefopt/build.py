@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.optim import OptimSettings
 from prefopt.policy import Policy, check_supported, disable_dropout
-from prefopt.recipe import DataSource, Recipe, ReferenceModel
+from prefopt.recipe import DataSource, Recipe, ReferenceModel, parse_recipe
 from prefopt.reference import (
     AdapterOffReference,
     CachedReference,
@@ -35,6 +35,7 @@ from prefopt.reference import (
     Reference,
     fill_cache,
 )
+from prefopt.strict_yaml import dump_yaml
 
 REFERENCE_ADAPTER = "reference"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -170,6 +171,43 @@ def engine_of(recipe: Recipe) -> Engine:
     return Engine(autocast=_DTYPES[recipe.model.autocast] if recipe.model.autocast else None)
 
 
+def default_device() -> torch.device:
+    """Return the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def scoring_recipe(
+    model: str, data: str, *, adapter: str | None, dtype: str, chat_template: str | None
+) -> Recipe:
+    """Return a recipe that names a model and data to score; nothing of it trains.
+
+    Raises:
+        RecipeError: a value that a recipe would refuse.
+    """
+    block = {"path": model, "dtype": dtype, "adapter": adapter, "chat_template": chat_template}
+    text = dump_yaml(
+        {
+            "output": "unused",
+            "model": {key: value for key, value in block.items() if value is not None},
+            "data": {"path": data},
+            "loss": {"name": "sft"},
+            "optim": {"lr": 1.0},
+        }
+    )
+    return parse_recipe(text, name="score")
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse, from its config alone, a model that cannot be trained exactly.
+
+    Raises:
+        ModelError: the model is missing or of a kind that is not supported.
+    """
+    settings = recipe.model
+    if not demo.is_builtin(settings.path):
+        _config(settings.path, settings.revision, settings.trust_remote_code, "model.path")
+
+
 def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     """Load the model to train, with its adapter, ready to score packed batches.
 
@@ -233,12 +271,7 @@ def reference_of(
             return _initial(recipe, policy, engine)
         case "cached":
             # a policy that has not moved yet is its own reference, so no second model is loaded
-            if is_resumed and recipe.model.lora is None:
-                source: Reference = _initial(recipe, policy, engine)
-            elif recipe.model.lora is not None:
-                source = AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
-            else:
-                source = SelfReference(policy)
+            source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
             return CachedReference(score(source), is_start=True, device=engine.device)
     raise AssertionError(f"unknown reference {recipe.reference!r}")
 
@@ -343,15 +376,22 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
 def _from_pretrained(
     path: str, *, dtype: torch.dtype, revision: str | None, trust_remote_code: bool, key: str
 ) -> Any:
-    common: Mapping[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _config(path, revision, trust_remote_code, key)
     try:
-        config = AutoConfig.from_pretrained(path, **common)
-        check_supported(config)
-        return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **common)
-    except ModelError:
-        raise
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(key, path, error) from None
+
+
+def _config(path: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(key, path, error) from None
+    check_supported(config)
+    return config
 
 
 def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
