@@ -92,5 +92,5 @@ def _digest(arrays: Mapping[str, Array], text: str) -> str:
         array = arrays[name]
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         # A flat byte view, because an empty array cannot be handed to the hash in its own shape.
-        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,0 +1,359 @@
+"""Read, check, tokenize and cut the rows of all sources: from recipe to table and report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from prefopt.data.choose import Policy, Structure, check_served, choose, renumber
+from prefopt.data.layouts import Layout, detect
+from prefopt.data.raw import BadRow, RawRow, RowError
+from prefopt.data.report import DataReport, SourceReport, quantiles
+from prefopt.data.rows import Source, read_rows, source_digest
+from prefopt.data.shapes import to_comparison
+from prefopt.data.table import GroupTable
+from prefopt.data.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
+from prefopt.data.truncate import Mode, fit
+from prefopt.errors import CorruptError, DataError
+from prefopt.types import Comparison, IntArray, TokenizedGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Raise it when the same rows would give another table; older caches are then not found."""
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 1024
+_DETECT_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The rows as a table, and what became of those that are not in it."""
+
+    table: GroupTable
+    report: DataReport
+
+
+def prepare(
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None = None,
+    truncate: Mode = "keep_start",
+    on_identical: Policy = "drop",
+    on_tie: Policy = "drop",
+    structure: Structure = "pairs",
+    chat_template: str | None = None,
+    cache_dir: Path | None = None,
+) -> Prepared:
+    """Turn sources into tokenized groups, or map the same result of an earlier start from the cache.
+
+    Args:
+        sources: at least one.
+        tokenizer: of the model that is trained; it is not changed.
+        max_tokens: most tokens of a prompt with one of its answers; None cuts nothing.
+        truncate: how longer rows are cut, see ``truncate.fit``; "error" refuses them.
+        on_identical: what to do with pairs whose answers have the same tokens (after truncation).
+        on_tie: what to do with pairs whose answers have the same score.
+        structure: what the loss learns from. "responses" keeps only preferred or desirable answers;
+            "sides" takes pairs apart into a desirable and an undesirable answer.
+        chat_template: a Jinja template or its path, instead of the tokenizer's own.
+        cache_dir: where results are kept, keyed by the content of everything they depend on.
+
+    Raises:
+        DataError: a source cannot be read, has no known layout, or cannot serve ``structure``; message
+            rows without a chat template; a row that a policy "error" forbids.
+        ModelError: ``chat_template`` cannot be read or compiled.
+    """
+    assert sources, "no source"
+    if max_tokens is not None and max_tokens < 2:
+        raise DataError(
+            f"batch.max_tokens: {max_tokens} has no room for a prompt and an answer. Use 2 or more."
+        )
+    renderer = Renderer(tokenizer, chat_template)
+    settings = _Settings(max_tokens, truncate, on_identical, on_tie, structure)
+    if cache_dir is None:
+        return _build(sources, renderer, settings)
+    key = _key(sources, renderer, Tokenizer(tokenizer), settings)
+    path = Path(cache_dir) / f"rows-{key}.safetensors"
+    return _load(path, sources) or _store(path, _build(sources, renderer, settings))
+
+
+class _Settings(NamedTuple):
+    max_tokens: int | None
+    truncate: Mode
+    on_identical: Policy
+    on_tie: Policy
+    structure: Structure
+
+
+def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, settings: _Settings) -> str:
+    """Return a digest of all that decides table and report, except what a source's weight changes."""
+    parts = {
+        "version": VERSION,
+        "packages": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
+        "sources": [
+            [s.place, s.split, s.subset, s.limit, dict(s.columns or {}), s.layout, source_digest(s)]
+            for s in sources
+        ],
+        "rendering": renderer.fingerprint(),
+        "tokenizer": tokenizer.fingerprint(),
+        "settings": list(settings),
+    }
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _load(path: Path, sources: Sequence[Source]) -> Prepared | None:
+    try:
+        table, stored = GroupTable.load_with_extra(path)
+        report = DataReport.from_json(stored)
+    except FileNotFoundError:
+        return None
+    except (CorruptError, TypeError, KeyError) as error:
+        _LOG.warning("%s Tokenizing the rows again.", error)
+        return None
+    weights = tuple(source.weight for source in sources)
+    for source, weight in zip(report.sources, weights, strict=True):
+        source.weight = weight
+    report.from_cache = True
+    return Prepared(replace(table, source_weights=weights), report)
+
+
+def _store(path: Path, prepared: Prepared) -> Prepared:
+    try:
+        prepared.table.save(path, prepared.report.to_json())
+    except OSError as error:
+        _LOG.warning(
+            "%s: the tokenized rows could not be kept (%s). The next start repeats the work.", path, error
+        )
+    return prepared
+
+
+def _build(sources: Sequence[Source], renderer: Renderer, settings: _Settings) -> Prepared:
+    try:
+        return _Builder(sources, renderer, True, settings).run()
+    except WindowError:
+        _LOG.info("answers are tokenized with their whole prompt: a window of it gives other tokens")
+        return _Builder(sources, renderer, False, settings).run()
+
+
+@dataclass(slots=True)
+class _Item:
+    """One row on its way through the tokenizer."""
+
+    raw: RawRow
+    row: Comparison
+
+
+@dataclass(slots=True)
+class _Chunk:
+    source: int
+    items: list[_Item] = field(default_factory=list)
+    rendered: list[Rendered | RowError] = field(default_factory=list)
+
+
+class _Builder:
+    """Collect groups and findings while rows pass by, one chunk ahead in the tokenizer's thread."""
+
+    def __init__(
+        self, sources: Sequence[Source], renderer: Renderer, is_windowed: bool, settings: _Settings
+    ) -> None:
+        self.sources = sources
+        self.renderer = renderer
+        self.tokenizer = Tokenizer(renderer.tokenizer, is_windowed)
+        self.settings = settings
+        self.groups: list[TokenizedGroup] = []
+        self.source_of: list[int] = []
+        self.bad: list[tuple[int, BadRow]] = []
+        self.report = DataReport(
+            settings.structure, settings.max_tokens, settings.on_identical, settings.on_tie
+        )
+
+    def run(self) -> Prepared:
+        pending: deque[tuple[_Chunk, Future[list[Tokens | RowError]]]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="prefopt-tokenize") as pool:
+            for chunk in self._chunks():
+                chunk.rendered = self.renderer.render([item.row for item in chunk.items])
+                texts = [entry for entry in chunk.rendered if isinstance(entry, Rendered)]
+                pending.append((chunk, pool.submit(self.tokenizer.tokenize, texts)))
+                if len(pending) > 1:
+                    self._finish(*pending.popleft())
+            while pending:
+                self._finish(*pending.popleft())
+        return self._result()
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        row_id = 0
+        for index, source in enumerate(self.sources):
+            rows = read_rows(source)
+            head = list(islice(rows, _DETECT_ROWS))
+            layout = detect(head, source)
+            check_served(layout, self.settings.structure, source.place)
+            self._open(source, layout)
+            chunk = _Chunk(index)
+            for raw in chain(head, rows):
+                item = self._read(layout, raw, row_id, index)
+                row_id += 1
+                if item is not None:
+                    chunk.items.append(item)
+                if len(chunk.items) == _CHUNK:
+                    yield chunk
+                    chunk = _Chunk(index)
+            if chunk.items:
+                yield chunk
+
+    def _open(self, source: Source, layout: Layout) -> None:
+        self.report.sources.append(SourceReport(source.place, layout.name, source.weight))
+        template = self.renderer.template or self.renderer.tokenizer.chat_template
+        if not layout.is_chat and template:
+            self.report.notes.append(
+                f"{source.place}: the rows are plain text, so the chat template is not applied; layout: "
+                f"messages would take them as turns"
+            )
+        if layout.is_chat and "strftime_now" in str(template):
+            self.report.notes.append(
+                f"{source.place}: the chat template prints today's date; without a cache the tokens change "
+                f"from day to day"
+            )
+
+    def _read(self, layout: Layout, raw: RawRow, row_id: int, source: int) -> _Item | None:
+        self.report.rows_read += 1
+        self.report.sources[source].rows_read += 1
+        try:
+            if raw.error is not None:
+                raise raw.error
+            assert raw.value is not None
+            row = to_comparison(layout, raw.value, row_id, raw.origin)
+        except RowError as error:
+            self._reject(raw, error, row_id, source)
+            return None
+        choice = choose(row, self.settings.structure, self.settings.on_tie)
+        if choice.num_ties:
+            self.report.ties.add(raw.origin, choice.num_ties)
+        if choice.row is None and not choice.num_ties:
+            self.report.unused.add(raw.origin)
+        return None if choice.row is None else _Item(raw, choice.row)
+
+    def _reject(self, raw: RawRow, error: RowError, row_id: int, source: int) -> None:
+        self.bad.append((row_id, raw.bad(error)))
+        self.report.sources[source].bad += 1
+
+    def _finish(self, chunk: _Chunk, future: Future[list[Tokens | RowError]]) -> None:
+        tokenized = iter(future.result())
+        for item, rendered in zip(chunk.items, chunk.rendered, strict=True):
+            tokens = rendered if isinstance(rendered, RowError) else next(tokenized)
+            if isinstance(rendered, RowError) or isinstance(tokens, RowError):
+                assert isinstance(tokens, RowError)
+                self._reject(item.raw, tokens, item.row.row_id, chunk.source)
+                continue
+            self._note(item.row, rendered, tokens)
+            group = self._group(item.row, tokens)
+            if group is not None:
+                self.groups.append(group)
+                self.source_of.append(chunk.source)
+
+    def _note(self, row: Comparison, rendered: Rendered, tokens: Tokens) -> None:
+        report = self.report
+        for is_found, tally in (
+            (rendered.has_control, report.special_in_content),
+            (rendered.is_left_out, report.left_out),
+            (tokens.is_cut_back, report.cut_back),
+        ):
+            if is_found:
+                tally.add(row.origin)
+        scores = row.scores
+        if scores is not None:
+            inverted = sum(scores[pair.chosen] < scores[pair.rejected] for pair in row.preferences)
+            if inverted:
+                report.inverted.add(row.origin, inverted)
+
+    def _group(self, row: Comparison, tokens: Tokens) -> TokenizedGroup | None:
+        fitted = self._fit(row, tokens)
+        if fitted is None:
+            return None
+        prompt, answers = fitted
+        preferences = row.preferences
+        wanted = list(range(len(answers)))
+        if self.settings.structure in ("pairs", "sides") and preferences:
+            preferences = tuple(
+                p for p in preferences if not self._is_identical(row, answers, p.chosen, p.rejected)
+            )
+            wanted = sorted({index for pair in preferences for index in pair[:2]})
+            if not wanted:
+                return None
+            preferences = renumber(preferences, wanted)
+        labels = row.labels
+        if self.settings.structure == "sides" and labels is None:
+            best = {pair.chosen for pair in preferences}
+            labels, preferences = tuple(index in best for index in range(len(wanted))), ()
+        elif labels is not None:
+            labels = tuple(labels[index] for index in wanted)
+        return TokenizedGroup(
+            prompts=(prompt,),
+            responses=tuple(answers[index] for index in wanted),
+            prompt_of=(0,) * len(wanted),
+            preferences=preferences,
+            row_id=row.row_id,
+            origin=row.origin,
+            scores=None if row.scores is None else tuple(row.scores[index] for index in wanted),
+            labels=labels,
+        )
+
+    def _fit(self, row: Comparison, tokens: Tokens) -> tuple[IntArray, list[IntArray]] | None:
+        limit = self.settings.max_tokens
+        lengths = [len(answer) for answer in tokens.answers]
+        if limit is None or len(tokens.prompt) + max(lengths) <= limit:
+            return tokens.prompt, list(tokens.answers)
+        cut = fit(len(tokens.prompt), lengths, limit, self.settings.truncate)
+        if self.settings.truncate == "error":
+            raise DataError(
+                f"{row.origin}: {len(tokens.prompt) + max(lengths)} tokens of prompt and longest answer are more "
+                f"than batch.max_tokens: {limit}. Raise it, or set rows.truncate to keep_start, keep_end or drop."
+            )
+        if cut is None:
+            self.report.too_long.add(row.origin)
+            return None
+        self.report.truncated.add(row.origin)
+        return tokens.prompt[cut.prompt_head :], [answer[: cut.answer_room] for answer in tokens.answers]
+
+    def _is_identical(self, row: Comparison, answers: Sequence[IntArray], chosen: int, rejected: int) -> bool:
+        """Count a pair of equal answers; True if it is to be left out."""
+        if not np.array_equal(answers[chosen], answers[rejected]):
+            return False
+        if self.settings.on_identical == "error":
+            raise DataError(
+                f"{row.origin}: 'chosen' and 'rejected' are the same {len(answers[chosen])} tokens, so the "
+                f"pair teaches nothing. Set rows.on_identical: drop to skip such rows."
+            )
+        self.report.identical.add(row.origin)
+        return self.settings.on_identical == "drop"
+
+    def _result(self) -> Prepared:
+        weights = [source.weight for source in self.sources]
+        table = GroupTable.from_groups(self.groups, self.source_of, weights)
+        report = self.report
+        report.bad = [bad for _, bad in sorted(self.bad, key=lambda entry: entry[0])]
+        report.groups, report.pairs = len(table), len(table.pair_chosen)
+        report.responses = len(table.prompt_of)
+        for index, source in enumerate(report.sources):
+            mine = table.source_of == index
+            source.groups, source.pairs = int(mine.sum()), int(np.diff(table.group_pairs)[mine].sum())
+        report.lengths = {
+            "prompt": quantiles(table.prompt_lengths),
+            "answer": quantiles(table.response_lengths),
+            "longest": quantiles(table.sizes(share_prompts=True).longest),
+        }
+        return Prepared(table, report)
