@@ -153,7 +153,7 @@ class DataSource(Block):
     """One source of rows."""
 
     path: Text
-    """Hub id, or a .jsonl .json .csv .parquet .arrow file (.gz too)."""
+    """Hub id, a .jsonl .json .csv .parquet .arrow file (text also .gz), or a builtin: task."""
     split: Text | None = None
     """Split of a hub data set."""
     subset: Text | None = None
