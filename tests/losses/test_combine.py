@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses import (
@@ -21,7 +22,7 @@ from prefopt.losses import (
     with_nll,
     wpo,
 )
-from prefopt.types import PairLogps
+from prefopt.types import LossOutput, PairLogps, SeqLogps
 
 
 @pytest.fixture
@@ -112,6 +113,17 @@ def test_a_reference_free_mixture_takes_no_reference(policy, reference):
     assert not contract_of(loss).needs_reference
     with pytest.raises(TypeError, match="too many positional arguments"):
         loss(policy, reference)
+
+
+def needs_length(policy: SeqLogps, *, mean_chosen_length: Tensor) -> LossOutput:
+    """Pay the step's mean length for every answer."""
+    return LossOutput(loss=policy.mean * 0.0 + mean_chosen_length)
+
+
+def test_an_input_that_one_part_requires_is_required():
+    """``sft`` can do without ``mean_chosen_length``, the other part cannot."""
+    for parts in ([bound(sft, nll="sequence"), needs_length], [needs_length, bound(sft, nll="sequence")]):
+        assert contract_of(mixed(parts, [1.0, 1.0])).inputs == {"mean_chosen_length": True}
 
 
 def test_bound_settings_leave_the_signature_and_stay(policy, reference):
