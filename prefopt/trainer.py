@@ -48,6 +48,10 @@ class StepResult:
     grad_norm: Tensor = field(repr=False)  # [], before clipping
     skipped: bool = False  # the step was not finite and left the weights alone
 
+    def means(self) -> dict[str, float]:
+        """Read the metrics of a run on one process: means over the units of the step."""
+        return divide(*self.sums.vector(), self.units)
+
 
 class Trainer:
     """Train a policy with one loss over a plan.

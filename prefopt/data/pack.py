@@ -9,7 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefopt.types import IntArray, PackedBatch, Segments, TokenizedGroup
+from prefopt.types import IntArray, PackedBatch, Preference, Segments, TokenizedGroup
+
+
+def group_of(
+    prompt: Sequence[int],
+    responses: Sequence[Sequence[int]],
+    preferences: Sequence[tuple[int, int]] = ((0, 1),),
+    *,
+    row_id: int = 0,
+) -> TokenizedGroup:
+    """Build a group from plain lists of token ids, for callers with their own data code.
+
+    Args:
+        prompt: at least one token.
+        responses: K lists of at least one token, the end-of-sequence token included.
+        preferences: (chosen, rejected) indices into ``responses``.
+        row_id: names the row in errors.
+
+    Raises:
+        ValueError: a side is empty.
+    """
+    if not len(prompt) or not responses or not all(len(response) for response in responses):
+        raise ValueError(f"group_of: row {row_id} has an empty prompt or response. Give every side a token.")
+    return TokenizedGroup(
+        prompts=(np.asarray(prompt, dtype=np.int32),),
+        responses=tuple(np.asarray(response, dtype=np.int32) for response in responses),
+        prompt_of=(0,) * len(responses),
+        preferences=tuple(Preference(*pair) for pair in preferences),
+        row_id=row_id,
+        origin=f"row {row_id}",
+    )
 
 
 def sequence_key(prompt: IntArray, response: IntArray) -> bytes:

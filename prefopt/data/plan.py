@@ -11,26 +11,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from prefopt.data.table import GroupSizes, GroupTable
 from prefopt.errors import RecipeError
-from prefopt.types import Totals
+from prefopt.types import TokenizedGroup, Totals
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSizes:
-    """What the planner knows of every group: int64 arrays of shape [G]."""
-
-    tokens: Ints  # packed tokens of the group in the chosen layout
-    pairs: Ints
-    responses: Ints
-    scored_tokens: Ints
-    longest: Ints  # prompt + response of the group's longest sequence
-    chosen_tokens: Ints  # scored tokens of the chosen answers, once per pair; of all answers without pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +73,20 @@ class Plan:
                 f"largest group (row index {int(self.sizes.tokens.argmax())}). Raise it to at least {largest}, "
                 f"or lower batch.max_tokens."
             )
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[TokenizedGroup],
+        *,
+        units_per_step: int,
+        tokens_per_batch: int,
+        share_prompts: bool = True,
+        **settings: Any,
+    ) -> Plan:
+        """Plan a list of groups; ``settings`` are the other arguments of ``Plan``."""
+        sizes = GroupTable.from_groups(groups).sizes(share_prompts)
+        return cls(sizes, units_per_step, tokens_per_batch, **settings)
 
     @cached_property
     def units(self) -> Ints:

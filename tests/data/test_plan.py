@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prefopt.data.plan import GroupSizes, Plan
+from prefopt.data.plan import Plan
+from prefopt.data.table import GroupSizes
 from prefopt.errors import RecipeError
 
 
