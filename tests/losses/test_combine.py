@@ -160,6 +160,10 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
             "weighted: mixed.* already contains it.",
         ),
         (
+            lambda: weighted(mixed([bound(simpo, beta=1.0), wpo], [1, 1])),
+            "weighted: mixed.* already contains it.",
+        ),
+        (
             lambda: length_desensitized(simpo, apply_to_reference=False),
             "length_desensitized.apply_to_reference: simpo has no reference. Remove the setting.",
         ),
