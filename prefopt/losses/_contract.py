@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -194,18 +194,22 @@ def check_settings(
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the function's own name."""
-    return str(getattr(function, "__name__", function))
+    """Return the function's own name; a ``functools.partial`` goes by what it wraps."""
+    return str(getattr(_unwrap(function), "__name__", function))
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
     """Return the signature with every annotation resolved; a composed loss carries its own."""
     signature = inspect.signature(function)
-    if hasattr(function, "__signature__"):
+    if hasattr(_unwrap(function), "__signature__"):
         return signature
-    hints = get_type_hints(function, include_extras=True)
+    hints = get_type_hints(_unwrap(function), include_extras=True)
     resolved = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
     return signature.replace(parameters=resolved, return_annotation=hints.get("return", LossOutput))
+
+
+def _unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    return _unwrap(function.func) if isinstance(function, partial) else function
 
 
 def base_of(parameter: Parameter) -> Any:
@@ -246,7 +250,7 @@ def _setting(owner: str, parameter: Parameter) -> Setting:
 
 
 def _read_docstring(function: Callable[..., Any]) -> tuple[str, str, str]:
-    text = inspect.getdoc(function) or ""
+    text = inspect.getdoc(_unwrap(function)) or ""
     sections = dict(re.findall(r"^(Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", text, flags=re.MULTILINE))
     formula = inspect.cleandoc("\n" + sections.get("Formula", ""))
     source = " ".join(sections.get("Source", "").split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 import pytest
@@ -70,6 +72,14 @@ def test_a_composed_loss_has_the_union_of_needs():
     assert list(contract.settings) == ["beta", "gamma"]
     assert not contract.needs_reference
     assert contract.applies == ("weighted", "with_nll")
+
+
+@pytest.mark.parametrize("loss", [dpo, with_nll(weighted(dpo))], ids=["plain", "composed"])
+def test_a_partial_is_its_loss_with_another_default(loss):
+    contract, plain = contract_of(partial(loss, beta=0.3)), contract_of(loss)
+    assert contract.settings["beta"].default == 0.3
+    settings = {**contract.settings, "beta": plain.settings["beta"]}
+    assert replace(contract, settings=settings) == plain
 
 
 def no_policy(chosen: PairLogps) -> LossOutput: ...
