@@ -1,0 +1,162 @@
+"""The policy: a causal language model that turns a packed batch into per-token log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefopt.errors import ModelError, RecipeError
+from prefopt.kernels.prefix_attention import ATTENTIONS
+from prefopt.policy.attention import LAYOUT, NAME, Layout, MissingLayoutError, check_coverage, use_attention
+from prefopt.policy.guards import check_modules, check_supported, disable_dropout
+from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
+from prefopt.policy.selfcheck import compare_with_plain
+from prefopt.policy.wrappers import causal_model, without_engine
+from prefopt.types import STATS, PackedBatch, SeqLogps
+
+__all__ = ["Policy", "check_supported", "disable_dropout"]
+
+_PLAIN = "_attention_before_prefopt"
+
+
+class Policy:
+    """Score packed batches with a causal language model, every prompt computed once.
+
+    Args:
+        model: a causal language model of transformers, or one with peft adapters. From here on it
+            attends to packed rows only; ``plain_attention`` gives it back for generation.
+        attention: ``segments``, ``dense`` (a reference with a full mask) or ``auto``.
+        dropout: keep dropout as configured. False switches all of it off, adapters' included.
+
+    Raises:
+        ModelError: the model cannot be scored exactly in packed rows.
+        RecipeError: an ``attention`` that does not exist.
+    """
+
+    def __init__(self, model: nn.Module, *, attention: str = "auto", dropout: bool = False) -> None:
+        if attention != "auto" and attention not in ATTENTIONS:
+            raise RecipeError(
+                f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(ATTENTIONS)}."
+            )
+        self.model = model
+        self.attention = "segments" if attention == "auto" else attention
+        core = causal_model(model)
+        check_supported(core.config)
+        _check_adapters(model)
+        check_modules(core)
+        check_head(core)
+        if not dropout:
+            disable_dropout(model)
+        if core.config._attn_implementation != NAME:
+            setattr(core, _PLAIN, core.config._attn_implementation)
+        use_attention(core, NAME)
+        self._is_proven = False
+
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        """Return the log-prob of every scored token, and the statistics asked for.
+
+        Args:
+            batch: on the model's device.
+            stats: names out of ``prefopt.types.STATS``.
+
+        Returns:
+            float32 values (float64 for a float64 model); ``is_top1`` is 0 or 1 without gradient.
+        """
+        wanted = tuple(name for name in STATS if name in stats)
+        assert len(wanted) == len(set(stats)), f"unknown statistics among {sorted(stats)}"
+        core = causal_model(self.model)
+        scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, read_transform(core))
+        layout = Layout(batch.segments, self.attention)
+        with scoring(core, scorer):
+            outputs = self._run(batch, layout)
+        if not self._is_proven:
+            self._prove(core, scorer, layout, outputs.logits)
+        values = outputs.logits[0].unbind(-1)
+        return SeqLogps(
+            tokens=values[0].contiguous(),
+            lengths=batch.lengths,
+            stats={name: value.contiguous() for name, value in zip(wanted, values[1:], strict=True)},
+        )
+
+    def _run(self, batch: PackedBatch, layout: Layout) -> Any:
+        kwargs: dict[str, Any] = {LAYOUT: layout}
+        try:
+            return self.model(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                attention_mask=None,
+                use_cache=False,
+                **kwargs,
+            )
+        except (MissingLayoutError, TypeError) as error:
+            if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
+                raise
+            raise ModelError(
+                f"model: {type(causal_model(self.model)).__name__} does not hand keyword arguments down to its "
+                f"attention, so packed rows cannot be scored. Choose another model."
+            ) from error
+
+    def _prove(self, core: PreTrainedModel, scorer: ScoringHead, layout: Layout, logits: Tensor) -> None:
+        """Check once that layout and head took the way through the model that they are meant to."""
+        name = type(core).__name__
+        check_coverage(layout, core.config.get_text_config(), name)
+        if scorer.packed is None:
+            raise ModelError(f"model: {name} makes logits without calling its head. Choose another model.")
+        if logits.shape != scorer.packed.shape or not torch.equal(logits.detach(), scorer.packed.detach()):
+            raise ModelError(
+                f"model: {name} changes its logits after the head in a way prefopt does not know. "
+                f"Choose another model."
+            )
+        self._is_proven = True
+
+    @contextmanager
+    def plain_attention(self, name: str | None = None) -> Iterator[nn.Module]:
+        """Give the model its ordinary attention back for the block, for example to generate.
+
+        Args:
+            name: an implementation known to transformers; None: the one the model came with.
+        """
+        core = causal_model(self.model)
+        use_attention(core, name or getattr(core, _PLAIN))
+        try:
+            yield self.model
+        finally:
+            use_attention(core, NAME)
+
+    def self_check(self, tolerance: float | None = None, seed: int = 0) -> float:
+        """Score random tokens packed and apart with the real weights, and compare.
+
+        Args:
+            tolerance: largest difference per token, nats; None picks one for the weights' dtype.
+            seed: of the random tokens.
+
+        Returns:
+            The largest difference found, nats.
+
+        Raises:
+            ModelError: the two differ by more than ``tolerance``.
+        """
+        wrapped, self.model = self.model, without_engine(self.model)
+        try:
+            return compare_with_plain(self, tolerance, seed)
+        finally:
+            self.model = wrapped
+
+    def describe(self) -> dict[str, str]:
+        """Say which attention and which head are in use."""
+        core = causal_model(self.model)
+        head = type(head_of(core)).__name__
+        return {"attention": self.attention, "head": f"chunked ({head}, {read_transform(core)})"}
+
+
+def _check_adapters(model: nn.Module) -> None:
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ModelError(
+                f"model: adapter '{name}' learns virtual prompt tokens, which cannot be packed. Use LoRA."
+            )

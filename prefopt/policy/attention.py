@@ -1,0 +1,120 @@
+"""The attention function that transformers calls in every layer while a packed batch is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+
+from prefopt.errors import ModelError
+from prefopt.kernels import prefix_attention
+from prefopt.types import Segments
+
+# transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
+NAME = "prefopt_packed"
+LAYOUT = "packed_layout"
+"""The model keyword argument that carries the layout down to every attention layer."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """Carry one batch's segments through the model and count the layers that they reach."""
+
+    segments: Segments
+    impl: str
+    num_layers: int = 0
+    num_windows: int = 0
+
+
+class MissingLayoutError(ModelError):
+    """An attention layer was called without the packed layout."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within the packed layout; the signature is that of transformers' attention interface."""
+    layout: Layout | None = kwargs.get(LAYOUT)
+    if layout is None:
+        raise MissingLayoutError(
+            f"model: {type(module).__name__} was called without a packed batch. Score through "
+            f"prefopt.Policy, or use the model inside policy.plain_attention()."
+        )
+    if dropout:
+        raise ModelError(
+            f"model: attention dropout is {dropout:g}, which packed attention does not apply. "
+            f"Call prefopt.policy.disable_dropout(model) first."
+        )
+    if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
+        raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
+    layout.num_layers += 1
+    layout.num_windows += sliding_window is not None
+    out = prefix_attention(
+        query,
+        key,
+        value,
+        layout.segments,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        impl=layout.impl,
+    )
+    return out, None
+
+
+_register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
+_register(NAME, attend)
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Make every layer of ``model`` attend by the function registered under ``name``.
+
+    Raises:
+        ModelError: the model does not go through transformers' attention interface.
+    """
+    model.set_attn_implementation(name)
+    for module in model.modules():
+        used = module.config._attn_implementation if isinstance(module, PreTrainedModel) else name
+        if used != name:
+            raise ModelError(
+                f"model: {type(model).__name__} keeps its own '{used}' attention instead of '{name}', so "
+                f"packed rows cannot be scored. Choose a model that supports transformers' attention interface."
+            )
+
+
+def check_coverage(layout: Layout, config: PretrainedConfig, name: str) -> None:
+    """Refuse a model of which some layer attended without the layout, or without its window.
+
+    Raises:
+        ModelError: says how many layers were reached.
+    """
+    expected = int(config.num_hidden_layers)
+    if layout.num_layers < expected:
+        raise ModelError(
+            f"model: only {layout.num_layers} of {expected} layers of {name} use the packed attention. "
+            f"Choose another model."
+        )
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ()
+    windows = sum(kind in ("sliding_attention", "local") for kind in kinds)
+    if not kinds and getattr(config, "sliding_window", None):
+        windows = 1
+    if layout.num_windows < windows:
+        raise ModelError(
+            f"model: {windows} layers of {name} have a sliding window but {layout.num_windows} pass it on, "
+            f"so long rows would be scored wrongly. Choose another model."
+        )

@@ -1,0 +1,121 @@
+"""What prefopt refuses to train, each with one line that says why: sharing a prompt must be exact."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from prefopt.errors import ModelError
+
+_SHAREABLE = {"full_attention", "sliding_attention", "attention"}
+_PATTERNS = ("layer_types", "layers_block_type", "block_types", "attn_type_list")
+"""Where configurations say what each layer mixes tokens with."""
+_RECURRENT_KEYS = (
+    "hybrid_override_pattern",
+    "full_attn_idxs",
+    "mamba_d_state",
+    "ssm_state_size",
+    "mamba_d_conv",
+    "conv_L_cache",
+    "linear_conv_kernel_dim",
+    "lru_width",
+    "linear_attn_config",
+    "wkv_hidden_size",
+)
+_OWN_MASKS = {"doge": "it builds its own attention mask", "diffusion_gemma": "it is not causal"}
+_OTHER_TASKS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+    "DoubleHeadsModel",
+)
+_MIXERS = re.compile(r"Mamba|Rwkv|DeltaNet|ShortConv|LinearAttention|LightningAttention|RecurrentBlock|xLSTM")
+_DROPOUT = re.compile(r"drop(out|_prob|_rate)?$|pdrop$|dropout_prob$|layerdrop$|jitter_noise$|^dropout")
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse a checkpoint that is no plain causal language model with ordinary attention.
+
+    Raises:
+        ModelError: one line that names the architecture and the reason.
+    """
+    name = (config.architectures or [config.model_type])[0]
+    if config.is_encoder_decoder:
+        raise ModelError(f"model: {name} is an encoder-decoder. Choose a causal language model.")
+    for part in ("vision_config", "audio_config", "speech_config"):
+        if getattr(config, part, None) is not None:
+            kind = part.split("_", maxsplit=1)[0]
+            raise ModelError(
+                f"model: {name} has a {kind} tower, which is not supported. Choose a text-only causal model."
+            )
+    if name.endswith(_OTHER_TASKS):
+        raise ModelError(
+            f"model: {name} has no language model head to score answers with. Choose a causal model."
+        )
+    text = config.get_text_config()
+    if text.model_type in _OWN_MASKS:
+        raise ModelError(
+            f"model: {name} cannot share prompts: {_OWN_MASKS[text.model_type]}. Choose another model."
+        )
+    _check_layers(name, text)
+
+
+def _check_layers(name: str, config: PretrainedConfig) -> None:
+    for pattern in _PATTERNS:
+        kinds = getattr(config, pattern, None)
+        foreign = (
+            sorted({str(kind) for kind in kinds} - _SHAREABLE) if isinstance(kinds, (list, tuple)) else []
+        )
+        if foreign:
+            raise ModelError(_mixer_message(name, f"{', '.join(foreign)} layers"))
+    for key in _RECURRENT_KEYS:
+        if getattr(config, key, None):
+            raise ModelError(_mixer_message(name, f"recurrent or convolutional layers ({key})"))
+    if getattr(config, "attention_chunk_size", None):
+        raise ModelError(_mixer_message(name, "chunked attention (attention_chunk_size)"))
+
+
+def _mixer_message(name: str, what: str) -> str:
+    return (
+        f"model: {name} has {what}, through which an answer would see the tokens packed before it. "
+        f"Choose a model with full or sliding-window attention only."
+    )
+
+
+def check_modules(model: nn.Module) -> None:
+    """Refuse modules that mix tokens other than by attention, whatever the configuration says.
+
+    Raises:
+        ModelError: names the first such module.
+    """
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, (nn.Conv1d, nn.RNNBase)) or _MIXERS.search(kind):
+            raise ModelError(_mixer_message(type(model).__name__, f"a {kind} ({path})"))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off every kind of dropout: modules, LoRA's, and the functional one of attention.
+
+    Attention reads its probability from a number on the module or in the configuration, which
+    putting ``nn.Dropout`` modules to zero does not reach; router jitter likewise.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and _DROPOUT.search(name):
+                setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            configs[id(config)] = config
+    for config in configs.values():
+        for name, value in list(vars(config).items()):
+            if isinstance(value, float) and _DROPOUT.search(name):
+                setattr(config, name, 0.0)

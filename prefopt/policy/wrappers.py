@@ -1,0 +1,37 @@
+"""Find the transformers model inside the wrappers of engines, compilers and adapter libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefopt.errors import ModelError
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model at the core of ``model``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found: Any = without_engine(model)
+    if not isinstance(found, PreTrainedModel) and hasattr(found, "get_base_model"):
+        found = found.get_base_model()
+    if not isinstance(found, PreTrainedModel):
+        raise ModelError(
+            f"model: {type(found).__name__} is no transformers model. Load a causal language model."
+        )
+    return found
+
+
+def without_engine(model: nn.Module) -> nn.Module:
+    """Take off the wrappers of data-parallel engines and of the compiler, but not adapters."""
+    found: Any = model
+    while not isinstance(found, PreTrainedModel) and not hasattr(found, "get_base_model"):
+        inner = getattr(found, "_orig_mod", None) or getattr(found, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        found = inner
+    return found  # type: ignore[no-any-return]
