@@ -25,7 +25,7 @@ from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.optim import OptimSettings
-from prefopt.policy import Policy, check_supported, disable_dropout
+from prefopt.policy import Policy, check_supported
 from prefopt.recipe import DataSource, Recipe, ReferenceModel, parse_recipe
 from prefopt.reference import (
     AdapterOffReference,
@@ -218,14 +218,12 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     adapted = recipe.model.lora is not None or recipe.model.adapter is not None
     base = _load_model(recipe, None if adapted else weights)
     model = _with_adapter(recipe, base, weights) if adapted else base
-    if not recipe.model.dropout:
-        disable_dropout(model)
     if recipe.model.checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if adapted:
             base.enable_input_require_grads()
     try:
-        return Policy(model, attention=recipe.model.attention)
+        return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
     except RecipeError as error:
         raise recipe.located(error) from None
 
@@ -456,7 +454,6 @@ def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
 
 
 def _frozen(model: Any, engine: Engine, attention: str = "auto") -> Policy:
-    disable_dropout(model)
     return Policy(engine.place(model), attention=attention)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -33,7 +35,19 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM
         initializer_range=0.2,  # large enough for log-probs that differ between tokens
         tie_word_embeddings=False,
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config).to(dtype)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if isinstance(module, LlamaRMSNorm):
+                module.forward = partial(_norm, module)
+    return model
+
+
+def _norm(module: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """Normalise in the input's own dtype; transformers rounds to float32 in between, which hides 1e-10."""
+    return (
+        module.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    )
 
 
 def groups(count: int, seed: int = 0, answers: int = 2) -> list[TokenizedGroup]:

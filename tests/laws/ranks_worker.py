@@ -1,0 +1,60 @@
+"""One of two gloo ranks: run one step over uneven packs and write its loss and gradients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import toy
+from safetensors.torch import save_file
+
+from prefopt.build_loss import build_loss
+from prefopt.data.loader import build_step
+from prefopt.distributed import Engine
+from prefopt.optim import OptimSettings
+from prefopt.trainer import Trainer
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    engine = Engine(cpu=True)
+    out: dict[str, torch.Tensor] = {}
+    for name, pairs, budget in (("even", 24, 80), ("ghost", 1, 80)):
+        data = toy.table(24)
+        plan = toy.plan(data, budget=budget, per_step=pairs, world=engine.world)
+        trainer = Trainer(
+            toy.policy(),
+            build_loss({"name": "dpo", "with": [{"name": "with_nll", "nll": "batch_token"}]}),
+            plan,
+            data,
+            num_steps=2,
+            reference=toy.reference(seed=1),
+            optim=OptimSettings(lr=1e-3, warmup=0, clip=None),
+            engine=engine,
+        )
+        step = build_step(plan, data, 0, rank=engine.rank)
+        sums, _, packs = trainer._accumulate(step)
+        names, vector = sums.vector()
+        out[f"{name}/metrics"] = engine.sum(vector)
+        out[f"{name}/packs"] = torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])
+        norm = engine.clip(trainer.parameters.values(), None)
+        out[f"{name}/norm"] = norm
+        for key, p in trainer.parameters.items():
+            assert p.grad is not None
+            out[f"{name}/grad/{key}"] = p.grad.clone()
+        trainer.optimizer.zero_grad()
+        losses = [result.sums.vector()[1] for result in trainer]
+        out[f"{name}/losses"] = engine.sum(torch.stack(losses))
+        out[f"{name}/weights"] = torch.cat([p.detach().flatten() for p in trainer.parameters.values()])
+        out[f"{name}/eval"] = torch.tensor(trainer.evaluate(plan, data)["loss"], dtype=torch.float64)
+        del names
+    uneven = torch.arange(3 + engine.rank, dtype=torch.float64) + 10 * engine.rank
+    out["gathered"] = engine.gather(uneven)
+    assert engine.broadcast_text(f"from {engine.rank}") == "from 0"
+    save_file({k: v.contiguous() for k, v in out.items()}, str(folder / f"rank{engine.rank}.safetensors"))
+    engine.finish()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

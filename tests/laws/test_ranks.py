@@ -1,0 +1,80 @@
+"""Two ranks with uneven packs compute what one process computes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).resolve().parent
+
+
+def launch(world: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Run the worker on ``world`` gloo ranks and return what each wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    processes = []
+    for rank in range(world):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        variables = {key: str(value) for key, value in ranks.items()} if world > 1 else {}
+        env = {
+            **os.environ,
+            **variables,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": paths,
+        }
+        command = [sys.executable, str(HERE / "ranks_worker.py"), str(folder)]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors[-3000:]
+    return [load_file(str(folder / f"rank{rank}.safetensors")) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    base = tmp_path_factory.mktemp("ranks")
+    return launch(1, base / "one")[0], launch(2, base / "two")
+
+
+@pytest.mark.parametrize("case", ["even", "ghost"])
+def test_losses_gradients_and_weights_agree(
+    case: str, results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]
+) -> None:
+    """float64: only the order of the sums differs, so 1e-10."""
+    one, two = results
+    keys = [key for key in one if key.startswith(f"{case}/") and not key.endswith("packs")]
+    assert len(keys) > 20
+    for key in keys:
+        for rank in two:
+            torch.testing.assert_close(rank[key], one[key], rtol=1e-10, atol=1e-13, msg=f"{key} differs")
+
+
+def test_the_ranks_held_different_work(
+    results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
+) -> None:
+    """All ranks hold equally many packs; with one pair for two ranks, the second holds only a ghost."""
+    _, (first, second) = results
+    assert first["even/packs"][0] == second["even/packs"][0] > 2
+    assert first["ghost/packs"].tolist() == [1, 0]
+    assert second["ghost/packs"].tolist() == [1, 1]
+
+
+def test_gather_joins_uneven_parts_in_rank_order(
+    results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
+) -> None:
+    """Rank 0 holds 0 1 2, rank 1 holds 10 11 12 13."""
+    for rank in results[1]:
+        assert rank["gathered"].tolist() == [0, 1, 2, 10, 11, 12, 13]
