@@ -184,8 +184,8 @@ class Rows(Block):
     """Pairs whose two answers are the same tokens."""
     on_tie: Literal["drop", "keep", "error"] = "drop"
     """Answers with the same score."""
-    truncate: Literal["keep_start", "keep_end"] = "keep_start"
-    """Which end of a sequence beyond batch.max_tokens stays."""
+    truncate: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
+    """Rows beyond batch.max_tokens: cut the answers' tails, cut the prompt's head first, drop or refuse."""
 
 
 class Eval(Block):
@@ -222,7 +222,7 @@ class Batch(Block):
     """Pairs (answers, for a loss without pairs) per optimizer step, over all processes."""
     tokens_per_batch: Count = 16384
     """Most tokens in one forward pass; sets memory and speed, never the result."""
-    max_tokens: Count | None = 2048
+    max_tokens: Annotated[int, Field(ge=2)] | None = 2048
     """Longest prompt plus answer; longer ones are truncated. null: no limit."""
     share_prompts: bool = True
     """Compute each prompt once for all its answers. Exact; false is for comparison."""
