@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
@@ -49,6 +50,11 @@ class Data:
     held_out: GroupTable | None
     report: DataReport
     eval_report: DataReport | None = None
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
+    transformers_logging.disable_progress_bar()
 
 
 def cache_folder() -> Path:
@@ -219,9 +225,7 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     base = _load_model(recipe, None if adapted else weights)
     model = _with_adapter(recipe, base, weights) if adapted else base
     if recipe.model.checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if adapted:
-            base.enable_input_require_grads()
+        _enable_checkpointing(base)
     try:
         return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
     except RecipeError as error:
@@ -422,6 +426,15 @@ def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable("model.adapter", source, error) from None
     return model
+
+
+def _enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; the method was renamed within transformers 5."""
+    # the non-reentrant form needs no input with a gradient, so adapters work without further hooks
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:

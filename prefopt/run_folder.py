@@ -49,6 +49,14 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def data_report(self) -> Path:
+        return self.path / "data_report.json"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -67,6 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     """Train as a loaded recipe says; see ``run``."""
     if resume and overwrite:
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
+    build.quiet_libraries()
     loss = build.loss_of(recipe)
     folder = RunFolder(Path(recipe.output))
     engine = build.engine_of(recipe)
@@ -145,7 +146,9 @@ class _Run:
             for report in filter(None, (self.data.report, self.data.eval_report)):
                 for line in report.lines():
                     self.display.say(line)
-            self.data.report.write_quarantine(self.folder.path / "quarantine.jsonl")
+            checkpoint.write_json(self.folder.data_report, self.data.report.to_json())
+            if self.data.report.bad:
+                self.data.report.write_quarantine(self.folder.quarantine)
         for report in filter(None, (self.data.report, self.data.eval_report)):
             report.enforce(self.recipe.rows.max_bad)
         self.plan = build.plan_of(self.recipe, self.data.train, self.loss, self.engine.world)

@@ -48,6 +48,8 @@ def stream(
             step = pending.pop(0).result()
             if index + ahead < stop:
                 pending.append(
-                    pool.submit(build_step, plan, groups, index + ahead, rank=rank, share_prompts=share_prompts)
+                    pool.submit(
+                        build_step, plan, groups, index + ahead, rank=rank, share_prompts=share_prompts
+                    )
                 )
             yield step
