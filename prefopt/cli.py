@@ -71,6 +71,7 @@ def train(
         raise RecipeError(
             "command line: --resume goes on with a run, --overwrite replaces it. Give one of them."
         )
+    _read_first(recipe, overrides)
     from prefopt import train as verb
 
     verb.run(recipe, overrides or [], resume=resume, overwrite=overwrite)
@@ -79,6 +80,7 @@ def train(
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Show what a recipe would do; train nothing."""
+    _read_first(recipe, overrides)
     from prefopt import check as verb
 
     verb.run(recipe, overrides or [])
@@ -177,10 +179,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         return _report(_usage(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _report("interrupted.", INTERRUPTED, "stopped")
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last door: what nobody foresaw ends in one line too
         return _report(_internal(error), INTERNAL)
+    if code == INTERRUPTED:  # newer versions of typer return it where older ones raise
+        return _report("interrupted.", INTERRUPTED, "stopped")
     return code if isinstance(code, int) else 0
+
+
+def _read_first(recipe: Path, overrides: Sequence[str] | None) -> None:
+    """Refuse a mistaken recipe at once; what the verbs import takes many times as long."""
+    from prefopt.recipe import load_recipe
+
+    load_recipe(recipe, overrides or [])
 
 
 def _usage(error: Exception) -> str:
