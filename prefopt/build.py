@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from transformers.utils import logging as transformers_logging
 from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
 from prefopt.cache import LogpCache
+from prefopt.data.choose import Structure
 from prefopt.data.loader import stream
 from prefopt.data.plan import Plan
-from prefopt.data.prepare import DataReport, Prepared, prepare
+from prefopt.data.prepare import Prepared, prepare
+from prefopt.data.report import DataReport
 from prefopt.data.rows import Source
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
@@ -54,7 +56,7 @@ class Data:
 
 def quiet_libraries() -> None:
     """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def cache_folder() -> Path:
@@ -341,7 +343,7 @@ def _prepare(
         truncate=recipe.rows.truncate,
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
-        structure=loss.contract.structure,
+        structure=cast(Structure, loss.contract.structure),
         chat_template=recipe.model.chat_template,
         cache_dir=cache_folder() / "tokenized" if use_cache else None,
     )
@@ -356,7 +358,7 @@ def _prompt_ranks(table: GroupTable, seed: int) -> np.ndarray[Any, np.dtype[np.i
     start = seed.to_bytes(8, "little")
     firsts = table.group_prompts[:-1]
     bounds = zip(table.prompt_starts[firsts].tolist(), table.prompt_starts[firsts + 1].tolist(), strict=True)
-    ids = memoryview(np.ascontiguousarray(table.prompt_ids))
+    ids = table.prompt_ids
     digests = (blake2b(start + ids[low:high].tobytes(), digest_size=7).digest() for low, high in bounds)
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.int64)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> No
         console.print(line)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)).replace("\n", "⏎\n")
 
 
@@ -110,11 +110,11 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())
     unit = "pairs" if loss.contract.structure == "pairs" else "answers"
+    epoch = len(plan.epoch_steps(0))
     lines = [
         f"{len(data.train):,} groups with {int(plan.units.sum()):,} {unit} to train on"
         + (f", {len(data.held_out):,} groups held out" if data.held_out is not None else ""),
-        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {unit}; "
-        f"an epoch has {len(plan.epoch_steps(0)):,}",
+        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {unit}, {epoch:,} in an epoch",
         _packing(plan, recipe.batch.tokens_per_batch),
         f"tokens per epoch: {shared:,} with each prompt once, {separate:,} with a prompt per answer: "
         f"sharing ratio {separate / shared:.2f}, {1 - shared / separate:.0%} of the tokens saved"

@@ -102,7 +102,7 @@ def load_state_tensors(
     """
     known = {key.rpartition("/")[0] for key in flat}
     if known - parameters.keys() or (flat and parameters.keys() - known):
-        strange = sorted((known - parameters.keys()) | (parameters.keys() - known))[0]
+        strange = min((known - parameters.keys()) | (parameters.keys() - known))
         raise ResumeError(
             f"checkpoint: the optimizer state and the model disagree on parameter '{strange}'. "
             f"Resume with the recipe that wrote the checkpoint."

@@ -6,9 +6,13 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SHOWN = ("loss", "reward/accuracy", "reward/margin", "grad_norm", "lr")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -41,7 +45,7 @@ class Display:
             )
             self._task = self._bar.add_task(what, total=total, completed=start, note="")
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self

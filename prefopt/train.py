@@ -227,16 +227,15 @@ class _Run:
         """Say what is about to happen, with the choices that were made automatically."""
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
-        units = self.trainer.units(self.plan.step(0).totals)
+        first, ranks = self.plan.step(0), self.engine.world
+        unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
+        choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
-            f"loss {self.loss.describe()}",
+            f"loss {self.loss.describe()}, divided by all {unit} of a step",
             f"reference {build.reference_name(self.recipe) if reference is not None else 'not used'}",
-            f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, "
-            + ", ".join(f"{key} {value}" for key, value in self.policy.describe().items()),
-            f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {units} "
-            f"{'pairs' if self.loss.contract.structure == 'pairs' else 'answers'}, "
-            f"{len(self.plan.step(0).ranks[0])} pack(s) per rank in the first, {self.engine.world} rank(s) on "
-            f"{self.engine.device.type}; the loss is divided by the units of the whole step",
+            f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
+            f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
+            f"{ranks} rank(s) on {self.engine.device.type}, {len(first.ranks[0])} pack(s) per rank in the first step",
         ]
         for line in lines:
             self.display.say(line)
@@ -415,25 +414,25 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 @contextmanager
 def _signals(request: Callable[[int], None]) -> Iterator[None]:
     """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests; a second signal acts at once."""
-    bits = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
+    bits: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
     old: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        request(bits[signal.Signals(number)])
-        for each, handler in old.items():
-            signal.signal(each, handler)
+        request(bits[number])
+        for other, handler in old.items():
+            signal.signal(other, handler)
 
     try:
-        for number in bits:
-            old[number] = signal.signal(number, handle)
+        for each in bits:
+            old[each] = signal.signal(each, handle)
     except ValueError:
         # only the main thread may set handlers; elsewhere the caller's stay
         warnings.warn("not on the main thread: signals will not lead to a checkpoint", stacklevel=2)
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for each, handler in old.items():
+            signal.signal(each, handler)
 
 
 logging.getLogger("prefopt").addHandler(logging.StreamHandler())

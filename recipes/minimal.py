@@ -1,4 +1,4 @@
-"""DPO in plain Python, no recipe: a tiny model, three rows, ten steps. `python recipes/minimal.py`"""
+"""DPO in plain Python, no recipe: a tiny model, three rows, ten steps. Run `python recipes/minimal.py`."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,6 +16,7 @@ ROWS = [  # prompt, chosen, rejected; your own rows go here
 
 
 def main() -> None:
+    """Build, train, save."""
     # 1. A causal language model and its tokenizer. Any Hugging Face model will do.
     words = sorted({word for row in ROWS for text in row for word in text.split()})
     vocabulary = {word: index for index, word in enumerate(["<eos>", *words])}

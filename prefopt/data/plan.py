@@ -59,7 +59,7 @@ class Plan:
     seed: int = 0
     world: int = 1
     shuffle: bool = True
-    source_of: Ints | None = None
+    source_of: npt.NDArray[np.integer[Any]] | None = None
     source_weights: Sequence[float] = (1.0,)
     _epochs: dict[int, list[Ints]] = field(default_factory=dict, repr=False, compare=False)
 
