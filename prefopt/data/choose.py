@@ -10,7 +10,7 @@ from prefopt.data.layouts import Layout
 from prefopt.errors import DataError
 from prefopt.types import Comparison, Preference
 
-Structure = Literal["pairs", "responses", "sides", "lists"]
+Structure = Literal["pairs", "responses", "sides", "lists", "all"]
 Policy = Literal["drop", "keep", "error"]
 
 
@@ -45,11 +45,14 @@ def choose(row: Comparison, structure: Structure, on_tie: Policy) -> Choice:
     """Keep the answers that ``structure`` needs and the preferences that hold.
 
     "responses" keeps the preferred or desirable answers alone; "pairs" and "sides" every answer of a
-    preference; "lists" all answers unless all are equally good.
+    preference; "lists" all answers unless all are equally good; "all" every answer of every row, to be
+    scored rather than learned from.
 
     Raises:
         DataError: a tie where ``on_tie`` is "error".
     """
+    if structure == "all":
+        return Choice(row)
     if structure == "responses":
         best = {pair.chosen for pair in row.preferences} if row.labels is None else _desirable(row)
         return Choice(take_answers(row, sorted(best), ()) if best else None)
