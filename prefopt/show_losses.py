@@ -15,7 +15,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
 from prefopt.types import INPUTS
 
-MIXED = "Add up several losses, each with its weight: {name: mixed, of: [{name: dpo, weight: 0.8}, ...]}."
+MIXED = "Add up several losses of one kind, each with its weight."
 _UNITS = {"pairs": "pairs", "responses": "answers", "sides": "labelled answers", "lists": "groups of answers"}
 
 
@@ -32,7 +32,8 @@ def run(name: str | None = None) -> None:
     elif name in TRANSFORMS:
         _explain_transform(name)
     elif name == "mixed":
-        _say(f"mixed\n\n{MIXED}")
+        _say(f"mixed: a list of losses\n\n{MIXED}\n")
+        _say("loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: ipo, weight: 0.2}]}")
     else:
         known = [*LOSSES, *TRANSFORMS, "mixed"]
         close = get_close_matches(name, known, n=1)
