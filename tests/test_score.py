@@ -1,0 +1,76 @@
+"""The verb ``score``: the sums that the model itself gives, for every answer of every row, in order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from transformers import AutoModelForCausalLM
+
+from prefopt.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    toy.save_model(tmp_path / "model")
+    toy.save_rows(tmp_path / "rows.jsonl", 12)
+    return tmp_path
+
+
+def scored(folder: Path, *more: str) -> list[dict[str, object]]:
+    out = folder / "scores.jsonl"
+    arguments = ["score", str(folder / "model"), str(folder / "rows.jsonl"), "--out", str(out), *more]
+    assert main(arguments) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_sums_are_those_of_the_plain_model(folder: Path) -> None:
+    """Each answer rendered and scored on its own by the model's logits; float32 sums of 12 tokens, so 1e-4."""
+    lines = scored(folder)
+    assert [line["row_id"] for line in lines] == list(range(12))
+    assert lines[3]["origin"] == f"{folder / 'rows.jsonl'}:4"
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = toy.tokenizer()
+    for line, text in zip(lines, (folder / "rows.jsonl").read_text().splitlines(), strict=True):
+        row = json.loads(text)
+        for at, side in enumerate(("chosen", "rejected")):
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
+            start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+            ids = torch.tensor([tokenizer(whole, add_special_tokens=False).input_ids])
+            with torch.no_grad():
+                logps = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+            total = logps[torch.arange(logps.shape[0]), ids[0, start:]].sum().item()
+            assert line["logps"][at] == pytest.approx(total, abs=1e-4)  # type: ignore[index]
+            assert line["lengths"][at] == ids.shape[1] - start  # type: ignore[index]
+
+
+def test_identical_answers_and_ties_are_scored_too(folder: Path) -> None:
+    rows = [
+        {"prompt": "w1 w2", "chosen": " w3", "rejected": " w3"},
+        {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5", "chosen_score": 1, "rejected_score": 1},
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = scored(folder)
+    assert [line["lengths"] for line in lines] == [[2, 2], [2, 3]]  # each with its end-of-sequence token
+    assert lines[0]["logps"][0] == lines[0]["logps"][1]  # type: ignore[index]
+
+
+def test_an_existing_file_is_not_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored(folder)
+    before = (folder / "scores.jsonl").read_bytes()
+    arguments = [
+        "score",
+        str(folder / "model"),
+        str(folder / "rows.jsonl"),
+        "--out",
+        str(folder / "scores.jsonl"),
+    ]
+    assert main(arguments) == 2
+    assert "the file exists" in capsys.readouterr().err
+    assert (folder / "scores.jsonl").read_bytes() == before
+    assert len(scored(folder, "--overwrite")) == 12
