@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from prefopt.errors import CorruptError
@@ -33,14 +34,21 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any
 
     The file is written beside its place, flushed to disk and renamed, so that a reader never sees
     half of it.
+
+    Raises:
+        OSError: the file cannot be written; an older one stays as it was.
     """
     solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(meta, ensure_ascii=False)
     header = {"meta": text, "digest": _digest(solid, text)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        save_file(solid, str(part), metadata=header)
+        try:
+            save_file(solid, str(part), metadata=header)
+        except SafetensorError as error:
+            # What the library raises for a full disk, too.
+            raise OSError(f"{path}: cannot be written ({error})") from error
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

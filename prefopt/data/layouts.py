@@ -46,17 +46,8 @@ ALIASES: dict[str, Tiers] = {
     "responses": (("responses",), ("completions", "answers")),
     "scores": (("scores",), ("ratings", "rewards")),
     "ranks": (("ranks",), ("rank", "ranking")),
-    "first": (
-        ("first",),
-        ("response_0", "response_a", "answer_a", "completion_a"),
-        ("response_1", "response1"),
-    ),
-    "second": (
-        ("second",),
-        ("response_b", "answer_b", "completion_b"),
-        ("response_1",),
-        ("response_2", "response2"),
-    ),
+    "first": (("first",),),  # and _PAIRS_OF_NAMES
+    "second": (("second",),),
     "better": (
         ("better",),
         ("better_response_id", "winner", "preference", "overall_preference", "preference_strength"),
@@ -92,6 +83,7 @@ _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ranked": (("prompt", "responses"), ("scores", "ranks", "system", "tools", "weight")),
     "choice": (("prompt", "first", "second", "better"), ("system", "tools", "weight")),
 }
+_NAMED_SHAPES = {"labelled": ("labelled",), "ranked": ("ranked", "choice")}
 _CHAT_FORMS = ("messages", "sharegpt", "transcript")
 
 
@@ -153,11 +145,9 @@ def _candidates(
     value: Mapping[str, Any], values: Sequence[Mapping[str, Any]], source: Source
 ) -> list[Layout]:
     found = []
-    for shape, (needed, optional) in _SHAPES.items():
-        if source.layout in ("labelled", "ranked") and shape not in (source.layout, "choice"):
-            continue
-        if source.layout == "labelled" and shape == "choice":
-            continue
+    allowed = _NAMED_SHAPES.get(source.layout, tuple(_SHAPES))
+    for shape in allowed:
+        needed, optional = _SHAPES[shape]
         columns = {name: path for name in needed if (path := _find(name, [value], source))}
         if len(columns) < len(needed):
             continue
@@ -189,7 +179,7 @@ def _find(name: str, values: Sequence[Mapping[str, Any]], source: Source) -> str
 
 
 def _has(values: Sequence[Mapping[str, Any]], path: str) -> bool:
-    return any(pick(value, path) not in (MISSING, None) for value in values)
+    return any(pick(value, path) not in (MISSING, None, "") for value in values)
 
 
 def _form(shape: str, columns: Mapping[str, str], value: Mapping[str, Any], source: Source) -> str | None:
@@ -197,14 +187,13 @@ def _form(shape: str, columns: Mapping[str, str], value: Mapping[str, Any], sour
     cells = {
         name: (sequence if name in lists else opened)(pick(value, path)) for name, path in columns.items()
     }
-    asked = source.layout if source.layout in (*_CHAT_FORMS, "text") else None
-    found = _FORMS[shape](cells)
-    if found == "text" and (asked in ("messages", "sharegpt") or (asked is None and "system" in columns)):
-        found = "messages"
-    if asked is None or found is None:
-        return found
-    matches = {asked, "messages"} if asked in ("messages", "sharegpt") else {asked}
-    return asked if found in matches | ({"sharegpt"} if asked == "messages" else set()) else None
+    found = _FORMS[shape]({name: cell for name, cell in cells.items() if cell not in (MISSING, None)})
+    match source.layout:
+        case "messages" | "sharegpt":
+            return source.layout if found in ("messages", "sharegpt", "text") else None
+        case "text" | "transcript":
+            return found if found == source.layout else None
+    return "messages" if found == "text" and "system" in columns else found
 
 
 def _form_of_pair(cells: Mapping[str, Any]) -> str | None:

@@ -320,8 +320,9 @@ class _Builder:
         cut = fit(len(tokens.prompt), lengths, limit, self.settings.truncate)
         if self.settings.truncate == "error":
             raise DataError(
-                f"{row.origin}: {len(tokens.prompt) + max(lengths)} tokens of prompt and longest answer are more "
-                f"than batch.max_tokens: {limit}. Raise it, or set rows.truncate to keep_start, keep_end or drop."
+                f"{row.origin}: prompt and longest answer have {len(tokens.prompt) + max(lengths)} tokens, "
+                f"more than batch.max_tokens: {limit}. Raise it, or set rows.truncate to keep_start, "
+                f"keep_end or drop."
             )
         if cut is None:
             self.report.too_long.add(row.origin)

@@ -301,7 +301,8 @@ class Tokenizer:
     def _find_opening(self) -> list[int]:
         """Return the ids that the tokenizer puts before a plain text, such as BOS."""
         bare = self._encode(["a"])[0]
-        whole: list[int] = self.tokenizer("a")["input_ids"]
+        # The tokenizer itself is asked only where there is no copy: a call resets its truncation.
+        whole = list(self._backend.encode("a").ids if self._backend else self.tokenizer("a")["input_ids"])
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return list(whole[:start])

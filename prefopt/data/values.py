@@ -53,8 +53,7 @@ def pick(row: Mapping[str, Any], path: str) -> Any:
         return row[path]
     value: Any = row
     for step in path.split("."):
-        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-            value = json_cell(value, path)
+        value = sequence(value)
         if isinstance(value, Mapping) and step in value:
             value = value[step]
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
