@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run; the only place that branches on what a recipe names."""
+"""From a recipe to the data, the plan and the pieces of a run; models are built in ``build_model``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
+from prefopt.build_model import DTYPES
 from prefopt.cache import LogpCache
 from prefopt.data.choose import Structure
 from prefopt.data.loader import stream
@@ -26,22 +22,11 @@ from prefopt.data.report import DataReport
 from prefopt.data.rows import Source
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
-from prefopt.errors import ModelError, RecipeError
+from prefopt.errors import RecipeError
 from prefopt.optim import OptimSettings
-from prefopt.policy import Policy, check_supported
-from prefopt.recipe import DataSource, Recipe, ReferenceModel, parse_recipe
-from prefopt.reference import (
-    AdapterOffReference,
-    CachedReference,
-    FrozenAdapterReference,
-    FrozenReference,
-    Reference,
-    fill_cache,
-)
+from prefopt.recipe import DataSource, Recipe, parse_recipe
+from prefopt.reference import Reference, fill_cache
 from prefopt.strict_yaml import dump_yaml
-
-REFERENCE_ADAPTER = "reference"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +37,6 @@ class Data:
     held_out: GroupTable | None
     report: DataReport
     eval_report: DataReport | None = None
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def cache_folder() -> Path:
@@ -88,19 +68,6 @@ def loss_of(recipe: Recipe) -> BoundLoss:
             )
         )
     return loss
-
-
-def tokenizer_of(recipe: Recipe) -> Any:
-    """Load the tokenizer that belongs to the recipe's model."""
-    path = recipe.model.path
-    if demo.is_builtin(path):
-        return demo.build_tokenizer()
-    try:
-        return AutoTokenizer.from_pretrained(
-            path, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("model.path", path, error) from None
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:
@@ -176,12 +143,7 @@ def optim_of(recipe: Recipe) -> OptimSettings:
 
 def engine_of(recipe: Recipe) -> Engine:
     """Join the process group and choose the device."""
-    return Engine(autocast=_DTYPES[recipe.model.autocast] if recipe.model.autocast else None)
-
-
-def default_device() -> torch.device:
-    """Return the first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Engine(autocast=DTYPES[recipe.model.autocast] if recipe.model.autocast else None)
 
 
 def scoring_recipe(
@@ -203,99 +165,6 @@ def scoring_recipe(
         }
     )
     return parse_recipe(text, name="score")
-
-
-def check_model(recipe: Recipe) -> None:
-    """Refuse, from its config alone, a model that cannot be trained exactly.
-
-    Raises:
-        ModelError: the model is missing or of a kind that is not supported.
-    """
-    settings = recipe.model
-    if not demo.is_builtin(settings.path):
-        _config(settings.path, settings.revision, settings.trust_remote_code, "model.path")
-
-
-def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
-    """Load the model to train, with its adapter, ready to score packed batches.
-
-    Args:
-        recipe: which model, in which dtype, with which adapter.
-        weights: a ``model`` folder of a checkpoint to start from instead of the recipe's weights.
-    """
-    adapted = recipe.model.lora is not None or recipe.model.adapter is not None
-    base = _load_model(recipe, None if adapted else weights)
-    model = _with_adapter(recipe, base, weights) if adapted else base
-    if recipe.model.checkpointing:
-        _enable_checkpointing(base)
-    try:
-        return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
-    except RecipeError as error:
-        raise recipe.located(error) from None
-
-
-def reference_name(recipe: Recipe) -> str:
-    """Return which reference a recipe means when its loss needs one."""
-    if isinstance(recipe.reference, ReferenceModel):
-        return "path"
-    if recipe.reference is not None:
-        return recipe.reference
-    return "adapter_off" if recipe.model.lora is not None else "initial"
-
-
-def reference_of(
-    recipe: Recipe,
-    policy: Policy,
-    engine: Engine,
-    loss: BoundLoss,
-    score: Callable[[Reference], LogpCache],
-    *,
-    is_resumed: bool = False,
-) -> Reference | None:
-    """Build what the policy is compared with.
-
-    Args:
-        recipe: names the reference.
-        policy: not yet wrapped for the engine.
-        engine: places the reference.
-        loss: says whether a reference is needed, and which statistics of it.
-        score: runs a reference over all data once, for ``cached``.
-        is_resumed: the policy's weights are no longer those that training started from.
-    """
-    if not loss.contract.needs_reference:
-        return None
-    match reference_name(recipe):
-        case "path":
-            assert isinstance(recipe.reference, ReferenceModel)
-            return FrozenReference(_frozen(_load_reference(recipe, recipe.reference), engine), is_start=False)
-        case "adapter_off":
-            is_start = recipe.model.adapter is None
-            return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
-        case "initial":
-            return _initial(recipe, policy, engine)
-        case "cached":
-            # a policy that has not moved yet is its own reference, so no second model is loaded
-            source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
-            return CachedReference(score(source), is_start=True, device=engine.device)
-    raise AssertionError(f"unknown reference {recipe.reference!r}")
-
-
-class SelfReference:
-    """Score with the policy itself before training has moved it."""
-
-    is_start = True
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-
-    @torch.no_grad()
-    def __call__(self, batch: Any, *, stats: Any = ()) -> Any:
-        was_training = self.policy.model.training
-        self.policy.model.eval()
-        try:
-            return self.policy(batch, stats=stats).detach()
-        finally:
-            self.policy.model.train(was_training)
 
 
 def score_all(
@@ -322,15 +191,6 @@ def score_all(
         keys, lengths, values = (engine.gather(part.to(engine.device)) for part in cache.flat())
         cache.add_flat(keys, lengths, values)
     return cache
-
-
-def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder), selected_adapters=["default"])  # type: ignore[operator]
-    else:
-        model.save_pretrained(str(folder))  # type: ignore[operator]
-    tokenizer.save_pretrained(str(folder))
 
 
 def _prepare(
@@ -361,122 +221,6 @@ def _prompt_ranks(table: GroupTable, seed: int) -> np.ndarray[Any, np.dtype[np.i
     ids = table.prompt_ids
     digests = (blake2b(start + ids[low:high].tobytes(), digest_size=7).digest() for low, high in bounds)
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.int64)
-
-
-def _load_model(recipe: Recipe, weights: Path | None) -> Any:
-    settings = recipe.model
-    if demo.is_builtin(settings.path) and weights is None:
-        model = demo.build_model(recipe.seed)
-        return model.to(_DTYPES[settings.dtype])
-    return _from_pretrained(
-        str(weights) if weights else settings.path,
-        dtype=_DTYPES[settings.dtype],
-        revision=None if weights else settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        key="model.path",
-    )
-
-
-def _from_pretrained(
-    path: str, *, dtype: torch.dtype, revision: str | None, trust_remote_code: bool, key: str
-) -> Any:
-    config = _config(path, revision, trust_remote_code, key)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(key, path, error) from None
-
-
-def _config(path: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(key, path, error) from None
-    check_supported(config)
-    return config
-
-
-def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
-    """Put the trained adapter on the base, and beside it the frozen one where that is the reference."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    settings = recipe.model
-    if settings.lora is not None and weights is None:
-        lora = settings.lora
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            target_modules=targets,
-            lora_dropout=lora.dropout,
-            task_type="CAUSAL_LM",
-        )
-        torch.manual_seed(recipe.seed)
-        try:
-            return get_peft_model(base, config)
-        except ValueError as error:
-            raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
-    source = str(weights) if weights is not None else settings.adapter
-    assert source is not None
-    try:
-        model = PeftModel.from_pretrained(base, source, is_trainable=True)
-        if settings.adapter is not None and reference_name(recipe) in ("initial", "cached"):
-            model.load_adapter(settings.adapter, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
-            model.set_adapter("default")
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("model.adapter", source, error) from None
-    return model
-
-
-def _enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; the method was renamed within transformers 5."""
-    # the non-reentrant form needs no input with a gradient, so adapters work without further hooks
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
-    if recipe.model.adapter is not None:
-        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
-    if recipe.model.lora is not None:
-        return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
-    return FrozenReference(_frozen(_load_model(recipe, None), engine, recipe.model.attention), is_start=True)
-
-
-def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
-    if demo.is_builtin(reference.path):
-        model = demo.build_model(recipe.seed).to(_DTYPES[recipe.model.dtype])
-    else:
-        model = _from_pretrained(
-            reference.path,
-            dtype=_DTYPES[recipe.model.dtype],
-            revision=reference.revision,
-            trust_remote_code=False,
-            key="reference.path",
-        )
-    if reference.adapter is None:
-        return model
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, reference.adapter)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("reference.adapter", reference.adapter, error) from None
-
-
-def _frozen(model: Any, engine: Engine, attention: str = "auto") -> Policy:
-    return Policy(engine.place(model), attention=attention)
-
-
-def _unreachable(key: str, path: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"{key}: {path!r} cannot be loaded ({first[:200]}). Give a hub id you can reach, or a local folder."
-    )
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt import build
+from prefopt import build, build_model
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -32,8 +32,8 @@ def run(recipe: str | Path, overrides: Sequence[str] = (), console: Console | No
     console = console or Console(highlight=False, soft_wrap=True)
     loaded = load_recipe(recipe, overrides)
     loss = build.loss_of(loaded)
-    build.check_model(loaded)
-    tokenizer = build.tokenizer_of(loaded)
+    build_model.check_model(loaded)
+    tokenizer = build_model.tokenizer_of(loaded)
     data = build.data_of(loaded, tokenizer, loss)
     _show_recipe(console, loaded, loss)
     for report in filter(None, (data.report, data.eval_report)):
@@ -54,7 +54,7 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
     console.print(recipe.to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
-    used = build.reference_name(recipe) if loss.contract.needs_reference else "not used"
+    used = build_model.reference_name(recipe) if loss.contract.needs_reference else "not used"
     console.print(f"reference {used}", markup=False)
     console.rule("data")
 

@@ -42,6 +42,20 @@ class FrozenReference:
         return self.policy(batch, stats=stats).detach()
 
 
+class SelfReference:
+    """Score with the policy itself, before training has moved it."""
+
+    is_start = True
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        with _scoring(self.policy, self.policy.model):
+            return self.policy(batch, stats=stats).detach()
+
+
 class AdapterOffReference:
     """Score with the policy's own weights, its adapters switched off.
 

@@ -8,6 +8,7 @@ checkpoints/      step-000123/…                    final/           the traine
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -148,9 +149,10 @@ class RunFolder:
         os.replace(temporary, self.metrics)
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``."""
+        """Append one line to ``metrics.jsonl``; what is not finite is written as null, as JSON has no NaN."""
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def replace_final(self, write: Callable[[Path], None]) -> Path:
         """Write the final model under another name first, so that ``final`` is always whole."""

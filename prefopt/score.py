@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prefopt import build
+from prefopt import build, build_model
 from prefopt.data.loader import stream
 from prefopt.data.plan import Plan
 from prefopt.data.prepare import prepare
@@ -56,7 +56,7 @@ def run(
     if target.exists() and not overwrite:
         raise DataError(f"{target}: the file exists. Add --overwrite, or write elsewhere.")
     recipe = build.scoring_recipe(model, data, adapter=adapter, dtype=dtype, chat_template=chat_template)
-    tokenizer = build.tokenizer_of(recipe)
+    tokenizer = build_model.tokenizer_of(recipe)
     prepared = prepare(
         [Source(path=data, split=split)],
         tokenizer,
@@ -73,9 +73,9 @@ def run(
     plan = Plan(
         sizes=sizes, units_per_step=256, tokens_per_batch=tokens_per_batch, unit="responses", shuffle=False
     )
-    policy = build.policy_of(recipe)
+    policy = build_model.policy_of(recipe)
     policy.model.eval()
-    policy.model.to(build.default_device())
+    policy.model.to(build_model.default_device())
     policy.self_check()
     with Display(len(table), what="rows") as display:
         for line in prepared.report.lines():

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefopt import build, checkpoint
+from prefopt import build, build_model, checkpoint
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
-from prefopt.errors import PrefoptError, RecipeError, ResumeError
+from prefopt.errors import RecipeError, ResumeError
 from prefopt.metrics import divide
 from prefopt.optim import load_state_tensors, state_tensors, total_size
 from prefopt.progress import Display
@@ -31,18 +27,9 @@ from prefopt.recipe import Recipe, load_recipe
 from prefopt.recipe_diff import diff_recipes
 from prefopt.reference import Reference
 from prefopt.run_folder import RunFolder
+from prefopt.stopping import INTERRUPTED, Stopped, stop_requests
 from prefopt.strict_yaml import read_yaml
 from prefopt.trainer import StepResult, Trainer
-
-INTERRUPTED, PREEMPTED = 1, 2  # bits of Trainer.requests
-
-
-class Stopped(PrefoptError):
-    """A run that ended early because it was asked to, after a checkpoint."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def run(
@@ -67,7 +54,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     """Train as a loaded recipe says; see ``run``."""
     if resume and overwrite:
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
-    build.quiet_libraries()
+    build_model.quiet_libraries()
     loss = build.loss_of(recipe)
     folder = RunFolder(Path(recipe.output))
     engine = build.engine_of(recipe)
@@ -118,7 +105,7 @@ class _Run:
                 self.display.say(f"{self.folder.path}: the run is finished; there is nothing left to do.")
                 return self.folder.final
             self.start_from = self.folder.latest(self.display.say)
-        self.tokenizer = build.tokenizer_of(self.recipe)
+        self.tokenizer = build_model.tokenizer_of(self.recipe)
         self._load_data()
         self._open_folder()
         self._build()
@@ -174,10 +161,10 @@ class _Run:
 
     def _build(self) -> None:
         weights = self.start_from / "model" if self.start_from else None
-        self.policy = build.policy_of(self.recipe, weights)
+        self.policy = build_model.policy_of(self.recipe, weights)
         self.policy.model.to(self.engine.device)
         self.policy.self_check()
-        reference = build.reference_of(
+        reference = build_model.reference_of(
             self.recipe,
             self.policy,
             self.engine,
@@ -232,7 +219,7 @@ class _Run:
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",
-            f"reference {build.reference_name(self.recipe) if reference is not None else 'not used'}",
+            f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
             f"{ranks} rank(s) on {self.engine.device.type}, {len(first.ranks[0])} pack(s) per rank in the first step",
@@ -245,7 +232,7 @@ class _Run:
     def _loop(self) -> None:
         start = self.trainer.start_step
         self.display = Display(self.num_steps, start=start, is_silent=not self.engine.is_main)
-        with self.display, _signals(self.trainer.request):
+        with self.display, stop_requests(self.trainer.request):
             if start >= self.num_steps:
                 return
             for result in self.trainer:
@@ -325,8 +312,7 @@ class _Run:
         return is_best
 
     def _has_lost_patience(self) -> bool:
-        assert self.recipe.eval is not None
-        patience = self.recipe.eval.patience
+        patience = self.recipe.eval.patience if self.recipe.eval is not None else None
         return patience is not None and self.progress.evaluations_without_best >= patience
 
     def _save(self, done: int) -> None:
@@ -339,7 +325,7 @@ class _Run:
         self.engine.barrier()
 
     def _write(self, folder: Path) -> None:
-        build.save_model(self.engine.unwrap(self.policy.model), self.tokenizer, folder / "model")
+        build_model.save_model(self.engine.unwrap(self.policy.model), self.tokenizer, folder / "model")
         flat = state_tensors(self.trainer.optimizer, self.trainer.parameters)
         save_file(flat, str(folder / "optimizer.safetensors"))
 
@@ -360,7 +346,7 @@ class _Run:
                 self.folder.replace_final(lambda to: _copy(source, to))
             else:
                 model = self.engine.unwrap(self.policy.model)
-                self.folder.replace_final(lambda to: build.save_model(model, self.tokenizer, to))
+                self.folder.replace_final(lambda to: build_model.save_model(model, self.tokenizer, to))
             self.folder.finish()
             which = f"the best evaluation, after step {best}" if takes_best else "the last step"
             self.display.say(f"{self.folder.final}: the model of {which}")
@@ -409,30 +395,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
             for k, v in _flat(child, f"{path}.{key}" if path else key).items()
         }
     return {path: value if isinstance(value, (int, float, bool)) else str(value)}
-
-
-@contextmanager
-def _signals(request: Callable[[int], None]) -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests; a second signal acts at once."""
-    bits: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
-    old: dict[int, Any] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        request(bits[number])
-        for other, handler in old.items():
-            signal.signal(other, handler)
-
-    try:
-        for each in bits:
-            old[each] = signal.signal(each, handle)
-    except ValueError:
-        # only the main thread may set handlers; elsewhere the caller's stay
-        warnings.warn("not on the main thread: signals will not lead to a checkpoint", stacklevel=2)
-    try:
-        yield
-    finally:
-        for each, handler in old.items():
-            signal.signal(each, handler)
 
 
 logging.getLogger("prefopt").addHandler(logging.StreamHandler())

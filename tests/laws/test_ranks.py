@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
@@ -78,3 +81,49 @@ def test_gather_joins_uneven_parts_in_rank_order(
     """Rank 0 holds 0 1 2, rank 1 holds 10 11 12 13."""
     for rank in results[1]:
         assert rank["gathered"].tolist() == [0, 1, 2, 10, 11, 12, 13]
+
+
+def prefopt(world: int, arguments: list[str], cache: Path) -> None:
+    """Run the command line on ``world`` ranks, as torchrun would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(world):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PREFOPT_CACHE": str(cache),
+            "ACCELERATE_USE_CPU": "true",
+        }
+        if world > 1:
+            env |= {**{k: str(v) for k, v in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "prefopt", "train", *arguments]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors[-3000:]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_command_line_on_two_ranks_then_resumed_on_one(tmp_path: Path) -> None:
+    """Steps 1 to 3 on two ranks with a cached reference, 4 to 6 on one: all as on one alone, to float32 sums."""
+    alone, changing = tmp_path / "alone", tmp_path / "changing"
+    for folder in (alone, changing):
+        folder.mkdir()
+    cached = {"reference": "cached", "eval": "{split: 0.2, every: 3}", "train__save_every": "3"}
+    prefopt(1, toy.recipe(alone, **cached), tmp_path / "cache")
+    prefopt(2, toy.recipe(changing, **cached), tmp_path / "cache")
+    shutil.rmtree(changing / "run" / "final")
+    shutil.rmtree(changing / "run" / "checkpoints" / "step-000006")
+    state = json.loads((changing / "run" / "run.json").read_text())
+    (changing / "run" / "run.json").write_text(json.dumps({**state, "finished": False}))
+    prefopt(1, [*toy.recipe(changing, **cached), "--resume"], tmp_path / "cache")
+    for got, expected in zip(metrics(changing), metrics(alone), strict=True):
+        assert got.keys() == expected.keys()
+        for name in expected.keys() - {"pairs_per_second"}:
+            assert got[name] == pytest.approx(expected[name], abs=2e-4), name

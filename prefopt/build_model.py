@@ -1,0 +1,263 @@
+"""From a recipe to models: tokenizer, policy, reference, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from prefopt import demo
+from prefopt.build_loss import BoundLoss
+from prefopt.cache import LogpCache
+from prefopt.data.tokenize import Renderer
+from prefopt.distributed import Engine
+from prefopt.errors import ModelError, RecipeError
+from prefopt.policy import Policy, check_supported
+from prefopt.recipe import Recipe, ReferenceModel
+from prefopt.reference import (
+    AdapterOffReference,
+    CachedReference,
+    FrozenAdapterReference,
+    FrozenReference,
+    Reference,
+    SelfReference,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REFERENCE_ADAPTER = "reference"
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def default_device() -> torch.device:
+    """Return the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse, from its config alone, a model that cannot be trained exactly.
+
+    Raises:
+        ModelError: the model is missing or of a kind that is not supported.
+    """
+    settings = recipe.model
+    if not demo.is_builtin(settings.path):
+        _config(settings.path, settings.revision, settings.trust_remote_code, "model.path")
+
+
+def tokenizer_of(recipe: Recipe) -> Any:
+    """Load the tokenizer that belongs to the recipe's model."""
+    path = recipe.model.path
+    if demo.is_builtin(path):
+        return _with_template(recipe, demo.build_tokenizer())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable("model.path", path, error) from None
+    return _with_template(recipe, tokenizer)
+
+
+def _with_template(recipe: Recipe, tokenizer: Any) -> Any:
+    """Give the tokenizer the recipe's chat template, so that the saved model carries it."""
+    if recipe.model.chat_template is not None:
+        tokenizer.chat_template = Renderer(tokenizer, recipe.model.chat_template).template
+    return tokenizer
+
+
+def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
+    """Load the model to train, with its adapter, ready to score packed batches.
+
+    Args:
+        recipe: which model, in which dtype, with which adapter.
+        weights: a ``model`` folder of a checkpoint to start from instead of the recipe's weights.
+    """
+    adapted = recipe.model.lora is not None or recipe.model.adapter is not None
+    base = _load_model(recipe, None if adapted else weights)
+    model = _with_adapter(recipe, base, weights) if adapted else base
+    if recipe.model.checkpointing:
+        _enable_checkpointing(base)
+    try:
+        return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
+    except RecipeError as error:
+        raise recipe.located(error) from None
+
+
+def reference_name(recipe: Recipe) -> str:
+    """Return which reference a recipe means when its loss needs one."""
+    if isinstance(recipe.reference, ReferenceModel):
+        return "path"
+    if recipe.reference is not None:
+        return recipe.reference
+    return "adapter_off" if recipe.model.lora is not None else "initial"
+
+
+def reference_of(
+    recipe: Recipe,
+    policy: Policy,
+    engine: Engine,
+    loss: BoundLoss,
+    score: Callable[[Reference], LogpCache],
+    *,
+    is_resumed: bool = False,
+) -> Reference | None:
+    """Build what the policy is compared with.
+
+    Args:
+        recipe: names the reference.
+        policy: not yet wrapped for the engine.
+        engine: places the reference.
+        loss: says whether a reference is needed, and which statistics of it.
+        score: runs a reference over all data once, for ``cached``.
+        is_resumed: the policy's weights are no longer those that training started from.
+    """
+    if not loss.contract.needs_reference:
+        return None
+    match reference_name(recipe):
+        case "path":
+            assert isinstance(recipe.reference, ReferenceModel)
+            return FrozenReference(_frozen(_load_reference(recipe, recipe.reference), engine), is_start=False)
+        case "adapter_off":
+            is_start = recipe.model.adapter is None
+            return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
+        case "initial":
+            return _initial(recipe, policy, engine)
+        case "cached":
+            # a policy that has not moved yet is its own reference, so no second model is loaded
+            source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
+            return CachedReference(score(source), is_start=True, device=engine.device)
+    raise AssertionError(f"unknown reference {recipe.reference!r}")
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder), selected_adapters=["default"])  # type: ignore[operator]
+    else:
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+    tokenizer.save_pretrained(str(folder))
+
+
+def _load_model(recipe: Recipe, weights: Path | None) -> Any:
+    settings = recipe.model
+    if demo.is_builtin(settings.path) and weights is None:
+        model = demo.build_model(recipe.seed)
+        return model.to(DTYPES[settings.dtype])
+    return _from_pretrained(
+        str(weights) if weights else settings.path,
+        dtype=DTYPES[settings.dtype],
+        revision=None if weights else settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        key="model.path",
+    )
+
+
+def _from_pretrained(
+    path: str, *, dtype: torch.dtype, revision: str | None, trust_remote_code: bool, key: str
+) -> Any:
+    config = _config(path, revision, trust_remote_code, key)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(key, path, error) from None
+
+
+def _config(path: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(key, path, error) from None
+    check_supported(config)
+    return config
+
+
+def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
+    """Put the trained adapter on the base, and beside it the frozen one where that is the reference."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    settings = recipe.model
+    if settings.lora is not None and weights is None:
+        lora = settings.lora
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            target_modules=targets,
+            lora_dropout=lora.dropout,
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(recipe.seed)
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:
+            raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
+    source = str(weights) if weights is not None else settings.adapter
+    assert source is not None
+    try:
+        model = PeftModel.from_pretrained(base, source, is_trainable=True)
+        if settings.adapter is not None and reference_name(recipe) in ("initial", "cached"):
+            model.load_adapter(settings.adapter, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+            model.set_adapter("default")
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable("model.adapter", source, error) from None
+    return model
+
+
+def _enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; the method was renamed within transformers 5."""
+    # the non-reentrant form needs no input with a gradient, so adapters work without further hooks
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
+    if recipe.model.adapter is not None:
+        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
+    if recipe.model.lora is not None:
+        return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
+    return FrozenReference(_frozen(_load_model(recipe, None), engine, recipe.model.attention), is_start=True)
+
+
+def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
+    if demo.is_builtin(reference.path):
+        model = demo.build_model(recipe.seed).to(DTYPES[recipe.model.dtype])
+    else:
+        model = _from_pretrained(
+            reference.path,
+            dtype=DTYPES[recipe.model.dtype],
+            revision=reference.revision,
+            trust_remote_code=False,
+            key="reference.path",
+        )
+    if reference.adapter is None:
+        return model
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, reference.adapter)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable("reference.adapter", reference.adapter, error) from None
+
+
+def _frozen(model: Any, engine: Engine, attention: str = "auto") -> Policy:
+    return Policy(engine.place(model), attention=attention)
+
+
+def _unreachable(key: str, path: str, error: Exception) -> ModelError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{key}: {path!r} cannot be loaded ({first[:200]}). Give a hub id you can reach, or a local folder."
+    )
