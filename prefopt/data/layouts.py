@@ -25,6 +25,9 @@ LAYOUTS: dict[str, str] = {
 
 Tiers = tuple[tuple[str, ...], ...]
 
+SPARSE = ("system", "tools", "chosen_score", "rejected_score", "margin", "weight")
+"""Columns that may first appear anywhere in a source."""
+
 ALIASES: dict[str, Tiers] = {
     "prompt": (
         ("prompt",),
@@ -152,7 +155,9 @@ def _candidates(
         if len(columns) < len(needed):
             continue
         columns |= {name: path for name in optional if (path := _find(name, values, source))}
-        form = _form(shape, columns, value, source)
+        form = _form(shape, columns, value, source.layout)
+        if form == "text" and source.layout == "auto" and _has_text(columns.get("system"), values):
+            form = "messages"
         if form:
             found.append(Layout(form, shape, columns))
     return found
@@ -179,21 +184,25 @@ def _find(name: str, values: Sequence[Mapping[str, Any]], source: Source) -> str
 
 
 def _has(values: Sequence[Mapping[str, Any]], path: str) -> bool:
-    return any(pick(value, path) not in (MISSING, None, "") for value in values)
+    return any(pick(value, path) not in (MISSING, None) for value in values)
 
 
-def _form(shape: str, columns: Mapping[str, str], value: Mapping[str, Any], source: Source) -> str | None:
+def _has_text(path: str | None, values: Sequence[Mapping[str, Any]]) -> bool:
+    return path is not None and any(pick(value, path) not in (MISSING, None, "") for value in values)
+
+
+def _form(shape: str, columns: Mapping[str, str], value: Mapping[str, Any], asked: str) -> str | None:
     lists = ("responses", "scores", "ranks")
     cells = {
         name: (sequence if name in lists else opened)(pick(value, path)) for name, path in columns.items()
     }
     found = _FORMS[shape]({name: cell for name, cell in cells.items() if cell not in (MISSING, None)})
-    match source.layout:
+    match asked:
         case "messages" | "sharegpt":
-            return source.layout if found in ("messages", "sharegpt", "text") else None
+            return asked if found in ("messages", "sharegpt", "text") else None
         case "text" | "transcript":
-            return found if found == source.layout else None
-    return "messages" if found == "text" and "system" in columns else found
+            return found if found == asked else None
+    return found
 
 
 def _form_of_pair(cells: Mapping[str, Any]) -> str | None:

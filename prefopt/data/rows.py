@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -35,6 +36,8 @@ class Source:
         columns: canonical name -> the source's own, dotted paths allowed (``answers.0.text``).
         weight: how many times per epoch each row is drawn.
         layout: a name of ``layouts.LAYOUTS``, or "auto".
+        rows: the rows themselves, for a caller that holds them in memory; ``path`` is then only the
+            name that errors use.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Source:
     columns: Mapping[str, str] | None = None
     weight: float = 1.0
     layout: str = "auto"
+    rows: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def is_file(self) -> bool:
@@ -57,6 +61,8 @@ class Source:
     @property
     def place(self) -> str:
         """What an error calls the source: the path, or ``dataset[split]``."""
+        if self.rows is not None:
+            return self.path if self.split is None else f"{self.path}[{self.split}]"
         return self.path if self.is_file else f"{self.path}[{self.split or 'train'}]"
 
 
@@ -68,7 +74,10 @@ def read_rows(source: Source) -> Iterator[RawRow]:
     Raises:
         DataError: the source does not exist, cannot be read, or holds no row.
     """
-    rows = _read_file(source) if source.is_file else _read_hub(source)
+    if source.rows is not None:
+        rows: Iterator[RawRow] = (RawRow(f"{source.place}:{n}", row) for n, row in enumerate(source.rows, 1))
+    else:
+        rows = _read_file(source) if source.is_file else _read_hub(source)
     first = next(rows, None)
     if first is None:
         raise file_error(source.place, "holds no row", "Give a source with rows, or take it out of the list.")
@@ -83,6 +92,10 @@ def source_digest(source: Source) -> str:
         DataError: the source does not exist or cannot be read.
     """
     digest = blake2b(digest_size=20)
+    if source.rows is not None:
+        for row in source.rows:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
     if source.is_file:
         path = _existing(source)
         try:

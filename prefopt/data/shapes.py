@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.data.layouts import RANK_KEYS, SCORE_KEYS, TEXT_KEYS, Layout
+from prefopt.data.layouts import ALIASES, RANK_KEYS, SCORE_KEYS, SPARSE, TEXT_KEYS, Layout
 from prefopt.data.raw import RowError, shown
 from prefopt.data.values import (
     MISSING,
@@ -50,12 +50,15 @@ class _Row:
         self.value = value
 
     def cell(self, name: str) -> Any:
-        path = self.layout.columns.get(name)
-        found = MISSING if path is None else pick(self.value, path)
+        found = pick(self.value, self.column(name))
         return MISSING if found is None else found
 
     def column(self, name: str) -> str:
-        return self.layout.columns.get(name, name)
+        """The path of a column; one that the first rows did not have is looked for in this row too."""
+        path = self.layout.columns.get(name)
+        if path is None and name in SPARSE:
+            path = next((alias for tier in ALIASES[name] for alias in tier if alias in self.value), None)
+        return name if path is None else path
 
     def number(self, name: str) -> float | None:
         value = self.cell(name)

@@ -199,6 +199,15 @@ def test_a_choice_of_neither_is_a_tie(name: str, value: Any) -> None:
     assert row.scores == (0.0, 0.0)
 
 
+def test_column_that_first_appears_in_a_later_row_is_read() -> None:
+    plain = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    layout = detect([RawRow("f:1", plain, "")], Source("f.jsonl"))
+    row = to_comparison(layout, {**plain, "margin": 2, "weight": 3}, 0, "f:100")
+    assert row.preferences == (Preference(0, 1, 3.0, 2.0),)
+    with pytest.raises(RowError, match="system: has text"):
+        to_comparison(layout, {**plain, "system": "s"}, 0, "f:101")
+
+
 def test_system_text_in_a_later_plain_text_row_is_refused() -> None:
     plain = {"prompt": "q", "chosen": "a", "rejected": "b", "system": ""}
     layout = detect([RawRow("f:1", plain, "")], Source("f.jsonl", layout="text"))
