@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
 from prefopt.build_model import DTYPES
 from prefopt.cache import LogpCache
@@ -147,7 +148,7 @@ def engine_of(recipe: Recipe) -> Engine:
 
 
 def scoring_recipe(
-    model: str, data: str, *, adapter: str | None, dtype: str, chat_template: str | None
+    model: str, data: str, *, split: str | None, adapter: str | None, dtype: str, chat_template: str | None
 ) -> Recipe:
     """Return a recipe that names a model and data to score; nothing of it trains.
 
@@ -159,7 +160,7 @@ def scoring_recipe(
         {
             "output": "unused",
             "model": {key: value for key, value in block.items() if value is not None},
-            "data": {"path": data},
+            "data": {"path": data} if split is None else {"path": data, "split": split},
             "loss": {"name": "sft"},
             "optim": {"lr": 1.0},
         }
@@ -197,7 +198,7 @@ def _prepare(
     recipe: Recipe, sources: tuple[DataSource, ...], tokenizer: Any, loss: BoundLoss, use_cache: bool
 ) -> Prepared:
     return prepare(
-        [_source(source) for source in sources],
+        [source_of(source) for source in sources],
         tokenizer,
         max_tokens=recipe.batch.max_tokens,
         truncate=recipe.rows.truncate,
@@ -209,8 +210,12 @@ def _prepare(
     )
 
 
-def _source(source: DataSource) -> Source:
-    return Source(**source.model_dump())
+def source_of(source: DataSource) -> Source:
+    """Translate one source of a recipe; built-in rows are made here."""
+    fields = source.model_dump()
+    if demo.is_builtin(source.path):
+        return Source(**fields, rows=demo.rows(source.path, source.split or "train"))
+    return Source(**fields)
 
 
 def _prompt_ranks(table: GroupTable, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -14,7 +14,6 @@ from prefopt import build, build_model
 from prefopt.data.loader import stream
 from prefopt.data.plan import Plan
 from prefopt.data.prepare import prepare
-from prefopt.data.rows import Source
 from prefopt.errors import DataError
 from prefopt.progress import Display
 from prefopt.types import PackedBatch, SeqLogps
@@ -55,10 +54,12 @@ def run(
     target = Path(out)
     if target.exists() and not overwrite:
         raise DataError(f"{target}: the file exists. Add --overwrite, or write elsewhere.")
-    recipe = build.scoring_recipe(model, data, adapter=adapter, dtype=dtype, chat_template=chat_template)
+    recipe = build.scoring_recipe(
+        model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
+    )
     tokenizer = build_model.tokenizer_of(recipe)
     prepared = prepare(
-        [Source(path=data, split=split)],
+        [build.source_of(recipe.data[0])],
         tokenizer,
         max_tokens=max_tokens,
         truncate="keep_start",
