@@ -70,6 +70,20 @@ def test_best_of_several_meets_the_rest_and_equals_are_ties(write: Any, chatml: 
     assert lists.table[0].scores == (1.0, 5.0, 5.0, 2.0) and not lists.report.ties.count
 
 
+def test_all_keeps_every_answer_of_every_row(write: Any, chatml: Any) -> None:
+    got = prepare([Source(write("d.jsonl", [SAME, TIE]))], chatml, structure="all")
+    assert [len(got.table[n].responses) for n in (0, 1)] == [2, 2]
+    assert not got.report.identical.count and not got.report.ties.count
+
+
+def test_rows_in_memory_are_read_and_keyed_by_their_content(chatml: Any, tmp_path: Path) -> None:
+    first = prepare([Source("mine", rows=[PAIR, {**PAIR, "chosen": ""}])], chatml, cache_dir=tmp_path)
+    assert first.table.origin(0) == "mine:1"
+    assert [bad.describe() for bad in first.report.bad] == ["mine:2: chosen: empty"]
+    assert not prepare([Source("mine", rows=[PAIR, PAIR])], chatml, cache_dir=tmp_path).report.from_cache
+    assert prepare([Source("mine", rows=[PAIR, PAIR])], chatml, cache_dir=tmp_path).report.from_cache
+
+
 @pytest.mark.parametrize(
     ("rows", "structure", "message"),
     [

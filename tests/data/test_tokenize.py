@@ -328,3 +328,16 @@ def test_fingerprint_changes_with_what_decides_the_ids(make_tokenizer: Any) -> N
     ]
     assert len({same, *(Tokenizer(other).fingerprint() for other in others)}) == 4
     assert Renderer(make_tokenizer()).fingerprint() != Renderer(make_tokenizer(), LLAMA3).fingerprint()
+
+
+def test_tokenizer_without_a_fast_backend_gives_the_same_ids(
+    make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row("what is the lazy dog" + end, start + " so") for end in ENDS for start in STARTS]
+    fast = ids_of(make_tokenizer(adds_bos=True), rows)
+    slow = make_tokenizer(adds_bos=True)
+    monkeypatch.setattr(type(slow), "is_fast", property(lambda _: False))
+    other = ids_of(slow, rows)
+    assert [entry.prompt.tolist() for entry in other] == [entry.prompt.tolist() for entry in fast]
+    assert [entry.answers[0].tolist() for entry in other] == [entry.answers[0].tolist() for entry in fast]
+    assert Tokenizer(slow).fingerprint() == Tokenizer(make_tokenizer(adds_bos=True)).fingerprint()
