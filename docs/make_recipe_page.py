@@ -1,0 +1,224 @@
+"""Write docs/recipe.md from the schema of a recipe: `python docs/make_recipe_page.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefopt.recipe import SCHEMA, Recipe
+from prefopt.recipe_diff import FREE
+from prefopt.recipe_text import NOT_YET, OTHER_NAMES
+
+PAGE = Path(__file__).with_name("recipe.md")
+
+INTRODUCTION = """\
+# The recipe: every setting
+
+<!-- Written by docs/make_recipe_page.py from prefopt/recipe.py. Edit those, then run the script. -->
+
+A recipe is one YAML file that decides a run. `prefopt train RECIPE` carries it out, `prefopt check RECIPE`
+shows it with every default filled in, and what it would do with your data. Whole recipes to start from lie in
+[recipes/](../recipes). The shortest one there can be:
+
+```yaml
+output: runs/first
+model: {path: Qwen/Qwen2.5-0.5B-Instruct}
+data: {path: pairs.jsonl}
+loss: {name: dpo}
+optim: {lr: 5.0e-7}
+```
+
+**Overrides.** Any setting can be replaced on the command line, without dashes, in the same YAML:
+
+```
+prefopt train recipe.yaml loss.beta=0.05 model.lora.rank=32 data.0.limit=1000 eval=null
+```
+
+A number in the path is the entry of a list, counted from 0. `null` takes a setting away.
+
+**Strict.** A key that is not on this page, a key given twice, a value of the wrong type or outside its range is
+one error line with file, line and column, and no training. Nothing is converted: `5e-6` is a number, only
+`true` and `false` are booleans, `yes` is text. YAML tags, anchors and aliases are refused, and so are numbers
+that readers of YAML disagree on (`010`, `0x1F`, `1:30`).
+
+**Resume.** `prefopt train RECIPE --resume` compares the recipe with the one that started the run. Settings
+marked *free* decide speed, memory or what is written down, and may differ. All others are *fixed*: they decide
+what is learned, so a changed one is refused with exit code 5; to train longer, start another run from the `final`
+folder of this one. See [training.md](training.md#checkpoints-and-resume).
+"""
+
+HEADINGS = {
+    "": "Top level",
+    "data.*": "data, and eval.data",
+    "model.lora": "model.lora",
+    "reference": "reference, as a block",
+}
+
+LOSS = """\
+## loss
+
+`name`, then the settings of that loss. [losses.md](losses.md) lists all of them; `prefopt losses NAME` prints one.
+`with` applies transforms from left to right, `mixed` adds losses up:
+
+```yaml
+loss: {name: ipo, beta: 0.1, with: [{name: length_desensitized, alpha: 0.5}, {name: with_nll, alpha: 1.0}]}
+```
+
+```yaml
+loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: simpo, weight: 0.2}]}
+```
+"""
+
+COMBINATIONS = """\
+## What does not go together
+
+Refused in one line each before anything is loaded, the last one when the rows are tokenized:
+
+- `model.lora` with `model.adapter`: one makes an adapter, the other goes on from one.
+- `reference: adapter_off` without either of them.
+- A `reference` other than `none` with a loss that uses none, and `none` with a loss that needs one.
+- `train.epochs` with `train.steps`; `eval.split` with `eval.data`, or neither of them in an `eval` block.
+- `eval.metric` without `eval.best` or `eval.patience`: nothing would go by it.
+- `model.trust_remote_code` on a hub model whose `model.revision` is no full commit.
+- `batch.tokens_per_batch` below the tokens of the largest row: a row is never split over two passes.
+"""
+
+
+def page() -> str:
+    """Return the text of the page."""
+    schema = Recipe.model_json_schema()
+    parts = [INTRODUCTION]
+    for path, block in _blocks(schema, schema, ""):
+        parts.append(_section(path, block, schema))
+        if path == "eval":
+            parts.append(LOSS)
+    parts += [COMBINATIONS, _not_yet(), _other_names()]
+    return "\n".join(parts)
+
+
+def _blocks(block: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every block with its dotted path, each followed by those inside it."""
+    yield path, block
+    for name, field in block["properties"].items():
+        inner, in_list = _block_in(field, schema)
+        # eval.data is data once more
+        if inner is not None and not (path and in_list):
+            yield from _blocks(inner, schema, f"{path}.{name}".lstrip(".") + (".*" if in_list else ""))
+
+
+def _block_in(field: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[Any, bool]:
+    """Return the block that a field may hold, or None, and whether it holds a list of them."""
+    if "$ref" in field:
+        return schema["$defs"][field["$ref"].rpartition("/")[2]], False
+    if "items" in field:
+        return _block_in(field["items"], schema)[0], True
+    for choice in [*field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())]:
+        found, in_list = _block_in(choice, schema)
+        if found is not None:
+            return found, in_list
+    return None, False
+
+
+def _section(path: str, block: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    lines = [f"## {HEADINGS.get(path, path)}", ""]
+    if path:
+        lines += [block["description"], ""]
+    lines += ["| key | type | default | on resume | meaning |", "| --- | --- | --- | --- | --- |"]
+    for name, field in block["properties"].items():
+        key = f"{path}.{name}".lstrip(".")
+        default = _default(name, field, block, schema)
+        kind = ", or ".join(dict.fromkeys(_kinds(field, schema)))
+        cells = [f"`{name}`", kind, default, _on_resume(key, field, schema), SCHEMA.notes[key]]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _default(name: str, field: Mapping[str, Any], block: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    if name in block.get("required", ()):
+        return "**required**"
+    if _block_in(field, schema)[0] is not None:
+        return "see below" if field.get("default") is not None else "none"
+    value = field.get("default")
+    if value is None or value == []:
+        return "none"
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _on_resume(key: str, field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    if any(key == free or key.startswith(f"{free}.") for free in FREE):
+        return "free"
+    inner, in_list = _block_in(field, schema)
+    if inner is None or in_list:
+        return "fixed"
+    inside = [_on_resume(f"{key}.{name}", part, schema) for name, part in inner["properties"].items()]
+    return "fixed" if set(inside) == {"fixed"} else "see below"
+
+
+def _kinds(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """Say in words what a field may hold."""
+    for choice in [*field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())]:
+        yield from _kinds(choice, schema)
+    if "$ref" in field:
+        yield "block"
+    elif "enum" in field:
+        yield ", ".join(f"`{choice}`" for choice in field["enum"])
+    elif "const" in field:
+        yield f"`{field['const']}`"
+    elif "type" in field:
+        yield from _plain_kind(field, schema)
+
+
+def _plain_kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    match field["type"]:
+        case "integer" | "number":
+            yield " ".join(["whole number" if field["type"] == "integer" else "number", *_bounds(field)])
+        case "string":
+            yield "text"
+        case "boolean":
+            yield "`true`, `false`"
+        case "null":
+            yield "`null`"
+        case "object":
+            yield "block" if field.get("additionalProperties") is True else "block of name: text"
+        case "array" if "prefixItems" in field:
+            inner = next(_kinds(field["prefixItems"][0], schema))
+            yield f"list of {len(field['prefixItems'])}: {inner}"
+        case "array":
+            yield f"list of: {next(_kinds(field['items'], schema))}"
+
+
+def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    found = [f"{sign} {field[name]:.12g}" for name, sign in signs.items() if name in field]
+    if found:
+        yield " and ".join(found)
+
+
+def _not_yet() -> str:
+    lines = ["## Planned settings", "", "Known by name and refused, so that no run believes in them:", ""]
+    return "\n".join([*lines, *(f"- `{key}`: {why}" for key, why in NOT_YET.items()), ""])
+
+
+def _other_names() -> str:
+    lines = [
+        "## Names from other trainers",
+        "",
+        "An error names the place of a setting that other trainers call differently:",
+        "",
+        "| there | here |",
+        "| --- | --- |",
+    ]
+    return "\n".join([*lines, *(f"| `{there}` | `{here}` |" for there, here in OTHER_NAMES.items()), ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
