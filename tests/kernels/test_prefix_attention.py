@@ -1,0 +1,230 @@
+"""Attention over shared prefixes: the dense truth against separate sequences, the fast path against it."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefopt.errors import RecipeError
+from prefopt.kernels import prefix_attention
+from prefopt.kernels.prefix_attention import segments as fast
+from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
+from prefopt.types import Segments
+
+
+def forest(lengths: list[int], parents: list[int]) -> Segments:
+    """Lay segments end to end."""
+    return Segments(tuple(accumulate([0, *lengths[:-1]])), tuple(lengths), tuple(parents))
+
+
+FORESTS = {
+    "one_token": forest([1], [-1]),
+    "prompt_alone": forest([6], [-1]),
+    "pair": forest([5, 3, 4], [-1, 0, 0]),
+    "one_token_answers": forest([4, 1, 1], [-1, 0, 0]),
+    "one_token_prompt": forest([1, 3, 2], [-1, 0, 0]),
+    "five_answers": forest([4, 1, 2, 3, 1, 2], [-1, 0, 0, 0, 0, 0]),
+    "two_pairs": forest([5, 3, 4, 2, 6, 1], [-1, 0, 0, -1, 3, 3]),
+    "deep_tree": forest([3, 2, 2, 1, 4, 2, 5, 1], [-1, 0, 1, 1, 0, 4, -1, 6]),
+    "interleaved_trees": forest([5, 3, 4, 2, 6], [-1, 0, -1, 2, 0]),
+    "unshared": forest([3, 4, 3, 2], [-1, 0, -1, 2]),
+}
+
+
+def draw(
+    segments: Segments, hq: int = 4, hkv: int = 2, d: int = 8, dv: int = 8, sinks: bool = False
+) -> list[Tensor]:
+    """Return query, key, value and perhaps sinks, laid out as transformers hands them over."""
+    tokens = sum(segments.lengths)
+
+    def leaf(heads: int, width: int) -> Tensor:
+        return torch.randn(1, tokens, heads, width, dtype=torch.float64).transpose(1, 2).requires_grad_()
+
+    leaves = [leaf(hq, d), leaf(hkv, d), leaf(hkv, dv)]
+    return [*leaves, torch.randn(hq, dtype=torch.float64, requires_grad=True)] if sinks else leaves
+
+
+def run(leaves: list[Tensor], segments: Segments, grad: Tensor, **kwargs: Any) -> list[Tensor]:
+    """Return the output and the gradient of every leaf."""
+    out = prefix_attention(
+        *leaves[:3], segments, scaling=0.4, sinks=leaves[3] if len(leaves) > 3 else None, **kwargs
+    )
+    return [out, *torch.autograd.grad((out * grad).sum(), leaves)]
+
+
+def one_path(query: Tensor, key: Tensor, value: Tensor, rule: dict[str, Any], sinks: Tensor | None) -> Tensor:
+    """Attend within one ordinary sequence, one query at a time."""
+    rows = []
+    group = query.shape[1] // key.shape[1]
+    for i in range(query.shape[2]):
+        low = 0 if rule["window"] is None else max(0, i - rule["window"] + 1)
+        heads = []
+        for h in range(query.shape[1]):
+            scores = key[0, h // group, low : i + 1] @ query[0, h, i] * 0.4
+            if rule["softcap"] is not None:
+                scores = rule["softcap"] * torch.tanh(scores / rule["softcap"])
+            weights = scores.exp()
+            total = weights.sum() + (0 if sinks is None else sinks[h].exp())
+            heads.append((weights / total) @ value[0, h // group, low : i + 1])
+        rows.append(torch.stack(heads))
+    return torch.stack(rows)[None]
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_dense_truth_equals_every_path_run_alone(
+    window: int | None, softcap: float | None, sinks: bool
+) -> None:
+    """A token's output is that of the ordinary sequence root -> ... -> token; 1e-12 is float64 rounding."""
+    segments = FORESTS["deep_tree"]
+    leaves = draw(segments, sinks=sinks)
+    rule = {"window": window, "softcap": softcap}
+    extra = leaves[3] if sinks else None
+    packed = prefix_attention(*leaves[:3], segments, scaling=0.4, sinks=extra, impl="dense", **rule)
+    for index in range(len(segments)):
+        at = [
+            token
+            for node in (*segments.ancestors(index), index)
+            for token in range(segments.starts[node], segments.starts[node] + segments.lengths[node])
+        ]
+        alone = one_path(*(leaf[:, :, at] for leaf in leaves[:3]), rule, extra)
+        torch.testing.assert_close(packed[:, at], alone, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FORESTS)
+def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole trees, chains, and chains in blocks of a few queries; windows, caps, sinks, grouped heads."""
+    segments = FORESTS[name]
+    for window in (None, 1, 4):
+        for softcap, sinks in ((None, False), (2.0, False), (None, True), (2.0, True)):
+            for hq, hkv, dv in ((4, 4, 8), (4, 2, 8), (2, 2, 6)):
+                leaves = draw(segments, hq, hkv, dv=dv, sinks=sinks)
+                grad = torch.randn(1, sum(segments.lengths), hq, dv, dtype=torch.float64)
+                truth = run(leaves, segments, grad, window=window, softcap=softcap, impl="dense")
+                for longest, block in ((256, 64 << 20), (0, 64 << 20), (0, 100)):
+                    monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+                    monkeypatch.setattr(fast, "BLOCK_BYTES", block)
+                    found = run(leaves, segments, grad, window=window, softcap=softcap)
+                    for a, b in zip(found, truth, strict=True):
+                        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("longest", [256, 0])
+def test_gradcheck(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite differences in float64, softcap and sinks included."""
+    monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+    segments = forest([2, 1, 2], [-1, 0, 0])
+    for softcap, sinks in ((None, False), (1.5, True)):
+        leaves = draw(segments, 2, 1, 4, 4, sinks)
+
+        def op(*inputs: Tensor, cap: float | None = softcap) -> Tensor:
+            return prefix_attention(
+                *inputs[:3], segments, scaling=0.4, softcap=cap, sinks=inputs[3] if len(inputs) > 3 else None
+            )
+
+        assert torch.autograd.gradcheck(op, leaves)
+
+
+@pytest.mark.parametrize("longest", [256, 0])
+def test_an_answer_never_sees_its_sibling(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replacing the first answer leaves the prompt and the second answer bit for bit alike."""
+    monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+    segments = FORESTS["pair"]
+    leaves = [leaf.detach() for leaf in draw(segments)]
+    before = prefix_attention(*leaves, segments, scaling=0.4)
+    for leaf in leaves:
+        leaf[:, :, 5:8] = torch.randn_like(leaf[:, :, 5:8])
+    after = prefix_attention(*leaves, segments, scaling=0.4)
+    outside = [0, 1, 2, 3, 4, 8, 9, 10, 11]
+    assert torch.equal(before[:, outside], after[:, outside])
+    assert not torch.equal(before[:, 5:8], after[:, 5:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("longest", [256, 0])
+def test_half_precision_stays_close_to_float64(
+    dtype: torch.dtype, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt gradients from five answers are summed in float32 before they are rounded."""
+    monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+    segments = FORESTS["five_answers"]
+    wide = draw(segments)
+    grad = torch.randn(1, sum(segments.lengths), 4, 8, dtype=torch.float64)
+    halves = [leaf.detach().to(dtype).requires_grad_() for leaf in wide]
+    exact = [leaf.detach().double().requires_grad_() for leaf in halves]
+    truth = run(exact, segments, grad, impl="dense")
+    found = run(halves, segments, grad.to(dtype))
+    step = torch.finfo(dtype).eps
+    for a, b in zip(found, truth, strict=True):
+        assert a.dtype == dtype
+        # weights, products and sums are each rounded to the half's last bit
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=4 * step * float(b.detach().abs().max()))
+
+
+def test_autocast_brings_queries_and_values_to_one_dtype() -> None:
+    """Rotary embeddings leave queries in float32 while values are already bfloat16."""
+    segments = FORESTS["pair"]
+    query, key, value = (leaf.detach().float() for leaf in draw(segments))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = prefix_attention(query, key, value.bfloat16(), segments, scaling=0.4)
+    assert out.dtype == torch.bfloat16
+    truth = prefix_attention(query, key, value, segments, scaling=0.4, impl="dense")
+    torch.testing.assert_close(out.float(), truth, rtol=0, atol=0.05)  # 8 bits of values up to 3
+
+
+def test_short_trees_take_one_call_and_long_ones_a_call_per_chain() -> None:
+    """A pair of 5 + 3 + 4 tokens: one call of 12, or prompt with first answer (8) and second answer (4)."""
+    pair = FORESTS["pair"]
+    (whole,) = plan_calls(pair, None, 12)
+    assert (whole.start, whole.stop, whole.groups) == (0, 12, pair)
+    chosen, rejected = plan_calls(pair, None, 11)
+    assert (chosen.spans, rejected.spans) == (((0, 8),), ((0, 5), (8, 12)))
+    assert chosen.is_causal(None) and not rejected.is_causal(None)
+
+
+def test_a_window_drops_ancestors_that_no_query_reaches() -> None:
+    """Prompt of 5, window 3: the second answer's first token sees two prompt tokens."""
+    _, rejected = plan_calls(FORESTS["pair"], 3, 0)
+    assert rejected.spans == ((3, 5), (8, 12))
+    _, alone = plan_calls(FORESTS["pair"], 1, 0)
+    assert alone.spans == ((8, 12),)
+
+
+def test_dense_mask_by_hand() -> None:
+    """Prompt of two, answers of one and two tokens, window of two along each path."""
+    mask = dense_mask(forest([2, 1, 2], [-1, 0, 0]), 2, torch.device("cpu"))
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+def test_attention_is_an_average_by_hand() -> None:
+    """Zero queries weigh all visible values alike: the answer after prompt values 1, 3 gives (1+3+8)/3 = 4."""
+    segments = forest([2, 1, 1], [-1, 0, 0])
+    value = torch.tensor([1.0, 3.0, 8.0, -1.0]).view(1, 1, 4, 1)
+    zeros = torch.zeros(1, 1, 4, 1)
+    out = prefix_attention(zeros, zeros, value, segments, scaling=1.0).flatten()
+    assert out.tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0], rel=1e-6)
+    sunk = prefix_attention(zeros, zeros, value, segments, scaling=1.0, sinks=torch.tensor([math.log(3.0)]))
+    # a sink of weight 3 beside n values: n / (n + 3) of the average
+    assert sunk.flatten().tolist() == pytest.approx([1 / 4, 4 / 5, 12 / 6, 3 / 6], rel=1e-6)
+
+
+def test_refuses_unknown_names_and_rows_that_segments_do_not_cover() -> None:
+    """Each mistake is one line."""
+    segments = FORESTS["pair"]
+    leaves = draw(segments)
+    with pytest.raises(RecipeError, match="impl='flex'"):
+        prefix_attention(*leaves, segments, scaling=1.0, impl="flex")
+    with pytest.raises(ValueError, match="segments of 6 tokens"):
+        prefix_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)
