@@ -53,7 +53,7 @@ def segment_attention(
 ) -> Tensor:
     """Attend along every token's path, one call per short tree or chain of segments.
 
-    Arguments and result are those of ``prefix_attention``.
+    Arguments and result are those of ``tree_attention``.
     """
     longest = int((DENSE_BYTES // (4 * query.shape[1])) ** 0.5)
     calls = plan_calls(segments, window, min(LONGEST_DENSE, longest))
