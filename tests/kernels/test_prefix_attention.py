@@ -99,7 +99,7 @@ def test_dense_truth_equals_every_path_run_alone(
 
 @pytest.mark.parametrize("name", FORESTS)
 def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole trees, chains, and chains in blocks of a few queries; windows, caps, sinks, grouped heads."""
+    """Whole trees, in blocks of three queries too, and chains likewise; windows, caps, sinks, grouped heads."""
     segments = FORESTS[name]
     for window in (None, 1, 4):
         for softcap, sinks in ((None, False), (2.0, False), (None, True), (2.0, True)):
@@ -107,8 +107,9 @@ def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytes
                 leaves = draw(segments, hq, hkv, dv=dv, sinks=sinks)
                 grad = torch.randn(1, sum(segments.lengths), hq, dv, dtype=torch.float64)
                 truth = run(leaves, segments, grad, window=window, softcap=softcap, impl="dense")
-                for longest, block in ((256, 64 << 20), (0, 64 << 20), (0, 100)):
+                for longest, rows, block in ((256, 80, 0), (256, 3, 0), (0, 80, 64 << 20), (0, 80, 100)):
                     monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+                    monkeypatch.setattr(fast, "DENSE_ROWS", rows)
                     monkeypatch.setattr(fast, "BLOCK_BYTES", block)
                     found = run(leaves, segments, grad, window=window, softcap=softcap)
                     for a, b in zip(found, truth, strict=True):
