@@ -150,7 +150,7 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 def _load_model(recipe: Recipe, weights: Path | None) -> Any:
     settings = recipe.model
     if demo.is_builtin(settings.path) and weights is None:
-        model = demo.build_model(recipe.seed)
+        model: Any = demo.build_model(settings.path, recipe.seed)
         return model.to(DTYPES[settings.dtype])
     return _from_pretrained(
         str(weights) if weights else settings.path,
@@ -233,7 +233,8 @@ def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
 
 def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
     if demo.is_builtin(reference.path):
-        model = demo.build_model(recipe.seed).to(DTYPES[recipe.model.dtype])
+        model: Any = demo.build_model(reference.path, recipe.seed)
+        model = model.to(DTYPES[recipe.model.dtype])
     else:
         model = _from_pretrained(
             reference.path,
