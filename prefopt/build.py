@@ -81,9 +81,19 @@ def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool 
     if recipe.eval is None:
         return Data(main.table, None, main.report)
     if recipe.eval.data is not None:
+        for index, source in enumerate(recipe.eval.data):
+            if source.weight != 1.0:
+                raise recipe.located(
+                    RecipeError(
+                        f"eval.data.{index}.weight: {source.weight:g} has no effect, since an evaluation reads every "
+                        f"row once. Take it out."
+                    )
+                )
         other = _prepare(recipe, recipe.eval.data, tokenizer, loss, use_cache)
         return Data(main.table, other.table, main.report, other.report)
     assert recipe.eval.split is not None
+    if len(main.table) == 0:
+        return Data(main.table, None, main.report)  # nothing to split; the report says why
     train, held_out = split_table(main.table, recipe.eval.split, recipe.seed)
     return Data(train, held_out, main.report)
 

@@ -95,7 +95,6 @@ def prefopt(world: int, arguments: list[str], cache: Path) -> None:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PREFOPT_CACHE": str(cache),
-            "ACCELERATE_USE_CPU": "true",
         }
         if world > 1:
             env |= {**{k: str(v) for k, v in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
