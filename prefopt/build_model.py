@@ -81,7 +81,12 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     if recipe.model.checkpointing:
         _enable_checkpointing(base)
     try:
-        return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
+        return Policy(
+            model,
+            attention=recipe.model.attention,
+            dropout=recipe.model.dropout,
+            adapter_dropout=recipe.model.lora is not None,
+        )
     except RecipeError as error:
         raise recipe.located(error) from None
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import toy
+import transformers
 from safetensors.torch import load_file, save_file
 
 from prefopt import build_model
 from prefopt.cli import main
+from prefopt.data.pack import pack
 from prefopt.errors import ModelError
+from prefopt.policy import Policy
 from prefopt.recipe import Recipe, load_recipe
 
 peft = pytest.importorskip("peft")
@@ -206,3 +209,66 @@ def test_want_of_memory_is_not_called_a_broken_file(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
     with pytest.raises(torch.OutOfMemoryError):
         build_model.policy_of(recipe)
+
+
+def scores(policy: Policy, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return policy(pack(toy.groups(3))).tokens
+
+
+@pytest.mark.parametrize("weights", ["fresh", "checkpoint"])
+def test_lora_dropout_drops_in_training_and_nowhere_else(weights: str, tmp_path: Path) -> None:
+    """The rate of the recipe, in training mode only; after a resume too. The model's own dropout stays off."""
+    recipe = recipe_of(tmp_path, model__lora="{rank: 2, dropout: 0.5}")
+    toy.save_model(tmp_path / "model", dropout=0.5)
+    policy = build_model.policy_of(recipe)
+    if weights == "checkpoint":
+        build_model.save_model(policy, policy.model, toy.tokenizer(), tmp_path / "checkpoint")
+        policy = build_model.policy_of(recipe, tmp_path / "checkpoint")
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    policy.model.train()
+    assert torch.equal(scores(policy, 1), scores(policy, 1))
+    assert (scores(policy, 1) - scores(policy, 2)).abs().max() > 1e-3
+    with policy.model.disable_adapter():
+        assert torch.equal(scores(policy, 1), scores(policy, 2))
+    policy.model.eval()
+    assert torch.equal(scores(policy, 1), scores(policy, 2))
+
+
+def test_a_loaded_adapters_own_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:
+    adapter = str(save_adapter(tmp_path / "adapter", lora_dropout=0.5))
+    assert not build_model.policy_of(recipe_of(tmp_path, model__adapter=adapter)).drops
+    assert build_model.policy_of(recipe_of(tmp_path, model__adapter=adapter, model__dropout="true")).drops
+
+
+def test_attention_dropout_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = toy.recipe(tmp_path, model__dropout="true")
+    toy.save_model(tmp_path / "model", dropout=0.1)
+    assert main(["train", *arguments]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "command line: model.dropout: attention_dropout of LlamaForCausalLM is 0.1" in message
+    assert "Set model.dropout: false" in message
+
+
+def save_gpt2(folder: Path) -> Path:
+    """Write a GPT-2 that drops everywhere but in attention, with 64 learned positions."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=toy.VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0,
+        eos_token_id=0, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.0, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    toy.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_first_step_is_proven_with_dropout_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The losses trained on are random; the check scores the first pack once more without dropout."""
+    arguments = toy.recipe(tmp_path, model__dropout="true", train__steps="2")
+    save_gpt2(tmp_path / "model")
+    assert main(["train", *arguments]) == 0
+    assert "step-0 identity holds" in capsys.readouterr().err
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["loss"] - 0.693147) > 1e-4

@@ -138,7 +138,7 @@ def _reading(key: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         # a file of any content may be met, so there is no list of what the libraries raise on it
-        words = " ".join(str(error).split())[:300]
+        words = " ".join(str(error).split())[:300].rstrip(".")
         reason = words if isinstance(error, (OSError, ValueError)) and words else _typed(error, words)
         raise ModelError(
             f"{key}: {path!r} cannot be loaded ({reason}). "
