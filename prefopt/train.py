@@ -21,6 +21,7 @@ from prefopt.distributed import Engine
 from prefopt.errors import CorruptError, NonFiniteError, RecipeError
 from prefopt.metrics import divide
 from prefopt.optim import load_state_tensors, state_tensors, total_size
+from prefopt.policy import Policy
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.reference import FrozenReference, Reference
@@ -199,6 +200,7 @@ class _Run:
         weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
         self.policy.model.to(self.engine.device)
+        self._check_fits(self.policy)
         self.policy.self_check()
         reference = build_model.reference_of(
             self.recipe,
@@ -208,6 +210,8 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
+        if isinstance(reference, FrozenReference):
+            self._check_fits(reference.policy)
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -227,6 +231,13 @@ class _Run:
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
         self.facts = self._gather_facts(reference)
         self._announce(reference)
+
+    def _check_fits(self, policy: Policy) -> None:
+        """Refuse data with tokens or lengths that a model has no table entry for."""
+        tables = [table for table in (self.data.train, self.data.held_out) if table is not None]
+        largest = max(int(ids.max()) for table in tables for ids in (table.prompt_ids, table.response_ids))
+        longest = max(int(table.sizes(True).longest.max()) for table in tables)
+        policy.check_fits(largest, longest)
 
     def _score_reference(self, reference: Reference) -> Any:
         tables = [(self.data.train, self._whole(self.data.train))]
