@@ -6,11 +6,10 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from prefopt import build, build_model, checkpoint, resume
@@ -19,7 +18,6 @@ from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import CorruptError, NonFiniteError, RecipeError
-from prefopt.metrics import divide
 from prefopt.optim import load_state_tensors, state_tensors, total_size
 from prefopt.policy import Policy
 from prefopt.progress import Display
@@ -27,6 +25,7 @@ from prefopt.recipe import Recipe, load_recipe
 from prefopt.reference import FrozenReference, Reference
 from prefopt.resume import Origin
 from prefopt.run_folder import RunFolder
+from prefopt.run_log import RunState, write_out
 from prefopt.stopping import INTERRUPTED, Stopped, stop_requests
 from prefopt.trainer import StepResult, Trainer
 
@@ -66,24 +65,6 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         engine.finish()
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint remembers besides weights and optimizer."""
-
-    best: float | None = None
-    best_step: int | None = None
-    evaluations_without_best: int = 0
-    skipped: int = 0
-    pending: list[StepResult] = field(default_factory=list)
-
-    def state(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("best", "best_step", "evaluations_without_best", "skipped")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for key in self.state():
-            setattr(self, key, state.get(key))
-
-
 class _Run:
     """One call of ``train``: holds the pieces and the order in which they act."""
 
@@ -98,7 +79,7 @@ class _Run:
         overwrite: bool,
     ) -> None:
         self.recipe, self.loss, self.folder, self.engine = recipe, loss, folder, engine
-        self.progress = _Progress()
+        self.progress = RunState()
         self.display = Display(0, is_silent=not engine.is_main)
         self.origin: Origin | None = None
         self.is_resumed, self.overwrite = resume, overwrite
@@ -323,20 +304,8 @@ class _Run:
         return has_lost_patience
 
     def _flush(self) -> None:
-        """Reduce the metrics of all waiting steps in one collective and write a line for each."""
-        waiting, self.progress.pending = self.progress.pending, []
-        names = waiting[0].sums.vector()[0]
-        sums = torch.stack([result.sums.vector()[1] for result in waiting])
-        norms = torch.stack([result.grad_norm.detach().to(sums.dtype) for result in waiting])
-        # every rank has the same gradient norm, so it is divided back after the sum
-        table = self.engine.sum(torch.cat([sums, norms[:, None] / self.engine.world], dim=1)).cpu()
-        if not self.engine.is_main:
-            return
-        for result, row in zip(waiting, table, strict=True):
-            line = _line(
-                result, divide(names, row[:-1], result.units), row[-1].item(), self.loss.contract.structure
-            )
-            self.folder.add_metrics(line)
+        structure = self.loss.contract.structure
+        for line in write_out(self.progress.take(), structure, self.engine, self.folder):
             if line["step"] % self.recipe.train.log_every == 0 or line["step"] == self.num_steps:
                 self.display.metrics(line["step"], line)
                 self.engine.track({k: v for k, v in line.items() if k != "step"}, line["step"])
@@ -412,23 +381,6 @@ class _Run:
                 self.display.say(f"{self.progress.skipped} step(s) were not finite and left out")
         self.engine.barrier()
         return self.folder.final
-
-
-def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
-    unit = "pairs" if structure == "pairs" else "answers"
-    line = {
-        "step": result.index + 1,
-        "epoch": result.epoch,
-        **means,
-        "grad_norm": norm,
-        "lr": result.lr,
-        unit: result.units,
-        "tokens": result.totals.tokens,
-        f"{unit}_per_second": result.units / result.seconds,
-    }
-    if result.skipped:
-        line["skipped"] = True
-    return line
 
 
 def _copy(source: Path, target: Path) -> None:
