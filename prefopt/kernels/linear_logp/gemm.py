@@ -12,15 +12,22 @@ from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 24
 """Weight entries widened at a time: 64 MiB in float32."""
+_SUMS_IN_PLACE = hasattr(torch.ops.aten.addmm, "dtype_out")
+"""Whether half-precision products can be added to a float32 matrix without a float32 copy of them."""
 
 
 def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype in which operands are multiplied; sums are always float32 or float64."""
+    if hidden.device.type == "cpu":
+        # the CPU's half-precision products round their sums, which costs up to 0.1 nat per token
+        return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return product_dtype(hidden, weight)
+
+
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype in which tensor cores multiply: autocast's where it is on, else the wider one."""
     device = hidden.device.type
     wide = torch.promote_types(hidden.dtype, weight.dtype)
-    if device == "cpu":
-        # the CPU's half-precision products round their sums, which costs up to 0.1 nat per token
-        return torch.promote_types(wide, torch.float32)
     if wide != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return wide
@@ -31,14 +38,14 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None, dtype: torch.dtype) -> Te
     a, b = a.to(dtype), b.to(dtype)
     if dtype in (torch.float32, torch.float64):
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    product = _multiply_half(a, b)
-    return product if out is None else out.copy_(product)
-
-
-def _multiply_half(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())
+        if out is None:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        if _SUMS_IN_PLACE:
+            return torch.mm(a, b, out_dtype=torch.float32, out=out)
+        return out.copy_(torch.mm(a, b, out_dtype=torch.float32))
+    a, b = a.float(), b.float()
+    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
 
 
 def project(x: Tensor, weight: Tensor, out: Tensor, dtype: torch.dtype, add: bool = False) -> None:
@@ -68,6 +75,8 @@ def accumulate(total: Tensor | None, dz: Tensor, x: Tensor, dtype: torch.dtype) 
         return multiply(dz.T, x, None, dtype)
     if dtype in (torch.float32, torch.float64):
         return total.addmm_(dz.T.to(dtype), x.to(dtype))
+    if dz.device.type == "cuda" and _SUMS_IN_PLACE:
+        return torch.addmm(total, dz.T.to(dtype), x.to(dtype), out_dtype=torch.float32, out=total)
     return total.add_(multiply(dz.T, x, None, dtype))
 
 
