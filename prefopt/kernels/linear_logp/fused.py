@@ -51,9 +51,19 @@ def _place(i, n_m, n_v, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _narrow(b, kind: tl.constexpr, EMULATE: tl.constexpr):
+    """Round a float32 block to the nearest of a narrower kind; the interpreter would cut bfloat16 off."""
+    if EMULATE and kind == tl.bfloat16:
+        b_bits = b.to(tl.int32, bitcast=True)
+        b_bits += 0x7FFF + ((b_bits >> 16) & 1)
+        b = (b_bits & -0x10000).to(tl.float32, bitcast=True)
+    return b.to(kind)
+
+
+@triton.jit
 def _dot(
     b_z, x, w, i_x, i_w, o_x, o_w, m_m, s_wd, D,
-    BD: tl.constexpr, TMA: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, TMA: tl.constexpr, EVEN: tl.constexpr, EMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return b_z + x @ w.T of one block; o_x [BM] and o_w [BV] are the offsets of its rows."""
     o_d = tl.arange(0, BD)
@@ -71,7 +81,7 @@ def _dot(
             m_d = o_d < D - i_d * BD
             b_x = tl.load(p_x, mask=m_m[:, None] & m_d[None, :], other=0.0)
             b_w = tl.load(p_w, mask=m_d[None, :], other=0.0)
-        if UPCAST:
+        if EMULATE:
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, tl.trans(b_w), b_z, input_precision=PRECISION)
         if not TMA:
@@ -84,18 +94,18 @@ def _dot(
 def _product(
     x, w, x2, w2, i_m, i_v, o_m, m_m, o_v, V, D, R, s_xm, s_wv, s_wd, s_x2m, s_w2v, s_w2r,
     BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, HAS_LORA: tl.constexpr,
-    TMA: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, EVEN: tl.constexpr, EMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the raw products [BM, BV] of row block i_m and vocabulary block i_v, low-rank term included."""
     o_w = tl.minimum(o_v, V - 1)
     i_x, i_w = i_m * BM, i_v * BV
     b_z = tl.zeros([BM, BV], tl.float32)
     b_z = _dot(
-        b_z, x, w, i_x, i_w, o_m * s_xm, o_w * s_wv, m_m, s_wd, D, BD, TMA, EVEN, UPCAST, PRECISION
+        b_z, x, w, i_x, i_w, o_m * s_xm, o_w * s_wv, m_m, s_wd, D, BD, TMA, EVEN, EMULATE, PRECISION
     )  # fmt: skip
     if HAS_LORA:
         b_z = _dot(
-            b_z, x2, w2, i_x, i_w, o_m * s_x2m, o_w * s_w2v, m_m, s_w2r, R, BR, False, False, UPCAST, PRECISION
+            b_z, x2, w2, i_x, i_w, o_m * s_x2m, o_w * s_w2v, m_m, s_w2r, R, BR, False, False, EMULATE, PRECISION
         )  # fmt: skip
     return b_z
 
@@ -122,7 +132,7 @@ def stats_kernel(
     BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
     FROM_TILE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, HAS_LORA: tl.constexpr,
     KEEP_EXPS: tl.constexpr, ENTROPY: tl.constexpr, SQUARES: tl.constexpr, MEAN: tl.constexpr,
-    TMA: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, EVEN: tl.constexpr, EMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fold BM rows of logits over one split of the vocabulary into ``partials`` [fields, splits, M]."""
     i_m, i_s = _place(tl.program_id(0), n_m, n_s, GROUP)
@@ -147,7 +157,7 @@ def stats_kernel(
         else:
             b_z = _product(
                 x, w, x2, w2, i_m, i_v, o_m, m_m, o_v, V, D, R, s_xm, s_wv, s_wd, s_x2m, s_w2v, s_w2r,
-                BM, BV, BD, BR, HAS_LORA, TMA, EVEN, UPCAST, PRECISION,
+                BM, BV, BD, BR, HAS_LORA, TMA, EVEN, EMULATE, PRECISION,
             )  # fmt: skip
         b_z = _final(b_z, bias, o_v, V, scale2, cap2, HAS_BIAS, HAS_CAP)
         b_label += tl.sum(tl.where(o_v[None, :] == b_target[:, None], b_z, 0.0), 1)
@@ -167,7 +177,11 @@ def stats_kernel(
         b_max = b_top
         if KEEP_EXPS:
             m_e = m_m[:, None] & (o_v < V)[None, :]
-            tl.store(exps + o_m[:, None] * s_exps + o_v[None, :], b_e.to(exps.dtype.element_ty), mask=m_e)
+            tl.store(
+                exps + o_m[:, None] * s_exps + o_v[None, :],
+                _narrow(b_e, exps.dtype.element_ty, EMULATE),
+                mask=m_e,
+            )
             tl.store(keys + _long(i_v) * s_keys + o_m, b_top, mask=m_m)
 
     p_out = partials + _long(i_s) * M + o_m
@@ -240,7 +254,7 @@ def gradient_kernel(
     BM: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
     BK: tl.constexpr, FROM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_LORA: tl.constexpr, LOGP: tl.constexpr, ENTROPY: tl.constexpr, SQUARES: tl.constexpr,
-    MEAN: tl.constexpr, TMA: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    MEAN: tl.constexpr, TMA: tl.constexpr, EVEN: tl.constexpr, EMULATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write one block of the loss's gradient by the raw products, rounded once to the dtype of ``dz``."""
     for i in tl.range(tl.program_id(0), n_m * n_v, tl.num_programs(0), flatten=True):
@@ -268,7 +282,7 @@ def gradient_kernel(
             else:
                 b_z = _product(
                     x, w, x2, w2, i_m, i_v, o_m, m_m, o_v, V, D, R, s_xm, s_wv, s_wd, s_x2m, s_w2v, s_w2r,
-                    BM, BV, BD, BR, HAS_LORA, TMA, EVEN, UPCAST, PRECISION,
+                    BM, BV, BD, BR, HAS_LORA, TMA, EVEN, EMULATE, PRECISION,
                 )  # fmt: skip
             b_z = _final(b_z, bias, o_v, V, scale2, cap2, HAS_BIAS, HAS_CAP)
             b_p = tl.exp2(b_z - b_norm[:, None])
@@ -291,12 +305,14 @@ def gradient_kernel(
         if HAS_CAP:
             b_tanh = tl.maximum(b_z / cap2, -1.0)
             b_dz *= 1.0 - b_tanh * b_tanh
-        tl.store(dz + o_m[:, None] * s_dz + o_v[None, :], b_dz.to(dz.dtype.element_ty), mask=m_z)
+        tl.store(
+            dz + o_m[:, None] * s_dz + o_v[None, :], _narrow(b_dz, dz.dtype.element_ty, EMULATE), mask=m_z
+        )
 
 
 @triton.jit
 def collect_kernel(
-    values, factors, order, first, last, out, D, HAS_FACTORS: tl.constexpr, BD: tl.constexpr
+    values, factors, order, first, last, out, D, HAS_FACTORS: tl.constexpr, BD: tl.constexpr, EMULATE: tl.constexpr
 ):  # fmt: skip
     """Add up, in one fixed order, the gradient of all scored rows that came from one hidden row."""
     i_n = _long(tl.program_id(0))
@@ -309,7 +325,7 @@ def collect_kernel(
         if HAS_FACTORS:
             b_value *= tl.load(factors + i_m)
         b_sum += b_value
-    tl.store(out + i_n * D + o_d, b_sum.to(out.dtype.element_ty), mask=m_d)
+    tl.store(out + i_n * D + o_d, _narrow(b_sum, out.dtype.element_ty, EMULATE), mask=m_d)
 
 
 INTERPRETING = not isinstance(stats_kernel, triton.runtime.JITFunction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -147,8 +147,12 @@ def differentiate(
     """
     num_rows, vocab = dz.shape
     origin = DOT if source is None else EXPS if isinstance(source, Exps) else TILE
-    stored = source.values if isinstance(source, Exps) else source
-    keys = source.keys if isinstance(source, Exps) else row_values
+    stored, keys, key_block = (None if isinstance(source, Exps) else source), row_values, blocks.vocab
+    if isinstance(source, Exps):
+        stored, keys, key_block = source.values, source.keys, source.block
+        # a block that spanned two keys would read only one of them; it keeps its size by taking more rows
+        vocab_block = min(blocks.vocab, key_block)
+        blocks = replace(blocks, rows=blocks.rows * (blocks.vocab // vocab_block), vocab=vocab_block)
     row_blocks, vocab_blocks = _cdiv(num_rows, blocks.rows), _cdiv(vocab, blocks.vocab)
     programs = row_blocks * vocab_blocks
     if origin == DOT:
@@ -167,7 +171,7 @@ def differentiate(
             s_keys=keys.stride(0),
             n_m=row_blocks,
             n_v=vocab_blocks,
-            BK=source.block if isinstance(source, Exps) else blocks.vocab,
+            BK=key_block,
             FROM=origin,
             LOGP="logps" in terms,
             ENTROPY="entropy" in terms,
@@ -202,6 +206,7 @@ def collect(
             D=values.shape[1],
             HAS_FACTORS=factors is not None,
             BD=COLLECT_COLUMNS,
+            EMULATE=INTERPRETING,
         )
     return out
 
@@ -239,8 +244,8 @@ def _operands(head: Head, blocks: Blocks, use: bool) -> dict[str, object]:
         "HAS_LORA": head.x2 is not None,
         "TMA": tma,
         "EVEN": width % blocks.depth == 0,
-        # the interpreter multiplies bfloat16 as if it were integers
-        "UPCAST": INTERPRETING and x.dtype != torch.float32,
+        # the interpreter multiplies bfloat16 as if it were integers, and cuts it off instead of rounding
+        "EMULATE": INTERPRETING,
         "PRECISION": "tf32" if _allows_tf32() else "ieee",
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
