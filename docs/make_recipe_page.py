@@ -188,7 +188,7 @@ def _plain_kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator
         case "null":
             yield "`null`"
         case "object":
-            yield "block" if field.get("additionalProperties") is True else "block of name: text"
+            yield "block of name: text" if isinstance(field.get("additionalProperties"), dict) else "block"
         case "array" if "prefixItems" in field:
             inner = next(_kinds(field["prefixItems"][0], schema))
             yield f"list of {len(field['prefixItems'])}: {inner}"

@@ -138,19 +138,25 @@ def reference_of(
     raise AssertionError(f"unknown reference {recipe.reference!r}")
 
 
-def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder), selected_adapters=["default"])  # type: ignore[operator]
-    else:
-        model.save_pretrained(str(folder))  # type: ignore[operator]
+def save_model(policy: Policy, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form.
+
+    Args:
+        policy: knows what it changed in the configuration for scoring.
+        model: the policy's model without its engine's wrapper.
+        tokenizer: saved beside it, chat template included.
+        folder: made if missing.
+    """
+    only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    with policy.own_config():
+        model.save_pretrained(str(folder), **only)  # type: ignore[operator]
     tokenizer.save_pretrained(str(folder))
 
 
 def _load_model(recipe: Recipe, weights: Path | None) -> Any:
     settings = recipe.model
     if demo.is_builtin(settings.path) and weights is None:
-        model = demo.build_model(recipe.seed)
+        model: Any = demo.build_model(settings.path, recipe.seed)
         return model.to(DTYPES[settings.dtype])
     return _from_pretrained(
         str(weights) if weights else settings.path,
@@ -233,7 +239,8 @@ def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
 
 def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
     if demo.is_builtin(reference.path):
-        model = demo.build_model(recipe.seed).to(DTYPES[recipe.model.dtype])
+        model: Any = demo.build_model(reference.path, recipe.seed)
+        model = model.to(DTYPES[recipe.model.dtype])
     else:
         model = _from_pretrained(
             reference.path,

@@ -35,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 bad recipe, model or data, 3 too many bad rows, 4 not finite, "
-    "5 resume refused, 6 corrupt file, 70 internal error, 75 pre-empted after a checkpoint, 130 interrupted.",
+    "5 resume refused, 6 corrupt file, 70 internal error, 74 cannot write, "
+    "75 pre-empted after a checkpoint, 130 interrupted.",
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.", show_default=False)]

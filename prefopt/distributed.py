@@ -184,8 +184,8 @@ def _tracker_types(names: list[str]) -> list[Any]:
         try:
             kept = filter_trackers([name], ".")
         except ValueError as error:
-            raise RecipeError(f"train.track: {error}") from None
+            raise RecipeError(f"track: {error}") from None
         if not kept:
-            raise RecipeError(f"train.track: '{name}' is not installed. Install it or leave it out.")
+            raise RecipeError(f"track: '{name}' is not installed. Install it or leave it out.")
         found += kept
     return found

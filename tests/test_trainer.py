@@ -16,7 +16,7 @@ from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.trainer import StepResult, Trainer
-from prefopt.types import LossOutput, PairLogps, SeqLogps
+from prefopt.types import LossOutput, PairLogps
 
 
 def trainer_of(
@@ -81,19 +81,15 @@ def poisoned(at: list[int]) -> Callable[..., LossOutput]:
 def test_nan_aborts_before_the_weights_change() -> None:
     """Calls 1 and 2 are step 0's pack and its identity check."""
     data = toy.table(24)
-    trainer = (
-        trainer_of(poisoned([4]), plan=None)
-        if False
-        else Trainer(
-            toy.policy(),
-            poisoned([4]),
-            toy.plan(data),
-            data,
-            num_steps=4,
-            reference=toy.reference(),
-            optim=OptimSettings(lr=1e-2),
-            engine=Engine(cpu=True),
-        )
+    trainer = Trainer(
+        toy.policy(),
+        poisoned([4]),
+        toy.plan(data),
+        data,
+        num_steps=4,
+        reference=toy.reference(),
+        optim=OptimSettings(lr=1e-2),
+        engine=Engine(cpu=True),
     )
     steps = iter(trainer)
     next(steps), next(steps)
@@ -214,4 +210,3 @@ def test_sft_sees_plain_answers() -> None:
             logps = model(ids).logits.log_softmax(-1)[0, len(group.prompts[0]) - 1 : -1]
             means.append(-logps[torch.arange(len(response)), torch.from_numpy(response).long()].mean().item())
     assert result.sums.values["loss"].item() / 16 == pytest.approx(sum(means) / 16, rel=1e-10)
-    assert isinstance(SeqLogps.from_ragged([torch.zeros(1)]), SeqLogps)

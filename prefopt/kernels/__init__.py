@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from prefopt.kernels.linear_logp import TokenLogps, token_logps, which_impl
-from prefopt.kernels.prefix_attention import prefix_attention
+from prefopt.kernels.prefix_attention import tree_attention
 
-__all__ = ["TokenLogps", "prefix_attention", "token_logps", "which_impl"]
+__all__ = ["TokenLogps", "token_logps", "tree_attention", "which_impl"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefopt.errors import ModelError
-from prefopt.kernels import prefix_attention
+from prefopt.kernels import tree_attention
 from prefopt.types import Segments
 
 # transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
@@ -63,7 +63,7 @@ def attend(
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
-    out = prefix_attention(
+    out = tree_attention(
         query,
         key,
         value,

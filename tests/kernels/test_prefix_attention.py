@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.kernels import prefix_attention
+from prefopt.kernels import tree_attention
 from prefopt.kernels.prefix_attention import segments as fast
 from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
 from prefopt.types import Segments
@@ -51,7 +51,7 @@ def draw(
 
 def run(leaves: list[Tensor], segments: Segments, grad: Tensor, **kwargs: Any) -> list[Tensor]:
     """Return the output and the gradient of every leaf."""
-    out = prefix_attention(
+    out = tree_attention(
         *leaves[:3], segments, scaling=0.4, sinks=leaves[3] if len(leaves) > 3 else None, **kwargs
     )
     return [out, *torch.autograd.grad((out * grad).sum(), leaves)]
@@ -86,7 +86,7 @@ def test_dense_truth_equals_every_path_run_alone(
     leaves = draw(segments, sinks=sinks)
     rule = {"window": window, "softcap": softcap}
     extra = leaves[3] if sinks else None
-    packed = prefix_attention(*leaves[:3], segments, scaling=0.4, sinks=extra, impl="dense", **rule)
+    packed = tree_attention(*leaves[:3], segments, scaling=0.4, sinks=extra, impl="dense", **rule)
     for index in range(len(segments)):
         at = [
             token
@@ -99,7 +99,7 @@ def test_dense_truth_equals_every_path_run_alone(
 
 @pytest.mark.parametrize("name", FORESTS)
 def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole trees, chains, and chains in blocks of a few queries; windows, caps, sinks, grouped heads."""
+    """Whole trees, in blocks of three queries too, and chains likewise; windows, caps, sinks, grouped heads."""
     segments = FORESTS[name]
     for window in (None, 1, 4):
         for softcap, sinks in ((None, False), (2.0, False), (None, True), (2.0, True)):
@@ -107,8 +107,9 @@ def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytes
                 leaves = draw(segments, hq, hkv, dv=dv, sinks=sinks)
                 grad = torch.randn(1, sum(segments.lengths), hq, dv, dtype=torch.float64)
                 truth = run(leaves, segments, grad, window=window, softcap=softcap, impl="dense")
-                for longest, block in ((256, 64 << 20), (0, 64 << 20), (0, 100)):
+                for longest, rows, block in ((256, 80, 0), (256, 3, 0), (0, 80, 64 << 20), (0, 80, 100)):
                     monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
+                    monkeypatch.setattr(fast, "DENSE_ROWS", rows)
                     monkeypatch.setattr(fast, "BLOCK_BYTES", block)
                     found = run(leaves, segments, grad, window=window, softcap=softcap)
                     for a, b in zip(found, truth, strict=True):
@@ -124,7 +125,7 @@ def test_gradcheck(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
         leaves = draw(segments, 2, 1, 4, 4, sinks)
 
         def op(*inputs: Tensor, cap: float | None = softcap) -> Tensor:
-            return prefix_attention(
+            return tree_attention(
                 *inputs[:3], segments, scaling=0.4, softcap=cap, sinks=inputs[3] if len(inputs) > 3 else None
             )
 
@@ -137,10 +138,10 @@ def test_an_answer_never_sees_its_sibling(longest: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
     segments = FORESTS["pair"]
     leaves = [leaf.detach() for leaf in draw(segments)]
-    before = prefix_attention(*leaves, segments, scaling=0.4)
+    before = tree_attention(*leaves, segments, scaling=0.4)
     for leaf in leaves:
         leaf[:, :, 5:8] = torch.randn_like(leaf[:, :, 5:8])
-    after = prefix_attention(*leaves, segments, scaling=0.4)
+    after = tree_attention(*leaves, segments, scaling=0.4)
     outside = [0, 1, 2, 3, 4, 8, 9, 10, 11]
     assert torch.equal(before[:, outside], after[:, outside])
     assert not torch.equal(before[:, 5:8], after[:, 5:8])
@@ -172,9 +173,9 @@ def test_autocast_brings_queries_and_values_to_one_dtype() -> None:
     segments = FORESTS["pair"]
     query, key, value = (leaf.detach().float() for leaf in draw(segments))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = prefix_attention(query, key, value.bfloat16(), segments, scaling=0.4)
+        out = tree_attention(query, key, value.bfloat16(), segments, scaling=0.4)
     assert out.dtype == torch.bfloat16
-    truth = prefix_attention(query, key, value, segments, scaling=0.4, impl="dense")
+    truth = tree_attention(query, key, value, segments, scaling=0.4, impl="dense")
     torch.testing.assert_close(out.float(), truth, rtol=0, atol=0.05)  # 8 bits of values up to 3
 
 
@@ -213,9 +214,9 @@ def test_attention_is_an_average_by_hand() -> None:
     segments = forest([2, 1, 1], [-1, 0, 0])
     value = torch.tensor([1.0, 3.0, 8.0, -1.0]).view(1, 1, 4, 1)
     zeros = torch.zeros(1, 1, 4, 1)
-    out = prefix_attention(zeros, zeros, value, segments, scaling=1.0).flatten()
+    out = tree_attention(zeros, zeros, value, segments, scaling=1.0).flatten()
     assert out.tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0], rel=1e-6)
-    sunk = prefix_attention(zeros, zeros, value, segments, scaling=1.0, sinks=torch.tensor([math.log(3.0)]))
+    sunk = tree_attention(zeros, zeros, value, segments, scaling=1.0, sinks=torch.tensor([math.log(3.0)]))
     # a sink of weight 3 beside n values: n / (n + 3) of the average
     assert sunk.flatten().tolist() == pytest.approx([1 / 4, 4 / 5, 12 / 6, 3 / 6], rel=1e-6)
 
@@ -225,6 +226,6 @@ def test_refuses_unknown_names_and_rows_that_segments_do_not_cover() -> None:
     segments = FORESTS["pair"]
     leaves = draw(segments)
     with pytest.raises(RecipeError, match="impl='flex'"):
-        prefix_attention(*leaves, segments, scaling=1.0, impl="flex")
+        tree_attention(*leaves, segments, scaling=1.0, impl="flex")
     with pytest.raises(ValueError, match="segments of 6 tokens"):
-        prefix_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)
+        tree_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from prefopt.data.pack import pack
+from prefopt.kernels.prefix_attention import segments
 from prefopt.policy import Policy
 from prefopt.types import PackedBatch, Preference, Segments, TokenizedGroup
 
@@ -207,8 +208,10 @@ def test_pack_order_changes_nothing() -> None:
     torch.testing.assert_close(after, wanted, rtol=1e-12, atol=1e-13)
 
 
-def test_long_rows_are_cut_into_chains_and_still_exact() -> None:
-    """Trees beyond the dense limit take the fused path: 200 + 60 + 70 tokens against separate rows."""
+@pytest.mark.parametrize("longest", [1024, 100])
+def test_long_rows_are_exact_whole_and_cut_into_chains(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 + 60 + 70 tokens in several blocks of queries, and beyond the dense limit by the fused path."""
+    monkeypatch.setattr(segments, "LONGEST_DENSE", longest)
     model = toy.llama()
     model.config.max_position_embeddings = 512
     groups = [group(*ids(200, 60, 70)), group(*ids(9, 3, 4))]
@@ -230,14 +233,14 @@ def tree_batch() -> tuple[PackedBatch, list[tuple[np.ndarray, np.ndarray]]]:
     parents = tuple(parent for _, parent in TREE)
     lengths = tuple(length for length, _ in TREE)
     starts = tuple(int(sum(lengths[:k])) for k in range(len(lengths)))
-    segments = Segments(starts, lengths, parents)
+    forest = Segments(starts, lengths, parents)
     leaves = [k for k in range(len(TREE)) if k not in parents]
     positions, score_at, targets, sequences = [], [], [], []
     for k in range(len(TREE)):
-        depth = sum(lengths[a] for a in segments.ancestors(k))
+        depth = sum(lengths[a] for a in forest.ancestors(k))
         positions += range(depth, depth + lengths[k])
     for leaf in leaves:
-        path = [*segments.ancestors(leaf), leaf]
+        path = [*forest.ancestors(leaf), leaf]
         at = [starts[node] + i for node in path for i in range(lengths[node])]
         tokens = np.concatenate([runs[node] for node in path])
         first = lengths[path[0]]
@@ -247,7 +250,7 @@ def tree_batch() -> tuple[PackedBatch, list[tuple[np.ndarray, np.ndarray]]]:
     batch = PackedBatch(
         input_ids=torch.from_numpy(np.concatenate(runs).astype(np.int64)),
         position_ids=torch.tensor(positions),
-        segments=segments,
+        segments=forest,
         score_at=torch.tensor(score_at),
         target_ids=torch.tensor(targets),
         lengths=tuple(len(rest) for _, rest in sequences),

@@ -7,9 +7,12 @@ exponential is one exp2. Only this file knows Triton: ``launch`` starts what is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.testing import do_bench
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from prefopt.kernels.linear_logp.spec import LOG_ZERO
@@ -335,3 +338,8 @@ INTERPRETING = not isinstance(stats_kernel, triton.runtime.JITFunction)
 def described(matrix: Tensor, rows: int, columns: int) -> object:
     """Return what the copy engine needs to load blocks of a matrix, zeros beyond its edges."""
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+def milliseconds(run: Callable[[], None]) -> float:
+    """Return the median time on the GPU of many runs."""
+    return float(do_bench(run, return_mode="median"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefopt.kernels.linear_logp import chunked
-from prefopt.kernels.linear_logp.fused import ROW_FIELDS
+from prefopt.kernels.linear_logp.fused import ROW_FIELDS, milliseconds
 from prefopt.kernels.linear_logp.gemm import accumulate, product_dtype, project, pull_back
 from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, score
 from prefopt.kernels.linear_logp.plans import Plan, Problem
@@ -86,8 +86,6 @@ def _plan(inputs: HeadInputs, targets: Tensor, spec: Spec) -> Plan:
     problem = Problem(capability, product_dtype(hidden, weight), targets.shape[0], vocab, width)
 
     def timed(plan: Plan) -> float:
-        from triton.testing import do_bench
-
         h, w = (part.detach().requires_grad_(part.requires_grad) for part in (hidden, weight))
         trial = replace(inputs, hidden=h, weight=w)
         wanted = [leaf for leaf in (h, w) if leaf.requires_grad and spec.mode != "no_grad"]
@@ -97,8 +95,7 @@ def _plan(inputs: HeadInputs, targets: Tensor, spec: Spec) -> Plan:
             if wanted:
                 torch.autograd.grad(total, wanted)
 
-        milliseconds: float = do_bench(run, return_mode="median")
-        return milliseconds
+        return milliseconds(run)
 
     return tuned_plan(problem, timed)
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 24
 """Weight entries widened at a time: 64 MiB in float32."""
-_SUMS_IN_PLACE = hasattr(torch.ops.aten.addmm, "dtype_out")
-"""Whether half-precision products can be added to a float32 matrix without a float32 copy of them."""
 
 
 def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -33,51 +31,47 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return wide
 
 
-def multiply(a: Tensor, b: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return ``a @ b`` with operands in ``dtype`` and sums in float32 or wider, written into ``out``."""
+def multiply(
+    a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, add: bool = False
+) -> Tensor:
+    """Return ``a @ b``, operands in ``dtype`` and sums in float32 or wider, written or added into ``out``."""
     a, b = a.to(dtype), b.to(dtype)
-    if dtype in (torch.float32, torch.float64):
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    if a.device.type == "cuda":
-        if out is None:
-            return torch.mm(a, b, out_dtype=torch.float32)
-        if _SUMS_IN_PLACE:
-            return torch.mm(a, b, out_dtype=torch.float32, out=out)
-        return out.copy_(torch.mm(a, b, out_dtype=torch.float32))
-    a, b = a.float(), b.float()
-    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    if dtype not in (torch.float32, torch.float64):
+        if a.device.type == "cuda":
+            return _multiply_half(a, b, out, add)
+        a, b = a.float(), b.float()
+    if out is None:
+        return torch.mm(a, b)
+    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+
+
+def _multiply_half(a: Tensor, b: Tensor, out: Tensor | None, add: bool) -> Tensor:
+    if out is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    if add:
+        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
 def project(x: Tensor, weight: Tensor, out: Tensor, dtype: torch.dtype, add: bool = False) -> None:
     """Write ``x @ weight.T`` [M, V] into ``out``, or add it."""
     x = x.to(dtype)
     for low, high, block in _blocks(weight, dtype):
-        part = out[:, low:high]
-        if add:
-            part.add_(multiply(x, block.T, None, dtype))
-        else:
-            multiply(x, block.T, part, dtype)
+        multiply(x, block.T, dtype, out[:, low:high], add)
 
 
 def pull_back(dz: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``dz @ weight`` [M, D]: the gradient that reaches the hidden states."""
     total: Tensor | None = None
     for low, high, block in _blocks(weight, dtype):
-        part = multiply(dz[:, low:high], block, None, dtype)
-        total = part if total is None else total.add_(part)
+        total = multiply(dz[:, low:high], block, dtype, total, add=total is not None)
     assert total is not None
     return total
 
 
 def accumulate(total: Tensor | None, dz: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``total + dz.T @ x`` [V, D], in place after the first call: the weight's gradient."""
-    if total is None:
-        return multiply(dz.T, x, None, dtype)
-    if dtype in (torch.float32, torch.float64):
-        return total.addmm_(dz.T.to(dtype), x.to(dtype))
-    if dz.device.type == "cuda" and _SUMS_IN_PLACE:
-        return torch.addmm(total, dz.T.to(dtype), x.to(dtype), out_dtype=torch.float32, out=total)
-    return total.add_(multiply(dz.T, x, None, dtype))
+    return multiply(dz.T, x, dtype, total, add=total is not None)
 
 
 def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:

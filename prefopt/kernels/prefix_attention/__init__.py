@@ -12,12 +12,12 @@ from prefopt.kernels.prefix_attention.naive import dense_attention
 from prefopt.kernels.prefix_attention.segments import segment_attention
 from prefopt.types import Segments
 
-__all__ = ["ATTENTIONS", "prefix_attention"]
+__all__ = ["ATTENTIONS", "tree_attention"]
 
 ATTENTIONS: dict[str, Callable[..., Tensor]] = {"segments": segment_attention, "dense": dense_attention}
 
 
-def prefix_attention(
+def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -52,11 +52,11 @@ def prefix_attention(
     chosen = "segments" if impl == "auto" else impl
     if chosen not in ATTENTIONS:
         raise RecipeError(
-            f"prefix_attention: there is no impl='{impl}'. Use 'auto' or one of {', '.join(ATTENTIONS)}."
+            f"tree_attention: there is no impl='{impl}'. Use 'auto' or one of {', '.join(ATTENTIONS)}."
         )
     if query.shape[0] != 1 or query.shape[2] != sum(segments.lengths):
         raise ValueError(
-            f"prefix_attention: query {list(query.shape)} for segments of {sum(segments.lengths)} tokens. "
+            f"tree_attention: query {list(query.shape)} for segments of {sum(segments.lengths)} tokens. "
             f"Give one packed row [1, H, T, d] covered by its segments."
         )
     query, key, value = _one_dtype(query, key, value)

@@ -91,11 +91,10 @@ def plan_calls(segments: Segments, window: int | None, longest_island: int) -> t
     for members in _islands(segments):
         first, last = members[0], members[-1]
         start, stop = segments.starts[first], segments.starts[last] + segments.lengths[last]
-        chains = _chains(segments, members)
-        if stop - start <= longest_island and len(chains) > 1:
+        if stop - start <= longest_island:
             calls.append(Call(start, stop, ((start, stop),), _shifted(segments, members, start)))
         else:
-            calls.extend(_chain_call(segments, chain, window) for chain in chains)
+            calls.extend(_chain_call(segments, chain, window) for chain in _chains(segments, members))
     return tuple(calls)
 
 

@@ -22,7 +22,7 @@ def dense_attention(
 ) -> Tensor:
     """Attend along every token's path, with all T x T scores in memory.
 
-    Arguments and result are those of ``prefix_attention``.
+    Arguments and result are those of ``tree_attention``.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     repeats = query.shape[1] // key.shape[1]

@@ -1,9 +1,10 @@
 """Attention over shared prefixes call by call, without any [T, T] mask: the CPU path, right anywhere.
 
-A short tree is one dense call under its own small mask, which keeps the matrix products large. A long
-one is cut into chains: the root with its first child is plain causal attention, every other segment
-attends to [its ancestors; itself]. On the CPU chains run through torch's fused attention; softcaps,
-sinks and other devices take the explicit softmax, in blocks of queries.
+A tree is one call under its own mask, in blocks of queries that read only the keys before them: large
+matrix products, whose weights are kept for the backward. Trees too long for that are cut into chains:
+the root with its first child is plain causal attention, every other segment attends to [its ancestors;
+itself]. On the CPU chains run through torch's fused attention; softcaps, sinks and other devices take
+the explicit softmax, in blocks of queries that the backward computes again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,10 +22,12 @@ from torch.autograd.function import once_differentiable
 from prefopt.kernels.prefix_attention.layout import Call, plan_calls
 from prefopt.types import Segments
 
-LONGEST_DENSE = 256
-"""Trees up to this many tokens take one dense call; beyond it skipping masked work pays."""
-DENSE_BYTES = 4 << 20
-"""A dense call keeps its weights [H, L, L] for the backward only up to this size."""
+LONGEST_DENSE = 1024
+"""Trees up to this many tokens take one call each; beyond it skipping masked work pays."""
+DENSE_BYTES = 16 << 20
+"""Attention weights [H, L, L] / 2 that one such call may keep for the backward."""
+DENSE_ROWS = 80
+"""Queries per block of such a call: fewer make small products, more read keys that no query may see."""
 BLOCK_BYTES = 64 << 20
 """Scores held at a time by the explicit softmax over a long chain."""
 
@@ -53,12 +57,17 @@ def segment_attention(
 ) -> Tensor:
     """Attend along every token's path, one call per short tree or chain of segments.
 
-    Arguments and result are those of ``prefix_attention``.
+    Arguments and result are those of ``tree_attention``.
     """
-    longest = int((DENSE_BYTES // (4 * query.shape[1])) ** 0.5)
+    longest = int((2 * DENSE_BYTES // (4 * query.shape[1])) ** 0.5)
     calls = plan_calls(segments, window, min(LONGEST_DENSE, longest))
+    rule = _Rule(scaling, window, softcap)
     apply: Callable[..., Tensor] = _SegmentAttention.apply
-    return apply(query, key, value, sinks, calls, _Rule(scaling, window, softcap))
+    return apply(query, key, value, sinks, calls, rule, torch.is_grad_enabled())
+
+
+_State = tuple[Tensor, ...]
+"""What a call keeps for its backward."""
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -71,18 +80,22 @@ class _SegmentAttention(torch.autograd.Function):
         sinks: Tensor | None,
         calls: tuple[Call, ...],
         rule: _Rule,
+        has_backward: bool,
     ) -> Tensor:
         num_heads = query.shape[1]
         out = value.new_empty((1, query.shape[2], num_heads, value.shape[3]))
         kept: list[Tensor] = []
+        counts: list[int] = []
         with torch.autocast(query.device.type, enabled=False):
             q, k, v = query[0], _repeat(key[0], num_heads), _repeat(value[0], num_heads)
-            for call in calls:
-                core = _core(call, rule, q, v, sinks)
+            for at, call in enumerate(calls):
+                core = _core(calls, at, rule, q, v, sinks)
                 result, state = core.forward(q[:, call.start : call.stop], _take(k, call), _take(v, call))
                 out[0, call.start : call.stop] = result.transpose(0, 1)
-                kept.append(state)
-        ctx.calls, ctx.rule = calls, rule
+                if has_backward:
+                    kept += state
+                    counts.append(len(state))
+        ctx.calls, ctx.rule, ctx.counts = calls, rule, counts
         ctx.save_for_backward(query, key, value, sinks, out, *kept)
         return out
 
@@ -90,14 +103,15 @@ class _SegmentAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, sinks, out, *kept = ctx.saved_tensors
-        num_heads = query.shape[1]
+        num_heads, states = query.shape[1], iter(kept)
         with torch.autocast(query.device.type, enabled=False):
             q, k, v = query[0], _repeat(key[0], num_heads), _repeat(value[0], num_heads)
             dq = torch.empty_like(query)
             dk, dv = _like_rows(k), _like_rows(v)
             dsinks = None if sinks is None else dk.new_zeros(num_heads)
-            for call, state in zip(ctx.calls, kept, strict=True):
-                core = _core(call, ctx.rule, q, v, sinks)
+            for at, call in enumerate(ctx.calls):
+                state = tuple(islice(states, ctx.counts[at]))
+                core = _core(ctx.calls, at, ctx.rule, q, v, sinks)
                 rows = slice(call.start, call.stop)
                 do, o = upstream[0, rows].transpose(0, 1), out[0, rows].transpose(0, 1)
                 dq[0, :, rows], dkeys, dvalues = core.backward(
@@ -106,7 +120,7 @@ class _SegmentAttention(torch.autograd.Function):
                 _give(dk, dkeys, call)
                 _give(dv, dvalues, call)
         sink_grad = None if sinks is None or dsinks is None else dsinks.to(sinks.dtype)
-        return dq, _sum_repeats(dk, key), _sum_repeats(dv, value), sink_grad, None, None
+        return dq, _sum_repeats(dk, key), _sum_repeats(dv, value), sink_grad, None, None, None
 
 
 def _repeat(values: Tensor, num_heads: int) -> Tensor:
@@ -151,27 +165,28 @@ def _give(total: Tensor, grads: Tensor, call: Call) -> None:
             at += high - low
 
 
-def _core(call: Call, rule: _Rule, q: Tensor, v: Tensor, sinks: Tensor | None) -> _Core:
+def _core(calls: tuple[Call, ...], at: int, rule: _Rule, q: Tensor, v: Tensor, sinks: Tensor | None) -> _Core:
     if rule.softcap is not None or sinks is not None:
-        return _Explicit(call, rule, sinks)
-    if call.groups is not None:
-        return _Dense(call, rule, sinks)
+        return _Explicit(calls, at, rule, sinks)
+    if calls[at].groups is not None:
+        return _Dense(calls, at, rule, sinks)
     # torch's fused op needs one width for queries, keys and values
     is_fused = q.device.type == "cpu" and q.shape[2] == v.shape[2]
-    return (_Fused if is_fused else _Explicit)(call, rule, sinks)
+    return (_Fused if is_fused else _Explicit)(calls, at, rule, sinks)
 
 
 class _Core:
     """Attend for one call; ``forward`` returns the output [H, n, dv] and the state its backward needs."""
 
-    def __init__(self, call: Call, rule: _Rule, sinks: Tensor | None) -> None:
-        self.call, self.rule, self.sinks = call, rule, sinks
+    def __init__(self, calls: tuple[Call, ...], at: int, rule: _Rule, sinks: Tensor | None) -> None:
+        self.calls, self.at, self.call = calls, at, calls[at]
+        self.rule, self.sinks = rule, sinks
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, _State]:
         raise NotImplementedError
 
     def backward(
-        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: Tensor, dsinks: Tensor | None
+        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: _State, dsinks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v; add that of the sinks to ``dsinks``."""
         raise NotImplementedError
@@ -185,40 +200,55 @@ class _Fused(_Core):
             return True, None
         return False, _additive_mask(self.call, self.rule.window, q.dtype, q.device)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, _State]:
         causal, mask = self._mask(q)
         out, lse = _flash(q[None], k[None], v[None], 0.0, causal, attn_mask=mask, scale=self.rule.scaling)
-        return out[0], lse
+        return out[0], (lse,)
 
     def backward(
-        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: Tensor, dsinks: Tensor | None
+        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: _State, dsinks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         causal, mask = self._mask(q)
         batch = [t[None] for t in (do, q, k, v, o)]
         grads: Sequence[Tensor] = _flash_backward(
-            *batch, state, 0.0, causal, attn_mask=mask, scale=self.rule.scaling
+            *batch, state[0], 0.0, causal, attn_mask=mask, scale=self.rule.scaling
         )
         return grads[0][0], grads[1][0], grads[2][0]
 
 
 class _Dense(_Core):
-    """A whole short tree under its mask; its state is the attention weights."""
+    """A whole tree under its mask; its state is the attention weights of every block of queries.
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    A block ends with its last query: later tokens of the row are no ancestors of it.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, _State]:
         dtype = torch.promote_types(q.dtype, torch.float32)
-        mask = _additive_mask(self.call, self.rule.window, dtype, q.device)
-        scores = torch.baddbmm(mask, q.to(dtype), k.to(dtype).transpose(1, 2), alpha=self.rule.scaling)
-        weights = scores.softmax(-1)  # [H, L, L]
-        return weights @ v.to(dtype), weights
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        outs, state = [], []
+        for mask in _tree_masks(self.calls, self.rule.window, DENSE_ROWS, dtype, q.device)[self.at]:
+            low, high = mask.shape[1] - mask.shape[0], mask.shape[1]
+            scores = torch.baddbmm(mask, q[:, low:high], k[:, :high].transpose(1, 2), alpha=self.rule.scaling)
+            weights = scores.softmax(-1)  # [H, high - low, high]
+            outs.append(weights @ v[:, :high])
+            state.append(weights)
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1), tuple(state)
 
     def backward(
-        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: Tensor, dsinks: Tensor | None
+        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: _State, dsinks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        do, q, k, v = (t.to(state.dtype) for t in (do, q, k, v))
-        dscores = torch._softmax_backward_data(do @ v.transpose(1, 2), state, -1, state.dtype)
-        dq = (dscores @ k).mul_(self.rule.scaling)
-        dk = (dscores.transpose(1, 2) @ q).mul_(self.rule.scaling)
-        return dq, dk, state.transpose(1, 2) @ do
+        dtype = state[0].dtype
+        do, q, k, v = (t.to(dtype) for t in (do, q, k, v))
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for weights in state:
+            low, high = weights.shape[2] - weights.shape[1], weights.shape[2]
+            rows, dout = q[:, low:high], do[:, low:high]
+            dweights = dout @ v[:, :high].transpose(1, 2)
+            dscores = torch._softmax_backward_data(dweights, weights, -1, dtype)
+            dq[:, low:high] = (dscores @ k[:, :high]).mul_(self.rule.scaling)
+            dk[:, :high].baddbmm_(dscores.transpose(1, 2), rows, alpha=self.rule.scaling)
+            dv[:, :high].baddbmm_(weights.transpose(1, 2), dout)
+        return dq, dk, dv
 
 
 class _Explicit(_Core):
@@ -237,7 +267,7 @@ class _Explicit(_Core):
             scores.div_(self.rule.softcap).tanh_().mul_(self.rule.softcap)
         return scores.masked_fill_(~visible, float("-inf"))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, _State]:
         dtype = torch.promote_types(q.dtype, torch.float32)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         out = q.new_empty((*q.shape[:2], v.shape[2]))
@@ -249,17 +279,18 @@ class _Explicit(_Core):
                 total = torch.logaddexp(total, self.sinks.to(dtype)[:, None])
             out[:, at] = scores.sub_(total[..., None]).exp_() @ v
             lse[:, at] = total
-        return out, lse
+        return out, (lse,)
 
     def backward(
-        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: Tensor, dsinks: Tensor | None
+        self, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, state: _State, dsinks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        do, q, k, v, o = (t.to(state.dtype) for t in (do, q, k, v, o))
+        (lse,) = state
+        do, q, k, v, o = (t.to(lse.dtype) for t in (do, q, k, v, o))
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         drift = (do * o).sum(-1)  # [H, n]
         for at, visible in self._blocks(q):
             scores = self._scores(q[:, at], k, visible)
-            weights = torch.sub(scores, state[:, at, None]).exp_()
+            weights = torch.sub(scores, lse[:, at, None]).exp_()
             dscores = (do[:, at] @ v.transpose(1, 2)).sub_(drift[:, at, None]).mul_(weights)
             if self.rule.softcap is not None:
                 slope = scores.masked_fill_(~visible, 0.0).div_(self.rule.softcap).square_().neg_().add_(1.0)
@@ -269,20 +300,29 @@ class _Explicit(_Core):
             dk += dscores.transpose(1, 2) @ q[:, at]
             dv += weights.transpose(1, 2) @ do[:, at]
         if self.sinks is not None and dsinks is not None:
-            dsinks.sub_(((self.sinks.to(state.dtype)[:, None] - state).exp_() * drift).sum(-1))
+            dsinks.sub_(((self.sinks.to(lse.dtype)[:, None] - lse).exp_() * drift).sum(-1))
         return dq, dk, dv
 
 
 def _additive_mask(call: Call, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return 0 where seen and -inf elsewhere, [num_queries, num_keys]."""
-    is_small = call.num_queries * call.num_keys <= LONGEST_DENSE**2
-    return (_small_mask if is_small else _build_mask)(call, window, dtype, device)
-
-
-def _build_mask(call: Call, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     visible = call.visible(window, device)
     return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
 
 
-# one mask serves every layer, forward and backward; a long one costs far less than its call
-_small_mask = lru_cache(maxsize=256)(_build_mask)
+@lru_cache(maxsize=4)
+def _tree_masks(
+    calls: tuple[Call, ...], window: int | None, rows: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Return every whole-tree call's masks, one [high - low, high] per block of at most ``rows`` queries.
+
+    One set serves every layer, forward and backward, of a batch.
+    """
+    masks = [None if call.groups is None else _additive_mask(call, window, dtype, device) for call in calls]
+    return tuple(() if mask is None else _cut(mask, rows) for mask in masks)
+
+
+def _cut(mask: Tensor, rows: int) -> tuple[Tensor, ...]:
+    count = mask.shape[0]
+    ends = [(low, min(low + rows, count)) for low in range(0, count, rows)]
+    return tuple(mask[low:high, :high].contiguous() for low, high in ends)

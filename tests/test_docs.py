@@ -1,0 +1,220 @@
+"""The documentation says what the code does: generated pages, examples, links, names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from prefopt.build_loss import build_loss
+from prefopt.data.layouts import ALIASES, LAYOUTS, Layout, detect
+from prefopt.data.raw import RawRow
+from prefopt.data.rows import Source
+from prefopt.data.shapes import to_comparison
+from prefopt.recipe import parse_recipe
+from prefopt.strict_yaml import parse_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+BASE = """
+output: runs/x
+model: {path: some/model}
+data: {path: rows.jsonl}
+loss: {name: dpo}
+optim: {lr: 1.0e-6}
+"""
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """Yield every fenced block of ``language`` with the line it begins on."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        yield text.count("\n", 0, found.start()) + 2, found.group(1)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def module_at(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["recipe", "losses"])
+def test_generated_page_is_what_its_script_writes(name: str) -> None:
+    script = DOCS / f"make_{name}_page.py"
+    written = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert written == module_at(script).page(), f"run: python docs/{script.name}"
+
+
+def test_every_setting_stands_on_the_recipe_page() -> None:
+    """The page is generated; this fails if the generator walks past a block."""
+    from prefopt.recipe import SCHEMA
+
+    sections = prose(DOCS / "recipe.md").split("\n## ")
+    found = {section.split("\n", 1)[0]: section for section in sections}
+    heads = {"": "Top level", "data.*": "data, and eval.data", "reference": "reference, as a block"}
+    for block, keys in SCHEMA.blocks.items():
+        if block == "eval.data.*":
+            continue
+        rows = re.findall(r"^\| `(\w+)` ", found[heads.get(block, block)], flags=re.MULTILINE)
+        assert tuple(rows) == keys, block
+
+
+@every_page
+def test_yaml_blocks_are_recipes_or_parts_of_one(page: Path) -> None:
+    """A block with an output folder is read as it stands, any other in place of that part of a small recipe."""
+    for line, text in blocks(page, "yaml"):
+        place = f"{page.name}:{line}"
+        block = parse_yaml(text, place).value
+        if "output" in block:
+            recipe = parse_recipe(text, name=place)
+        else:
+            rest = [part for part in BASE.strip().splitlines() if part.split(":")[0] not in block]
+            recipe = parse_recipe("\n".join([*rest, text]), name=place)
+        build_loss(recipe.loss)
+
+
+@every_page
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after the other, in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for line, text in blocks(page, "python"):
+        # blank lines in front make a traceback name the line of the page
+        exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), names)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", head).lower()).replace(" ", "-")
+        for head in heads
+    }
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name)
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}"
+
+
+@every_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:prefopt|tests|recipes|docs)/[^`\s]*)`", prose(page)):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert {page.name for page in PAGES} - {"index.md"} == set(
+        re.findall(r"^## \[(.*?)\]", index, re.MULTILINE)
+    )
+
+
+def layout_rows() -> Iterator[tuple[str, str]]:
+    """Yield every row on the page of data with the layout whose heading it stands under."""
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    for section in text.split("\n### ")[1:]:
+        heading = section.split("\n", 1)[0]
+        for block in re.findall(r"^```json\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
+            yield from ((heading, row) for row in block.strip().splitlines())
+
+
+@pytest.mark.parametrize(("layout", "row"), list(layout_rows()))
+def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, row: str) -> None:
+    value = json.loads(row)
+    found: Layout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
+    assert found.name.split()[0] == layout
+    comparison = to_comparison(found, value, 0, "page:1")
+    assert all(comparison.answers)
+    for pair in comparison.preferences:
+        assert "even" in str(comparison.answers[pair.chosen])  # seven is the prime on every row
+
+
+def test_every_layout_and_column_stands_on_the_page() -> None:
+    assert {layout for layout, _ in layout_rows()} == set(LAYOUTS)
+    table = prose(DOCS / "data.md").split("## Columns")[1].split("## What is scored")[0]
+    lines = {
+        name: line
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert lines.keys() == ALIASES.keys()
+    for name, tiers in ALIASES.items():
+        if name in ("first", "second"):
+            continue
+        stated = re.findall(r"`([^`]+)`", lines[name].split("|")[2])
+        assert stated == [alias for tier in tiers for alias in tier], name
+
+
+def test_model_families_are_those_that_are_tested() -> None:
+    """Both tables are read from the source of the test, without building a model."""
+    tree = ast.parse((ROOT / "tests" / "test_architectures.py").read_text(encoding="utf-8"))
+    tables = {
+        node.targets[0].id: [ast.literal_eval(key) for key in node.value.keys if key is not None]
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Dict)
+    }
+    models = prose(DOCS / "exactness.md").split("## Models")[1]
+    exact, refused = models.split("Other families")
+    assert re.findall(r"`(\w+)`", exact) == tables["EXACT"]
+    named = [
+        name for line in refused.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)
+    ]
+    assert named == tables["REFUSED"]
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    from prefopt import checkpoint, cli, errors
+
+    found = {
+        value.exit_code
+        for module in (errors, checkpoint)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, errors.PrefoptError)
+    }
+    page = prose(DOCS / "training.md").split("## Signals and exit codes")[1].split("## Several GPUs")[0]
+    stated = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
+    assert stated == found | {0, cli.INTERNAL, *cli.STOPPED}
+
+
+def test_tolerances_are_those_of_the_code() -> None:
+    import torch
+
+    from prefopt.policy import selfcheck
+    from prefopt.trainer import IDENTITY_TOLERANCE
+
+    page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    self_check = [selfcheck.TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
+    identity = [IDENTITY_TOLERANCE[dtype] for dtype in dtypes]
+    rows = [
+        [cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if line.startswith("|")
+    ]
+    assert rows[0] == [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    assert [[float(cell) for cell in row] for row in rows[2:]] == [self_check, identity]

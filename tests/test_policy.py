@@ -1,0 +1,405 @@
+"""The policy: statistics, adapters on the head, wrappers, dropout, guards and the self-check."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import toy
+import transformers
+from torch import Tensor, nn
+
+from prefopt.data.pack import pack
+from prefopt.errors import ModelError, RecipeError
+from prefopt.policy import Policy, check_supported, disable_dropout
+from prefopt.policy.attention import NAME
+from prefopt.types import STATS, PackedBatch
+
+peft = pytest.importorskip("peft")
+
+
+def batch(count: int = 3, seed: int = 0) -> PackedBatch:
+    """Pack a few random groups."""
+    return pack(toy.groups(count, seed))
+
+
+def plain_scores(model: nn.Module, packed: PackedBatch) -> Tensor:
+    """Return the ordinary log-softmax [M, V] of every scored token, sequence by sequence."""
+    found = []
+    at = 0
+    segments = packed.segments
+    answers = [k for k in range(len(segments)) if segments.parents[k] >= 0]
+    for k, length in zip(answers, packed.lengths, strict=True):
+        runs = [(segments.starts[n], segments.lengths[n]) for n in (segments.parents[k], k)]
+        ids = torch.cat([packed.input_ids[low : low + n] for low, n in runs])[None]
+        found.append(model(input_ids=ids, use_cache=False).logits[0, -length - 1 : -1].log_softmax(-1))
+        at += length
+    assert at == packed.target_ids.numel()
+    return torch.cat(found)
+
+
+def test_every_statistic_is_that_of_the_ordinary_logits() -> None:
+    """Columns come back under their own names, whatever order they were asked in."""
+    model, packed = toy.llama(), batch()
+    log_p = plain_scores(model, packed)
+    result = Policy(model)(packed, stats=STATS[::-1])
+    picked = log_p.gather(-1, packed.target_ids[:, None]).squeeze(-1)
+    torch.testing.assert_close(result.tokens, picked, rtol=1e-10, atol=1e-12)
+    assert set(result.stats) == set(STATS)
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(result.stats["entropy"], -(log_p.exp() * log_p).sum(-1), **close)
+    torch.testing.assert_close(result.stats["log_sum_p2"], (2 * log_p).logsumexp(-1), **close)
+    torch.testing.assert_close(result.stats["is_top1"], (picked == log_p.amax(-1)).double(), **close)
+    # the mean of log p is the mean logit less the log-sum-exp
+    offset = result.stats["mean_logit"] - result.stats["logsumexp"]
+    torch.testing.assert_close(offset, log_p.mean(-1), **close)
+    assert result.lengths == packed.lengths and result.total.shape == (6,)
+
+
+def test_only_the_wanted_statistics_are_returned() -> None:
+    """Without stats there is one column and no entropy pass."""
+    result = Policy(toy.llama())(batch())
+    assert result.stats == {}
+
+
+def test_values_are_float32_for_half_precision_weights() -> None:
+    """bfloat16 weights give float32 log-probs near those of float32 weights."""
+    packed = batch()
+    exact = Policy(toy.llama(dtype=torch.float32))(packed).tokens
+    half = Policy(toy.llama(dtype=torch.float32).bfloat16())(packed).tokens
+    assert half.dtype == exact.dtype == torch.float32
+    # 8 bits through two layers, on log-probs of about -5
+    torch.testing.assert_close(half, exact, rtol=0, atol=0.3)
+
+
+def test_autocast_scores_near_full_precision_and_trains() -> None:
+    """Under autocast layers run in bfloat16, the head in float32, and every weight gets a gradient."""
+    model, packed = toy.llama(dtype=torch.float32), batch()
+    policy = Policy(model)
+    exact = policy(packed).tokens
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = policy(packed).tokens
+    assert logps.dtype == torch.float32 and not torch.equal(logps, exact)
+    torch.testing.assert_close(logps, exact, rtol=0, atol=0.3)
+    logps.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def lora(model: nn.Module, **kwargs: Any) -> Any:
+    """Add adapters whose effect is not zero."""
+    settings = {
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "v_proj"],
+        "lora_dropout": 0.0,
+        **kwargs,
+    }
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).double()
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+        if "modules_to_save" in name and parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return wrapped
+
+
+def gradients(model: nn.Module, total: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of every trained parameter."""
+    model.zero_grad(set_to_none=True)
+    total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+ADAPTERS = {
+    "trunk": {},
+    "trunk_and_head": {"target_modules": ["q_proj", "lm_head"]},
+    "head_alone": {"target_modules": ["lm_head"], "use_rslora": True},
+    "saved_head": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # peft warns about adapters on heads, which is what is tested
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_are_exact_and_trained(name: str) -> None:
+    """Values and gradients of every adapter weight equal those of ordinary logits; adapters off = base."""
+    base, packed = toy.llama(), batch()
+    start = Policy(copy.deepcopy(base))(packed).tokens
+    model = lora(base, **ADAPTERS[name])
+    log_p = plain_scores(model, packed).gather(-1, packed.target_ids[:, None]).squeeze(-1)
+    upstream = torch.randn_like(log_p)
+    wanted = gradients(model, (log_p * upstream).sum())
+    policy = Policy(model)
+    found = policy(packed).tokens
+    torch.testing.assert_close(found, log_p, rtol=1e-10, atol=1e-12)
+    assert (found - start).abs().max() > 1e-3
+    grads = gradients(model, (found * upstream).sum())
+    assert grads.keys() == wanted.keys() and len(grads) >= 2
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, wanted[key], rtol=1e-9, atol=1e-11, msg=key)
+    with model.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(policy(packed).tokens, start, rtol=1e-12, atol=1e-13)
+    assert torch.equal(policy(packed).tokens, found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_adapters_on_the_head_add_up() -> None:
+    """Both active adapters reach the logits."""
+    model, packed = lora(toy.llama(), target_modules=["lm_head"]), batch()
+    model.add_adapter("second", peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head"]))
+    model.double()
+    nn.init.normal_(model.base_model.model.lm_head.lora_B["second"].weight, std=0.3)
+    model.base_model.set_adapter(["default", "second"])
+    log_p = plain_scores(model, packed).gather(-1, packed.target_ids[:, None]).squeeze(-1)
+    torch.testing.assert_close(Policy(model)(packed).tokens, log_p, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"lora_bias": True}],
+    ids=["dora", "bias"],
+)
+def test_variants_of_lora_on_the_head_are_refused(settings: dict[str, Any]) -> None:
+    """They change the logits in ways the op does not know."""
+    model = lora(toy.llama(), target_modules=["lm_head"], **settings)
+    with pytest.raises(ModelError, match="its head is a peft"):
+        Policy(model)
+
+
+def test_prompt_learning_is_refused() -> None:
+    """Virtual tokens in front of a packed row would reach the first group only."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ModelError, match="virtual prompt tokens"):
+        Policy(peft.get_peft_model(toy.llama(), config))
+
+
+def test_a_head_that_is_not_plain_is_refused() -> None:
+    """Quantised heads subclass Linear and bring their own forward."""
+
+    class Quantised(nn.Linear):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden.round())
+
+    model = toy.llama()
+    model.lm_head = Quantised(16, toy.VOCABULARY, bias=False).double()
+    with pytest.raises(ModelError, match="Quantised"):
+        Policy(model)
+
+
+def test_the_head_and_its_config_are_restored_even_after_an_error() -> None:
+    """Outside a call the model is as it was: same forward, same softcap."""
+    model = transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(
+            vocab_size=61, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, final_logit_softcapping=3.0,
+        )
+    )  # fmt: skip
+    policy = Policy(model)
+    policy(batch())
+    bad = batch()
+    bad.input_ids[0] = 10_000
+    with pytest.raises(IndexError):
+        policy(bad)
+    assert "forward" not in vars(model.lm_head)
+    assert model.config.final_logit_softcapping == 3.0
+
+
+def test_wrappers_are_seen_through() -> None:
+    """A data-parallel wrapper is called as a whole; the head inside is still ours."""
+    model, packed = toy.llama(), batch()
+    policy = Policy(model)
+    expected = policy(packed).tokens
+
+    class Engine(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module, self.calls = module, 0
+
+        def forward(self, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self.module(**kwargs)
+
+    engine = Engine(model)
+    policy.model = engine
+    assert torch.equal(policy(packed).tokens, expected)
+    policy.self_check()
+    assert engine.calls == 1 and policy.model is engine
+
+
+def test_plain_attention_gives_generation_back() -> None:
+    """Inside the block the model generates as before; outside, ordinary use says what to do."""
+    model = toy.llama().eval()
+    ids = torch.tensor([[5, 9, 11]])
+    before = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    policy = Policy(model)
+    with pytest.raises(ModelError, match=r"plain_attention"):
+        model(input_ids=ids)
+    with policy.plain_attention() as plain:
+        after = plain.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
+        )
+    assert torch.equal(before, after)
+    assert model.config._attn_implementation == NAME
+    policy(batch())
+
+
+def test_two_policies_on_one_model_remember_its_own_attention() -> None:
+    """The second policy must not take the first one's attention for the model's."""
+    model = toy.llama()
+    before = model.config._attn_implementation
+    Policy(model)
+    with Policy(model).plain_attention():
+        assert model.config._attn_implementation == before
+
+
+def test_saved_config_does_not_name_our_attention(tmp_path: Any) -> None:
+    """A checkpoint loads without prefopt."""
+    model = toy.llama(dtype=torch.float32)
+    Policy(model)
+    model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config._attn_implementation != NAME
+
+
+def noisy() -> nn.Module:
+    """A GPT-2 with all its dropouts on."""
+    config = transformers.GPT2Config(
+        vocab_size=61, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def test_dropout_is_off_by_default_even_the_functional_one() -> None:
+    """Two scorings in training mode are bit-equal, for modules and for attention_dropout in a config."""
+    model = toy.llama(dtype=torch.float32)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.config.attention_dropout = 0.5
+    for noise in (model, noisy()):
+        policy = Policy(noise)
+        noise.train()
+        assert torch.equal(policy(batch()).tokens, policy(batch()).tokens)
+        with policy.plain_attention("eager"):
+            ids = torch.arange(9)[None]
+            assert torch.equal(noise(input_ids=ids).logits, noise(input_ids=ids).logits)
+
+
+def test_attention_dropout_that_was_kept_is_refused_in_training() -> None:
+    """Packed attention cannot apply it, so it says so instead of leaving it out."""
+    model = noisy()
+    policy = Policy(model, dropout=True)
+    model.train()
+    with pytest.raises(ModelError, match=r"attention dropout is 0\.3"):
+        policy(batch())
+    model.eval()
+    policy(batch())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapter_dropout_is_off_too() -> None:
+    """LoRA's dropout would make the policy differ from itself between two scorings."""
+    model = lora(toy.llama(), target_modules=["q_proj", "lm_head"], lora_dropout=0.5)
+    model.train()
+    noisy_ids = torch.arange(9)[None]
+    assert not torch.equal(model(input_ids=noisy_ids).logits, model(input_ids=noisy_ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(input_ids=noisy_ids).logits, model(input_ids=noisy_ids).logits)
+
+
+def test_self_check_finds_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that lets an answer see everything before it in the row is caught, in half precision too."""
+    import prefopt.kernels.prefix_attention as door
+    from prefopt.types import Segments
+
+    def leaky(*tensors: Tensor, **kwargs: Any) -> Tensor:
+        *inputs, segments = tensors
+        whole = Segments((0,), (sum(segments.lengths),), (-1,))  # type: ignore[attr-defined]
+        return door.dense_attention(*inputs, whole, **kwargs)  # type: ignore[arg-type]
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = toy.llama(dtype=torch.float32).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2)
+        policy = Policy(model)
+        assert policy.self_check() < 0.5
+        monkeypatch.setitem(door.ATTENTIONS, "segments", leaky)
+        with pytest.raises(ModelError, match="differently"):
+            policy.self_check()
+        monkeypatch.undo()
+
+
+def test_self_check_leaves_modes_and_gradients_alone() -> None:
+    """Frozen parts stay in eval mode and nothing is added to a graph."""
+    model = toy.llama()
+    model.train()
+    model.model.layers[0].eval()
+    Policy(model).self_check()
+    assert model.training and not model.model.layers[0].training and model.model.layers[1].training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_self_check_fits_models_with_few_positions() -> None:
+    """Ten learned positions: a prompt of six and answers of four."""
+    config = transformers.GPT2Config(
+        vocab_size=61, n_embd=16, n_layer=1, n_head=2, n_positions=10, bos_token_id=0, eos_token_id=0
+    )
+    assert Policy(transformers.GPT2LMHeadModel(config)).self_check() < 1e-4
+
+
+def test_a_model_that_changes_logits_behind_the_head_is_refused() -> None:
+    """A factor the configuration does not show would make every log-prob wrong."""
+
+    class Hidden(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits * 0.5
+            return outputs
+
+    model = Hidden(toy.llama().config)
+    # set by transformers from the source of the class, which here holds no attention at all
+    with pytest.raises(ModelError, match="changes its logits"):
+        Policy(model)(batch())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (transformers.T5Config(), "encoder-decoder"),
+        (transformers.Gemma3Config(), "vision tower"),
+        (
+            transformers.LlamaConfig(architectures=["LlamaForSequenceClassification"]),
+            "no language model head",
+        ),
+        (transformers.LlamaConfig(architectures=["LlamaForTokenClassification"]), "no language model head"),
+        (transformers.LlamaConfig(attention_chunk_size=64), "chunked attention"),
+    ],
+    ids=["t5", "gemma3", "classifier", "tagger", "chunked"],
+)
+def test_other_kinds_of_checkpoints_are_refused(config: Any, reason: str) -> None:
+    """One line from the configuration alone."""
+    with pytest.raises(ModelError, match=reason) as caught:
+        check_supported(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_attention_and_foreign_modules_are_refused() -> None:
+    """A wrong name lists the right ones; a torch module is no causal model."""
+    with pytest.raises(RecipeError, match=r"model\.attention: there is no 'flash'.*segments, dense"):
+        Policy(toy.llama(), attention="flash")
+    with pytest.raises(ModelError, match="Linear is no transformers model"):
+        Policy(nn.Linear(2, 2))
+
+
+def test_describe_names_what_is_used() -> None:
+    """For the log of a run."""
+    assert Policy(toy.llama()).describe() == {"attention": "segments", "head": "chunked (Linear, scale 1)"}
+    assert Policy(toy.llama(), attention="dense").describe()["attention"] == "dense"
