@@ -69,7 +69,7 @@ UsePlan = Callable[..., None]
 
 @pytest.fixture
 def use_plan(monkeypatch: pytest.MonkeyPatch) -> UsePlan:
-    """Choose a plan by name, and chunks of eight rows wherever rows come in chunks."""
+    """Choose a plan by name, and chunks of eight rows or of 64 tokens wherever there are chunks."""
     from prefopt.kernels.linear_logp import fused_op
 
     def use(name: str, factor: int = 1) -> None:
@@ -80,6 +80,7 @@ def use_plan(monkeypatch: pytest.MonkeyPatch) -> UsePlan:
         monkeypatch.setattr(fused_op, "tuned_plan", lambda problem, timed: plan)
         monkeypatch.setattr(fused_op, "CHUNK_BYTES", 1)
         monkeypatch.setattr(fused_op, "ROW_MULTIPLE", 8 * factor)
+        monkeypatch.setattr(fused_op, "VOCAB_MULTIPLE", 64 * factor)
 
     return use
 

@@ -16,20 +16,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefopt.kernels.linear_logp import chunked
-from prefopt.kernels.linear_logp.fused import ROW_FIELDS, milliseconds
-from prefopt.kernels.linear_logp.gemm import accumulate, product_dtype, project, pull_back
-from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, score
+from prefopt.kernels.linear_logp.fused import milliseconds
+from prefopt.kernels.linear_logp.gemm import multiply, product_dtype, project
+from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, row_values, score
 from prefopt.kernels.linear_logp.plans import Plan, Problem
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.kernels.linear_logp.tuning import tuned_plan
 
 CHUNK_BYTES = 768 << 20
-"""Memory for one chunk of [rows, V]; 2048 rows and more make the products of a chunk as fast as they get."""
+"""Memory for one chunk of the [M, V] matrix: thousands of rows or columns, so that products run at full rate."""
 CACHE_BYTES = 1 << 30
 """Up to this size ``auto`` keeps the [M, V] exponentials instead of computing logits twice."""
 MAX_STORED_SOFTCAP = 43.0
 """Logits within 2 * 43 nats of one another have exponentials within the range of bfloat16 and float32."""
 ROW_MULTIPLE = 128
+VOCAB_MULTIPLE = 1024
 COLUMN_MULTIPLE = 64
 """Stored rows start at multiples of 128 bytes: the library's products are slow on odd strides."""
 
@@ -100,13 +101,13 @@ def _plan(inputs: HeadInputs, targets: Tensor, spec: Spec) -> Plan:
     return tuned_plan(problem, timed)
 
 
-def _chunks(num_rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Split rows into equal chunks within the budget; the last may be shorter."""
-    if num_rows == 0:
+def _chunks(size: int, item_bytes: int, multiple: int) -> list[tuple[int, int]]:
+    """Split rows or columns into equal chunks within the budget; the last may be shorter."""
+    if size == 0:
         return []
-    count = max(1, math.ceil(num_rows * row_bytes / CHUNK_BYTES))
-    step = math.ceil(math.ceil(num_rows / count) / ROW_MULTIPLE) * ROW_MULTIPLE
-    return [(low, min(low + step, num_rows)) for low in range(0, num_rows, step)]
+    count = max(1, math.ceil(size * item_bytes / CHUNK_BYTES))
+    step = math.ceil(math.ceil(size / count) / multiple) * multiple
+    return [(low, min(low + step, size)) for low in range(0, size, step)]
 
 
 def _matrix(like: Tensor, num_rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
@@ -128,20 +129,12 @@ def _head(inputs: HeadInputs, spec: Spec, dtype: torch.dtype) -> Head:
     return Head(x.contiguous(), inputs.weight.to(dtype), inputs.bias, x2, w2, spec.scale, spec.softcap)
 
 
-class _Products:
-    """Make raw products of row chunks by the library, into one reused float32 tile."""
-
-    def __init__(self, head: Head, dtype: torch.dtype, chunks: list[tuple[int, int]]) -> None:
-        rows = max((high - low for low, high in chunks), default=0)
-        self.head, self.dtype = head, dtype
-        self.tile = _matrix(head.x, rows, head.w.shape[0], torch.float32)
-
-    def chunk(self, low: int, high: int) -> Tensor:
-        z, head = self.tile[: high - low], self.head
-        project(head.x[low:high], head.w, z, self.dtype)
-        if head.x2 is not None and head.w2 is not None:
-            project(head.x2[low:high], head.w2, z, self.dtype, add=True)
-        return z
+def _products(head: Head, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fill ``out`` with the raw products, made by the library."""
+    project(head.x, head.w, out, dtype)
+    if head.x2 is not None and head.w2 is not None:
+        project(head.x2, head.w2, out, dtype, add=True)
+    return out
 
 
 class _Forward:
@@ -167,17 +160,19 @@ class _Forward:
             if self.spec.mode == "cached" and num_rows:
                 self.exps = self._exps(num_rows, vocab)
             row_bytes = vocab * ((4 if is_tiled else 0) + (self.dtype.itemsize if is_frozen else 0))
-            chunks = _chunks(num_rows, row_bytes)
-            products = _Products(self.head, self.dtype, chunks) if is_tiled else None
+            chunks = _chunks(num_rows, row_bytes, ROW_MULTIPLE)
+            rows = chunks[0][1] if chunks else 0
+            whole = _matrix(self.head.x, rows, vocab, torch.float32) if is_tiled else None
             unit = _Unit(self, chunks) if is_frozen else None
             for low, high in chunks:
-                tile = None if products is None else products.chunk(low, high)
-                exps = None if self.exps is None else self.exps.part(low, high)
+                head = self.head.rows(low, high)
+                tile = None if whole is None else _products(head, whole[: high - low], self.dtype)
+                exps = None if self.exps is None else self.exps.rows(low, high)
                 if unit is not None and tile is None:
                     exps = unit.exps(high - low)
                 blocks = self.plan.stats if tile is None else self.plan.fold
                 values = {name: value[low:high] for name, value in self.values.items()}
-                score(self.head.part(low, high), self.targets[low:high], values, blocks, tile, exps)
+                score(head, self.targets[low:high], values, blocks, tile, exps)
                 source = tile if exps is None else exps
                 if unit is not None and source is not None:
                     unit.make(low, high, source)
@@ -208,40 +203,19 @@ class _Unit:
                 forward.units[at] = part.new_empty((num_rows, part.shape[1]), dtype=torch.float32)
 
     def exps(self, rows: int) -> Exps:
-        return self.stored.part(0, rows)
+        return self.stored.rows(0, rows)
 
     def make(self, low: int, high: int, source: Tensor | Exps) -> None:
         forward, dz = self.forward, self.dz[: high - low]
         logps, norm = (forward.values[name][low:high] for name in ("logps", "norm"))
         grads = {"logps": torch.full_like(logps, forward.spec.scale)}
-        rows = _row_values(grads, logps, norm, {}, dz.shape[1])
+        rows = row_values(grads, logps, norm, {}, dz.shape[1])
         targets = forward.targets[low:high]
         blocks = forward.plan.fold
-        differentiate(forward.head.part(low, high), targets, rows, frozenset(grads), dz, blocks, source)
+        differentiate(forward.head.rows(low, high), targets, rows, frozenset(grads), dz, blocks, source)
         for unit, w in zip(forward.units, (forward.head.w, forward.head.w2), strict=True):
             if unit is not None and w is not None:
-                unit[low:high] = pull_back(dz, w, forward.dtype)
-
-
-def _row_values(
-    grads: dict[str, Tensor], logps: Tensor, norm: Tensor, stats: dict[str, Tensor], vocab: int
-) -> Tensor:
-    """Return [len(ROW_FIELDS), M]: upstream gradients as the gradient kernel wants them."""
-    zero = torch.zeros_like(norm)
-    squares = grads.get("log_sum_p2", zero)
-    at = {
-        "norm": norm,
-        "base": grads.get("logsumexp", zero) - 2 * squares,
-        "logp": grads.get("logps", zero),
-        # 1 - p from log p: a difference of nearly equal numbers would be lost where the model is certain
-        "at_label": -grads.get("logps", zero) * torch.expm1(logps),
-        "p_label": logps.exp(),
-        "entropy_grad": grads.get("entropy", zero),
-        "entropy": stats.get("entropy", zero),
-        "p2": 2 * squares * (-stats["log_sum_p2"]).exp() if "log_sum_p2" in grads else zero,
-        "flat": grads.get("mean_logit", zero) / vocab,
-    }
-    return torch.stack([at[name] for name in ROW_FIELDS])
+                multiply(dz, w, forward.dtype, out=unit[low:high])
 
 
 class _FusedLogps(torch.autograd.Function):
@@ -308,7 +282,11 @@ def _gathered(
 
 
 class _Backward:
-    """Turn upstream gradients into those of the hidden states and the head, chunk by chunk."""
+    """Turn upstream gradients into those of the hidden states and the head, a part of the vocabulary at a time.
+
+    Parts of the vocabulary, not of the rows: each entry of the weight's large gradient is then written once,
+    and only the small one of the hidden states is added up.
+    """
 
     def __init__(self, ctx: Any, upstream: Sequence[Tensor | None]) -> None:
         *parts, targets, logps, norm, entropy, log_sum_p2 = ctx.saved_tensors
@@ -318,87 +296,92 @@ class _Backward:
         grads = {name: grad.float() * self.spec.scale for name, grad in named if grad is not None}
         self.terms = frozenset(grads)
         # float16 cannot hold the gradients of a mean over many tokens
-        self.unit = _power_of_two(grads) if grads and self.dtype == torch.float16 else None
+        is_narrow = self.dtype == torch.float16 and targets.shape[0] > 0
+        self.unit = _power_of_two(grads) if grads and is_narrow else None
         if self.unit is not None:
             grads = {name: grad / self.unit for name, grad in grads.items()}
         stats = {"entropy": entropy, "log_sum_p2": log_sum_p2}
         known = {name: value for name, value in stats.items() if value is not None}
-        self.row_values = _row_values(grads, logps, norm, known, self.inputs.weight.shape[0])
+        self.row_values = row_values(grads, logps, norm, known, self.inputs.weight.shape[0])
         # a second backward through the same graph finds nothing kept and computes the logits again
         self.exps, ctx.exps = ctx.exps, None
-        self.dx: list[Tensor | None] = [None, None]
-        self.heads: list[Tensor | None] = [None, None, None]  # weight, bias, w2
 
     def run(self) -> tuple[Tensor | None, ...]:
         if not self.terms:
             return (None,) * 5
-        self.head = _head(self.inputs, self.spec, self.dtype)
-        for at, part in enumerate((self.head.x, self.head.x2)):
-            if part is not None and self.wanted[3 * at]:
-                self.dx[at] = part.new_empty(part.shape, dtype=torch.float32)
-        for low, high, dz in self._gradients():
-            self._spread(low, high, dz)
-        return self._gather()
+        self.head, inputs = _head(self.inputs, self.spec, self.dtype), self.inputs
+        pairs = zip(
+            self.wanted, (inputs.hidden, inputs.weight, inputs.bias, inputs.x2, inputs.w2), strict=True
+        )
+        found = [self._memory(part) if wanted and part is not None else None for wanted, part in pairs]
+        found[0], found[3] = self._sums(found[0], self.head.x), self._sums(found[3], self.head.x2)
+        if self.targets.shape[0]:
+            for low, high, dz in self._gradients():
+                self._spread(low, high, dz, found)
+        hidden, weight, bias, x2, w2 = found
+        return self._rows(hidden, inputs.hidden), weight, bias, self._rows(x2, inputs.x2), w2
+
+    def _memory(self, like: Tensor) -> Tensor:
+        # zeros, not None, where there are no rows: data-parallel engines wait for every trained weight
+        is_empty = self.targets.shape[0] == 0
+        return (
+            torch.zeros_like(like)
+            if is_empty
+            else torch.empty_like(like, memory_format=torch.contiguous_format)
+        )
+
+    def _sums(self, wanted: Tensor | None, like: Tensor | None) -> Tensor | None:
+        return None if wanted is None or like is None else like.new_zeros(like.shape, dtype=torch.float32)
 
     def _gradients(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the gradient by the raw products, a chunk of rows at a time."""
+        """Yield the gradient by the raw products, all rows of a part of the vocabulary at a time."""
         num_rows, vocab = self.targets.shape[0], self.inputs.weight.shape[0]
         if self.exps is not None:
             dz = self.exps.values.view(self.dtype)
-            self._differentiate(0, num_rows, dz, self.exps)
-            yield 0, num_rows, dz
+            differentiate(self.head, self.targets, self.row_values, self.terms, dz, self.plan.fold, self.exps)
+            yield 0, vocab, dz
             return
         is_tiled = self.plan.backward == "tile"
-        chunks = _chunks(num_rows, vocab * (self.dtype.itemsize + (4 if is_tiled else 0)))
-        products = _Products(self.head, self.dtype, chunks) if is_tiled else None
-        whole = _matrix(self.head.x, max((high - low for low, high in chunks), default=0), vocab, self.dtype)
+        chunks = _chunks(vocab, num_rows * (self.dtype.itemsize + (4 if is_tiled else 0)), VOCAB_MULTIPLE)
+        width = chunks[0][1]
+        whole = _matrix(self.head.x, num_rows, width, self.dtype)
+        tile = _matrix(self.head.x, num_rows, width, torch.float32) if is_tiled else None
+        blocks = self.plan.fold if is_tiled else self.plan.gradient
         for low, high in chunks:
-            dz = whole[: high - low]
-            self._differentiate(low, high, dz, None if products is None else products.chunk(low, high))
+            head, dz = self.head.columns(low, high), whole[:, : high - low]
+            source = None if tile is None else _products(head, tile[:, : high - low], self.dtype)
+            differentiate(head, self.targets - low, self.row_values, self.terms, dz, blocks, source)
             yield low, high, dz
 
-    def _differentiate(self, low: int, high: int, dz: Tensor, source: Tensor | Exps | None) -> None:
-        blocks = self.plan.gradient if source is None else self.plan.fold
-        rows = self.row_values[:, low:high].contiguous()
-        head, targets = self.head.part(low, high), self.targets[low:high]
-        differentiate(head, targets, rows, self.terms, dz, blocks, source)
-
-    def _spread(self, low: int, high: int, dz: Tensor) -> None:
-        """Add one chunk's part of every gradient that is wanted."""
-        head = self.head
-        for dx, w in zip(self.dx, (head.w, head.w2), strict=True):
-            if dx is not None and w is not None:
-                dx[low:high] = pull_back(dz, w, self.dtype)
-        if self.wanted[1]:
-            self.heads[0] = accumulate(self.heads[0], dz, head.x[low:high], self.dtype)
-        if self.wanted[2]:
+    def _spread(self, low: int, high: int, dz: Tensor, found: Sequence[Tensor | None]) -> None:
+        """Write or add what a part of the vocabulary gives to every gradient that is wanted."""
+        head = self.head.columns(low, high)
+        hidden, weight, bias, x2, w2 = found
+        for total, w in ((hidden, head.w), (x2, head.w2)):
+            if total is not None and w is not None:
+                multiply(dz, w, self.dtype, out=total, add=low > 0)
+        for part, x in ((weight, head.x), (w2, head.x2)):
+            if part is not None and x is not None:
+                self._write(part[low:high], dz, x)
+        if bias is not None:
             total = dz.sum(0, dtype=torch.float32)
-            self.heads[1] = total if self.heads[1] is None else self.heads[1].add_(total)
-        if self.wanted[4] and head.x2 is not None:
-            self.heads[2] = accumulate(self.heads[2], dz, head.x2[low:high], self.dtype)
+            bias[low:high] = total if self.unit is None else total * self.unit
 
-    def _gather(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of hidden, weight, bias, x2 and w2, each in its input's dtype."""
-        inputs = self.inputs
-        rows = [
-            None if dx is None or like is None else self._rows(dx, like)
-            for dx, like in zip(self.dx, (inputs.hidden, inputs.x2), strict=True)
-        ]
-        parts = zip(self.heads, (inputs.weight, inputs.bias, inputs.w2), (1, 2, 4), strict=True)
-        heads = [self._head_part(total, like) if self.wanted[at] else None for total, like, at in parts]
-        return rows[0], heads[0], heads[1], rows[1], heads[2]
+    def _write(self, part: Tensor, dz: Tensor, x: Tensor) -> None:
+        """Write dz.T @ x, rounded once."""
+        if part.dtype == self.dtype == torch.bfloat16 and part.is_cuda:
+            torch.mm(dz.T, x, out=part)
+        elif part.dtype == torch.float32 and self.unit is None:
+            multiply(dz.T, x, self.dtype, out=part)
+        else:
+            product = multiply(dz.T, x, self.dtype)
+            part.copy_(product if self.unit is None else product.mul_(self.unit))
 
-    def _rows(self, dx: Tensor, like: Tensor) -> Tensor:
-        factors = None if self.unit is None else self.unit.expand(dx.shape[0]).contiguous()
-        return _gathered(dx, factors, self.inputs.rows, like.shape[0], like.dtype)
-
-    def _head_part(self, total: Tensor | None, like: Tensor | None) -> Tensor | None:
-        if like is None:
+    def _rows(self, total: Tensor | None, like: Tensor | None) -> Tensor | None:
+        if total is None or like is None:
             return None
-        if total is None:
-            # zeros, not None: data-parallel engines wait for a gradient of every trained weight
-            return torch.zeros_like(like)
-        return (total if self.unit is None else total.mul_(self.unit)).to(like.dtype)
+        factors = None if self.unit is None else self.unit.expand(total.shape[0]).contiguous()
+        return _gathered(total, factors, self.inputs.rows, like.shape[0], like.dtype)
 
 
 def _power_of_two(grads: dict[str, Tensor]) -> Tensor:

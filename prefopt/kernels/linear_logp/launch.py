@@ -13,6 +13,7 @@ from prefopt.kernels.linear_logp.fused import (
     EXPS,
     INTERPRETING,
     NUM_FIELDS,
+    ROW_FIELDS,
     TILE,
     collect_kernel,
     described,
@@ -39,10 +40,15 @@ class Head:
     scale: float
     softcap: float | None
 
-    def part(self, low: int, high: int) -> Head:
+    def rows(self, low: int, high: int) -> Head:
         """Return the same head over rows [low, high)."""
         x2 = None if self.x2 is None else self.x2[low:high]
-        return Head(self.x[low:high], self.w, self.bias, x2, self.w2, self.scale, self.softcap)
+        return replace(self, x=self.x[low:high], x2=x2)
+
+    def columns(self, low: int, high: int) -> Head:
+        """Return the same head over the vocabulary [low, high)."""
+        bias, w2 = (None if part is None else part[low:high] for part in (self.bias, self.w2))
+        return replace(self, w=self.w[low:high], bias=bias, w2=w2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Exps:
     keys: Tensor  # float32 [blocks, M]
     block: int
 
-    def part(self, low: int, high: int) -> Exps:
+    def rows(self, low: int, high: int) -> Exps:
         """Return the same exponentials of rows [low, high)."""
         return Exps(self.values[low:high], self.keys[:, low:high], self.block)
 
@@ -125,6 +131,35 @@ def score(
         )
 
 
+def row_values(
+    grads: dict[str, Tensor], logps: Tensor, norm: Tensor, stats: dict[str, Tensor], vocab: int
+) -> Tensor:
+    """Return [len(ROW_FIELDS), M]: upstream gradients as the gradient kernel wants them.
+
+    Args:
+        grads: float32 [M] by output, already times the head's scale.
+        logps: of the targets.
+        norm: log2 of the sum of exp(z).
+        stats: "entropy" and "log_sum_p2" where they have a gradient.
+        vocab: of the whole head.
+    """
+    zero = torch.zeros_like(norm)
+    squares = grads.get("log_sum_p2", zero)
+    at = {
+        "norm": norm,
+        "base": grads.get("logsumexp", zero) - 2 * squares,
+        "logp": grads.get("logps", zero),
+        # 1 - p from log p: a difference of nearly equal numbers would be lost where the model is certain
+        "at_label": -grads.get("logps", zero) * torch.expm1(logps),
+        "p_label": logps.exp(),
+        "entropy_grad": grads.get("entropy", zero),
+        "entropy": stats.get("entropy", zero),
+        "p2": 2 * squares * (-stats["log_sum_p2"]).exp() if "log_sum_p2" in grads else zero,
+        "flat": grads.get("mean_logit", zero) / vocab,
+    }
+    return torch.stack([at[name] for name in ROW_FIELDS])
+
+
 def differentiate(
     head: Head,
     targets: Tensor,
@@ -138,7 +173,7 @@ def differentiate(
 
     Args:
         head: the operands.
-        targets: int64 [M].
+        targets: int64 [M]; of a part of the vocabulary, relative to its first token.
         row_values: float32 [len(ROW_FIELDS), M], contiguous; what each row brings along.
         terms: which of "logps", "entropy", "log_sum_p2", "mean_logit" have a gradient.
         dz: in the products' dtype; may be the memory of stored exponentials of the same item size.
