@@ -33,6 +33,9 @@ NORM_, BASE_, LOGP_, AT_LABEL_, P_LABEL_, ENTROPY_GRAD_, ENTROPY_, P2_, FLAT_ = 
 ROW_FIELDS = ("norm", "base", "logp", "at_label", "p_label", "entropy_grad", "entropy", "p2", "flat")
 """What the gradient kernel reads per row, in order; see ``Rows``."""
 
+COUNTS = ("M", "n_m", "n_v", "n_s", "n_each", "s_keys")
+"""Sizes that change from step to step: kernels must not be compiled again for each divisibility of them."""
+
 DOT, TILE, EXPS = 0, 1, 2
 """Where the gradient kernel gets its logits: a product, a stored tile, or stored exponentials."""
 DOT_, TILE_, EXPS_ = tl.constexpr(DOT), tl.constexpr(TILE), tl.constexpr(EXPS)
@@ -128,7 +131,7 @@ def _final(b_z, bias, o_v, V, scale2, cap2, HAS_BIAS: tl.constexpr, HAS_CAP: tl.
     return tl.where(m_v[None, :], b_z, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stats_kernel(
     x, w, bias, x2, w2, targets, tile, exps, keys, partials,
     M, V, D, R, s_xm, s_wv, s_wd, s_x2m, s_w2v, s_w2r, s_tile, s_exps, s_keys, n_m, n_s, n_each, scale2, cap2,
@@ -200,7 +203,7 @@ def stats_kernel(
         tl.store(p_out + n_field * MEAN_, b_mean, mask=m_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_kernel(
     partials, logps, norm, logsumexp, entropy, log_sum_p2, is_top1, mean_logit, M, V, n_s,
     BM: tl.constexpr, LOGSUMEXP: tl.constexpr, ENTROPY: tl.constexpr, SQUARES: tl.constexpr,
@@ -250,7 +253,7 @@ def merge_kernel(
         tl.store(mean_logit + o_m, b_mean / V * LN2_, mask=m_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradient_kernel(
     x, w, bias, x2, w2, targets, source, keys, row_values, dz,
     M, V, D, R, s_xm, s_wv, s_wd, s_x2m, s_w2v, s_w2r, s_source, s_dz, s_keys, n_m, n_v, scale2, cap2,

@@ -8,6 +8,7 @@ spills, shared memory). ``PREFOPT_LOGP_TUNE=FILE`` replaces the table by measure
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -108,6 +109,7 @@ def candidates(problem: Problem) -> list[Blocks]:
     ]
 
 
+@lru_cache(maxsize=1024)
 def even_splits(row_blocks: int, vocab_blocks: int, slots: int) -> tuple[int, int]:
     """Return the number of vocabulary splits and the blocks in each, so that all slots stay busy.
 
