@@ -61,7 +61,7 @@ class Problem:
         return f"sm{major}{minor} {kind} rows<={1 << rows} vocab={self.vocab} width={self.width}"
 
 
-_FOLD = Blocks(rows=8, vocab=1024, depth=16, warps=8, stages=1)
+_FOLD = Blocks(rows=8, vocab=1024, depth=16, warps=8, stages=1, per_processor=3)
 _HOPPER_STATS = Blocks(rows=128, vocab=256, depth=64, warps=8, stages=4, tma=True)
 _HOPPER_GRADIENT = replace(_HOPPER_STATS, stages=3)
 _AMPERE = Blocks(rows=128, vocab=128, depth=32, warps=8, stages=4)
