@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefopt.kernels.linear_logp import TokenLogps, token_logps
+from prefopt.kernels.linear_logp import TokenLogps, token_logps, which_impl
 from prefopt.kernels.prefix_attention import tree_attention
 
-__all__ = ["TokenLogps", "token_logps", "tree_attention"]
+__all__ = ["TokenLogps", "token_logps", "tree_attention", "which_impl"]

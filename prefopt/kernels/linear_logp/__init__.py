@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.kernels.linear_logp.chunked import MODES, choose_mode, chunked_logps
-from prefopt.kernels.linear_logp.naive import naive_logps
+from prefopt.kernels.linear_logp.choice import IMPLS, Backend, backend_of, mode_of, which_impl
+from prefopt.kernels.linear_logp.chunked import MODES
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.types import STATS
 
-__all__ = ["IGNORED", "IMPLS", "MODES", "TokenLogps", "token_logps"]
+__all__ = ["IGNORED", "IMPLS", "MODES", "TokenLogps", "token_logps", "which_impl"]
 
 IGNORED = -100
 """The target of a row that must cost nothing: its outputs and its gradient are exactly zero."""
-
-IMPLS: dict[str, Callable[[HeadInputs, Tensor, Spec], tuple[Tensor, ...]]] = {
-    "naive": naive_logps,
-    "chunked": chunked_logps,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +33,8 @@ class TokenLogps:
     log_sum_p2: Tensor | None = None  # log of the sum of squared probabilities
     is_top1: Tensor | None = None  # 1.0 where no logit is above the target's
     mean_logit: Tensor | None = None
+    impl: str = field(default="", kw_only=True)  # the back-end that made them
+    mode: str = field(default="", kw_only=True)  # how gradients are got
 
 
 def token_logps(
@@ -68,32 +65,34 @@ def token_logps(
         rows: int64 [M], the hidden row that predicts each target, repeats allowed; default: row m, M = N.
         lora: ``(x2 [N, r], w2 [V, r])``, adds ``x2 @ w2.T`` to the logits before ``scale``.
         stats: names out of ``prefopt.types.STATS``.
-        mode: how gradients are got, for ``impl="chunked"``: ``recompute`` (logits again in the
+        mode: how gradients are got by ``chunked`` and ``fused``: ``recompute`` (logits again in the
             backward), ``cached`` (keeps one [M, V] matrix), ``frozen`` (the head is not trained:
             the hidden states' gradient is made in the forward), ``no_grad``, or ``auto``.
-        impl: ``naive``, ``chunked`` or ``auto``.
+        impl: ``fused`` (Triton on an NVIDIA GPU, or on the CPU under TRITON_INTERPRET=1), ``chunked``
+            (plain torch, any device), ``naive`` (full logits), or ``auto``: see ``which_impl``.
 
     Returns:
         TokenLogps: float32, or float64 when an input is float64.
 
     Raises:
-        ValueError: shapes, dtypes or targets that do not fit together.
+        ValueError: shapes, dtypes or targets that do not fit together, or ``impl="fused"`` where it cannot run.
         RecipeError: an ``impl``, ``mode`` or statistic that does not exist.
     """
     x2, w2 = lora if lora is not None else (None, None)
     inputs = HeadInputs(hidden, weight, bias, x2, w2, rows)
-    _check_names(stats, mode, impl)
+    _check_names(stats, mode)
     _check_shapes(inputs, targets)
+    impl = which_impl(hidden, weight, impl)
     wanted = tuple(name for name in STATS if name in stats)
-    spec = Spec(scale=float(scale), softcap=softcap, stats=wanted, mode=choose_mode(inputs, wanted, mode))
-    backend = IMPLS["chunked" if impl == "auto" else impl]
+    mode = mode_of(impl, inputs, wanted, mode, softcap)
+    spec = Spec(scale=float(scale), softcap=softcap, stats=wanted, mode=mode)
     score = _score_kept if hidden.device.type == "cpu" else _score_masked
-    logps, *values = score(backend, inputs, targets, spec)
-    return TokenLogps(logps, **dict(zip(wanted, values, strict=True)))
+    logps, *values = score(backend_of(impl), inputs, targets, spec)
+    return TokenLogps(logps, **dict(zip(wanted, values, strict=True)), impl=impl, mode=mode)
 
 
 def _score_kept(
-    backend: Callable[[HeadInputs, Tensor, Spec], tuple[Tensor, ...]],
+    backend: Backend,
     inputs: HeadInputs,
     targets: Tensor,
     spec: Spec,
@@ -115,7 +114,7 @@ def _score_kept(
 
 
 def _score_masked(
-    backend: Callable[[HeadInputs, Tensor, Spec], tuple[Tensor, ...]],
+    backend: Backend,
     inputs: HeadInputs,
     targets: Tensor,
     spec: Spec,
@@ -126,9 +125,7 @@ def _score_masked(
     return tuple(value.masked_fill(ignored, 0.0) for value in scored)
 
 
-def _check_names(stats: Collection[str], mode: str, impl: str) -> None:
-    if impl != "auto" and impl not in IMPLS:
-        raise RecipeError(f"token_logps: there is no impl='{impl}'. Use 'auto' or one of {', '.join(IMPLS)}.")
+def _check_names(stats: Collection[str], mode: str) -> None:
     if mode not in MODES:
         raise RecipeError(f"token_logps: there is no mode='{mode}'. Use one of {', '.join(MODES)}.")
     for name in stats:

@@ -16,11 +16,16 @@ _BLOCK_ELEMENTS = 1 << 24
 
 def gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype in which operands are multiplied; sums are always float32 or float64."""
+    if hidden.device.type == "cpu":
+        # the CPU's half-precision products round their sums, which costs up to 0.1 nat per token
+        return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return product_dtype(hidden, weight)
+
+
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype in which tensor cores multiply: autocast's where it is on, else the wider one."""
     device = hidden.device.type
     wide = torch.promote_types(hidden.dtype, weight.dtype)
-    if device == "cpu":
-        # the CPU's half-precision products round their sums, which costs up to 0.1 nat per token
-        return torch.promote_types(wide, torch.float32)
     if wide != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return wide
