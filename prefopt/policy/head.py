@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import token_logps
+from prefopt.policy.wrappers import class_of
 
 _NEUTRAL: dict[str, float | None] = {
     "final_logit_softcapping": None,
@@ -153,7 +154,7 @@ def check_head(model: PreTrainedModel) -> None:
     _forwards(head_of(model), ScoringHead(torch.empty(0), torch.empty(0), (), Transform()))
 
 
-def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """Return the modules whose ``forward`` makes logits, each with the one that scores instead."""
     if hasattr(head, "original_module") and hasattr(head, "modules_to_save"):
         # whichever copy the adapter library picks, it calls that copy's forward
@@ -164,9 +165,10 @@ def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[
     if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
         return [(head, _linear_forward(head, scorer))]
     if _is_plain_lora(head):
-        return [(head, _lora_forward(head, scorer))]
+        return _lora_forwards(head, scorer)
+    kind = class_of(head)
     raise ModelError(
-        f"model: its head is a {type(head).__module__}.{type(head).__name__}. Use a plain linear head in full "
+        f"model: its head is a {kind.__module__}.{kind.__name__}. Use a plain linear head in full "
         f"precision, LoRA without variants on it, or modules_to_save."
     )
 
@@ -176,28 +178,50 @@ def _linear_forward(head: nn.Linear, scorer: ScoringHead) -> Callable[[Tensor], 
 
 
 def _is_plain_lora(head: Any) -> bool:
-    kind = type(head)
+    kind = class_of(head)
     is_lora = kind.__module__ == "peft.tuners.lora.layer" and kind.__name__ == "Linear"
-    if not is_lora or type(head.base_layer) is not nn.Linear:
+    if not is_lora or class_of(head.base_layer) is not nn.Linear:
         return False
     has_bias = any(part.bias is not None for part in head.lora_B.values())
     return not head.lora_variant and not has_bias and not head.fan_in_fan_out
 
 
-def _lora_forward(layer: Any, scorer: ScoringHead) -> Callable[[Tensor], Tensor]:
+def _lora_forwards(layer: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+    """Return forwards for the adapted head and its parts, each called within the one before it.
+
+    A weight is read only inside the forward of the module that owns it, which is where libraries that
+    spread weights over ranks have gathered it; the op runs in the innermost, the base layer's.
+    """
+    base = layer.base_layer
+    left: list[str] = []
+    ups: list[Tensor] = []
+
     def forward(hidden: Tensor) -> Tensor:
-        base = layer.base_layer
         if layer.disable_adapters and layer.merged:
             layer.unmerge()
-        live = [name for name in layer.active_adapters if name in layer.lora_A]
-        if layer.disable_adapters or layer.merged or not live:
-            return scorer.score(hidden, base.weight, base.bias)
-        flat = hidden.flatten(0, -2)
-        downs = [_down(layer, name, flat) for name in live]
-        ups = [layer.lora_B[name].weight for name in live]
-        return scorer.score(hidden, base.weight, base.bias, lora=(_join(downs), _join(ups)))
+        is_off = layer.disable_adapters or layer.merged
+        left[:] = [] if is_off else [name for name in layer.active_adapters if name in layer.lora_A]
+        ups.clear()
+        downs = [_down(layer, name, hidden.flatten(0, -2)) for name in left]
+        return inner(hidden, _join(downs) if downs else None)
 
-    return forward
+    def inner(hidden: Tensor, x2: Tensor | None) -> Tensor:
+        part = layer.lora_B[left.pop(0)] if left else base
+        found: Tensor = part(hidden, x2)
+        return found
+
+    def through(part: nn.Linear) -> Callable[..., Tensor]:
+        def forward(hidden: Tensor, x2: Tensor | None) -> Tensor:
+            ups.append(part.weight)
+            return inner(hidden, x2)
+
+        return forward
+
+    def score(hidden: Tensor, x2: Tensor | None) -> Tensor:
+        lora = None if x2 is None else (x2, _join(ups))
+        return scorer.score(hidden, base.weight, base.bias, lora=lora)
+
+    return [(layer, forward), (base, score), *((part, through(part)) for part in layer.lora_B.values())]
 
 
 def _down(layer: Any, name: str, flat: Tensor) -> Tensor:

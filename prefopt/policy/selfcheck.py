@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prefopt.data.pack import pack
 from prefopt.errors import ModelError
-from prefopt.policy.wrappers import causal_model
+from prefopt.policy.wrappers import causal_model, class_of
 from prefopt.types import IntArray, Preference, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
     """Return the largest per-token difference between packed and ordinary scoring of random tokens."""
     core = causal_model(policy.model)
     weight: Tensor = core.get_input_embeddings().weight  # type: ignore[assignment]
-    ids = np.random.default_rng(seed).integers(0, weight.shape[0], _PROMPT + 2 * _ANSWER, dtype=np.int32)
+    # from the configuration, because a weight that is spread over ranks may show an empty shape here
+    vocabulary = core.config.get_text_config().vocab_size
+    ids = np.random.default_rng(seed).integers(0, vocabulary, _PROMPT + 2 * _ANSWER, dtype=np.int32)
     prompt, *answers = np.split(ids, [_PROMPT, _PROMPT + _ANSWER])
     group = TokenizedGroup(
         prompts=(prompt,),
@@ -43,7 +45,7 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
         packed = policy(pack([group]).to(weight.device)).tokens
         with policy.plain_attention("eager"):
             plain = torch.cat([_score(policy.model, prompt, answer, weight.device) for answer in answers])
-    return _judge(packed, plain, type(core).__name__, weight.dtype, tolerance)
+    return _judge(packed, plain, class_of(core).__name__, weight.dtype, tolerance)
 
 
 def _judge(packed: Tensor, plain: Tensor, name: str, dtype: torch.dtype, tolerance: float | None) -> float:
