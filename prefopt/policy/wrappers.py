@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
@@ -39,5 +40,4 @@ def without_engine(model: nn.Module) -> nn.Module:
 
 def class_of(module: nn.Module) -> type[nn.Module]:
     """Return the class a module was written as: ``fully_shard`` puts one of its own in front."""
-    # by name, because importing the sharding library takes a second that few runs need
-    return next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed."))
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
