@@ -4,6 +4,7 @@ Names are loaded when they are first used, so ``import prefopt`` needs nothing b
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
         Totals,
     )
 
-__version__: str = _version("prefopt")
+try:
+    __version__: str = _version("prefopt")
+except PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+checkout"
 
 _HOME = {
     "AdapterOffReference": "reference",

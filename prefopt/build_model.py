@@ -138,12 +138,18 @@ def reference_of(
     raise AssertionError(f"unknown reference {recipe.reference!r}")
 
 
-def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder), selected_adapters=["default"])  # type: ignore[operator]
-    else:
-        model.save_pretrained(str(folder))  # type: ignore[operator]
+def save_model(policy: Policy, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form.
+
+    Args:
+        policy: knows what it changed in the configuration for scoring.
+        model: the policy's model without its engine's wrapper.
+        tokenizer: saved beside it, chat template included.
+        folder: made if missing.
+    """
+    only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    with policy.own_config():
+        model.save_pretrained(str(folder), **only)  # type: ignore[operator]
     tokenizer.save_pretrained(str(folder))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from prefopt import build, build_model, demo, train
 from prefopt.data.pack import pack
 from prefopt.data.prepare import prepare
+from prefopt.data.rows import Source
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 
@@ -52,6 +54,8 @@ def run(
     console = console or Console(highlight=False)
     sft, dpo = recipe_file("quickstart_sft"), recipe_file("quickstart")
     console.print(f"[bold]1 of 2[/]  {sft.name}: supervised, on the chosen answers")
+    # the matrices are too small to share out; on busy cores threads would only wait for each other
+    torch.set_num_threads(1)
     first = train.run(sft, [f"output={output / 'sft'}", *overrides], resume=True)
     console.print(f"[bold]2 of 2[/]  {dpo.name}: DPO, on pairs")
     second = train.run(dpo, [f"output={output / 'dpo'}", f"model.path={first}", *overrides], resume=True)
@@ -101,7 +105,7 @@ def evaluate(folder: Path) -> Outcome:
 
 
 @torch.no_grad()
-def _margins(policy: Policy, source: build.Source, tokenizer: object) -> torch.Tensor:
+def _margins(policy: Policy, source: Source, tokenizer: Any) -> torch.Tensor:
     """Return log-prob of chosen minus rejected for every pair of a source, nats [P]."""
     table = prepare([source], tokenizer, structure="pairs").table
     device = next(policy.model.parameters()).device

@@ -325,9 +325,12 @@ class _Run:
         self.engine.barrier()
 
     def _write(self, folder: Path) -> None:
-        build_model.save_model(self.engine.unwrap(self.policy.model), self.tokenizer, folder / "model")
+        self._save_model(folder / "model")
         flat = state_tensors(self.trainer.optimizer, self.trainer.parameters)
         save_file(flat, str(folder / "optimizer.safetensors"))
+
+    def _save_model(self, folder: Path) -> None:
+        build_model.save_model(self.policy, self.engine.unwrap(self.policy.model), self.tokenizer, folder)
 
     def _stop(self, done: int) -> None:
         again = "Continue with --resume."
@@ -345,8 +348,7 @@ class _Run:
                 source = self.folder.checkpoints / checkpoint.checkpoint_name(best) / "model"
                 self.folder.replace_final(lambda to: _copy(source, to))
             else:
-                model = self.engine.unwrap(self.policy.model)
-                self.folder.replace_final(lambda to: build_model.save_model(model, self.tokenizer, to))
+                self.folder.replace_final(self._save_model)
             self.folder.finish()
             which = f"the best evaluation, after step {best}" if takes_best else "the last step"
             self.display.say(f"{self.folder.final}: the model of {which}")

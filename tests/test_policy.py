@@ -347,6 +347,14 @@ def test_self_check_leaves_modes_and_gradients_alone() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_self_check_fits_models_with_few_positions() -> None:
+    """Ten learned positions: a prompt of six and answers of four."""
+    config = transformers.GPT2Config(
+        vocab_size=61, n_embd=16, n_layer=1, n_head=2, n_positions=10, bos_token_id=0, eos_token_id=0
+    )
+    assert Policy(transformers.GPT2LMHeadModel(config)).self_check() < 1e-4
+
+
 def test_a_model_that_changes_logits_behind_the_head_is_refused() -> None:
     """A factor the configuration does not show would make every log-prob wrong."""
 

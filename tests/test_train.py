@@ -91,6 +91,20 @@ def test_the_final_folder_loads_as_any_model(unbroken: Path) -> None:
     assert not (final / "checkpoint").exists()
 
 
+def test_the_configs_own_dropout_is_saved_though_training_used_none(tmp_path: Path) -> None:
+    """Two steps with attention dropout 0.3 in the config equal two without: it was off. The saved config has it."""
+    with_dropout, without = tmp_path / "a", tmp_path / "b"
+    for folder in (with_dropout, without):
+        folder.mkdir()
+        toy.recipe(folder)
+    toy.save_model(with_dropout / "model", dropout=0.3)
+    for folder in (with_dropout, without):
+        assert go(folder, train__steps="2") == 0
+    assert without_times(with_dropout) == without_times(without)
+    saved = json.loads((with_dropout / "run" / "final" / "config.json").read_text())
+    assert saved["attention_dropout"] == 0.3
+
+
 def test_an_occupied_folder_is_refused_and_untouched(
     unbroken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,8 +50,7 @@ class Policy:
         _check_adapters(model)
         check_modules(core)
         check_head(core)
-        if not dropout:
-            disable_dropout(model)
+        self._own_dropout = [] if dropout else disable_dropout(model)
         if core.config._attn_implementation != NAME:
             setattr(core, _PLAIN, core.config._attn_implementation)
         use_attention(core, NAME)
@@ -127,6 +126,17 @@ class Policy:
             yield self.model
         finally:
             use_attention(core, NAME)
+
+    @contextmanager
+    def own_config(self) -> Iterator[None]:
+        """Give the configuration its own dropout back for the block, in which the model is saved."""
+        for config, name, value in self._own_dropout:
+            setattr(config, name, value)
+        try:
+            yield
+        finally:
+            for config, name, _ in self._own_dropout:
+                setattr(config, name, 0.0)
 
     def self_check(self, tolerance: float | None = None, seed: int = 0) -> float:
         """Score random tokens packed and apart with the real weights, and compare.

@@ -99,12 +99,16 @@ def check_modules(model: nn.Module) -> None:
             raise ModelError(_mixer_message(type(model).__name__, f"a {kind} ({path})"))
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> list[tuple[PretrainedConfig, str, float]]:
     """Switch off every kind of dropout: modules, LoRA's, and the functional one of attention.
 
     Attention reads its probability from a number on the module or in the configuration, which
     putting ``nn.Dropout`` modules to zero does not reach; router jitter likewise.
+
+    Returns:
+        What the configurations said before: (configuration, name, value) for each that was changed.
     """
+    before: list[tuple[PretrainedConfig, str, float]] = []
     configs: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -117,5 +121,7 @@ def disable_dropout(model: nn.Module) -> None:
             configs[id(config)] = config
     for config in configs.values():
         for name, value in list(vars(config).items()):
-            if isinstance(value, float) and _DROPOUT.search(name):
+            if isinstance(value, float) and value and _DROPOUT.search(name):
+                before.append((config, name, value))
                 setattr(config, name, 0.0)
+    return before

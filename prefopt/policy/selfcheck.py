@@ -18,7 +18,7 @@ from prefopt.types import IntArray, Preference, TokenizedGroup
 if TYPE_CHECKING:
     from prefopt.policy import Policy
 
-_PROMPT, _ANSWER = 24, 16
+_PROMPT, _ANSWER = 24, 16  # shortened for models with fewer positions
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 """Per token, nats; in float64, too, transformers rounds its softmax and norms to float32."""
 _HALF_TOLERANCE = 0.5  # |logit| up to 30 in bfloat16 is spaced by 0.125, and errors add up over layers
@@ -29,10 +29,16 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
     """Return the largest per-token difference between packed and ordinary scoring of random tokens."""
     core = causal_model(policy.model)
     weight: Tensor = core.get_input_embeddings().weight  # type: ignore[assignment]
-    # from the configuration, because a weight that is spread over ranks may show an empty shape here
-    vocabulary = core.config.get_text_config().vocab_size
-    ids = np.random.default_rng(seed).integers(0, vocabulary, _PROMPT + 2 * _ANSWER, dtype=np.int32)
-    prompt, *answers = np.split(ids, [_PROMPT, _PROMPT + _ANSWER])
+    config = core.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or _PROMPT + _ANSWER
+    answer_length = min(_ANSWER, max(1, limit * 2 // 5))
+    prompt_length = min(_PROMPT, limit - answer_length)
+    # a weight that DeepSpeed spread over ranks is empty between two forwards
+    vocabulary = min(weight.shape[0] or config.vocab_size, config.vocab_size)
+    ids = np.random.default_rng(seed).integers(
+        0, vocabulary, prompt_length + 2 * answer_length, dtype=np.int32
+    )
+    prompt, *answers = np.split(ids, [prompt_length, prompt_length + answer_length])
     group = TokenizedGroup(
         prompts=(prompt,),
         responses=tuple(answers),
@@ -51,7 +57,7 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
 def _judge(packed: Tensor, plain: Tensor, name: str, dtype: torch.dtype, tolerance: float | None) -> float:
     allowed = TOLERANCE.get(dtype, _HALF_TOLERANCE) if tolerance is None else tolerance
     gaps = (packed.to(plain.dtype) - plain).abs()
-    first, second = float(gaps[:_ANSWER].mean()), float(gaps[_ANSWER:].mean())
+    first, second = (float(half.mean()) for half in gaps.view(2, -1))
     worst = float(gaps.max())
     # rounding strikes both answers alike; what leaks from one into the other shows in the second only
     leaks = tolerance is None and dtype not in TOLERANCE and second > 4 * first + _HALF_FLOOR

@@ -1,0 +1,226 @@
+"""The house: rooms import only downward, vendors stay behind their fences, public names change on purpose."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefopt
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "prefopt"
+
+LEVELS = [
+    {"types", "errors"},
+    {"strict_yaml"},
+    {"recipe_text", "recipe_diff"},
+    {"kernels", "losses", "data", "recipe", "distributed", "optim"},
+    {"policy", "metrics", "checkpoint", "cache", "arrange"},
+    {"reference", "run_folder", "stopping"},
+    {"trainer", "demo"},
+    {"build_loss", "progress"},
+    {"build_model"},
+    {"build"},
+    {"train", "check", "score", "show_losses"},
+    {"quickstart"},
+    {"cli"},
+    {"__main__"},
+]
+"""Rooms from the ground up; a room imports only from rooms below it, siblings never from each other."""
+
+FENCES = {
+    "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
+    "transformers": lambda path: (
+        "/policy/" in path or path.endswith(("data/tokenize.py", "/demo.py")) or _builds(path)
+    ),
+    "peft": lambda path: "/policy/" in path or _builds(path),
+    "accelerate": lambda path: path.endswith("/distributed.py"),
+    "deepspeed": lambda path: path.endswith("/distributed.py"),
+    "pydantic": lambda path: path.endswith("/recipe.py") or _builds(path),
+    "pydantic_core": lambda path: path.endswith("/recipe.py"),
+    "typer": lambda path: path.endswith("/cli.py"),
+    "rich": lambda path: (
+        Path(path).stem in {"cli", "check", "score", "show_losses", "quickstart", "progress"}
+    ),
+    "datasets": lambda path: path.endswith("data/rows.py"),
+    "pyarrow": lambda path: path.endswith("data/rows.py"),
+    "yaml": lambda path: path.endswith("/strict_yaml.py"),
+    "trl": lambda path: False,
+    "liger_kernel": lambda path: False,
+    "pickle": lambda path: False,
+}
+"""Which files may import a vendor, type-checking imports apart."""
+
+PUBLIC = [
+    "AdapterOffReference",
+    "CachedReference",
+    "Comparison",
+    "FrozenAdapterReference",
+    "FrozenReference",
+    "ListLogps",
+    "LossOutput",
+    "PackedBatch",
+    "PairLogps",
+    "Plan",
+    "Policy",
+    "Preference",
+    "Reference",
+    "Segments",
+    "SeqLogps",
+    "SideLogps",
+    "Step",
+    "StepResult",
+    "TokenizedGroup",
+    "Totals",
+    "Trainer",
+    "__version__",
+    "checkpoint",
+    "data",
+    "kernels",
+    "losses",
+    "metrics",
+]
+
+LIGHT = [
+    "prefopt.losses",
+    "prefopt.kernels",
+    "prefopt.policy",
+    "prefopt.trainer",
+    "prefopt.reference",
+    "prefopt.data.pack",
+]
+"""What must import where only torch, numpy, transformers, accelerate and safetensors are installed."""
+
+
+def _builds(path: str) -> bool:
+    return Path(path).stem in {"build", "build_model"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Return every module a file imports, and whether only the type checker runs that import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checked = [
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    ]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node in checked) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module == "prefopt":
+                found += [(f"prefopt.{alias.name}", node in checked) for alias in node.names]
+            else:
+                found.append((node.module, node in checked))
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def level(name: str) -> int:
+    return next(i for i, names in enumerate(LEVELS) if name in names)
+
+
+def test_every_room_has_a_level() -> None:
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} - {"__init__"}
+    known = set().union(*LEVELS)
+    assert rooms - known == set()
+    assert known - rooms == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downward_and_vendors_stay_behind_their_fence(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module, is_for_types in imports(path):
+        vendor = module.split(".")[0]
+        if vendor in FENCES and not is_for_types:
+            assert FENCES[vendor](f"/{path.relative_to(ROOT)}"), f"{path.name} imports {module}"
+        if vendor == "prefopt" and module != "prefopt" and here != "__init__":
+            there = room(module)
+            if there != here:
+                assert level(there) < level(here), f"{here} imports {there}, which is not below it"
+
+
+def test_public_names_are_these() -> None:
+    assert sorted(prefopt.__all__) == PUBLIC
+    assert all(getattr(prefopt, name) is not None for name in PUBLIC)
+    assert dir(prefopt) == PUBLIC
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_prefopt_loads_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "accelerate", "peft", "datasets", "pydantic", "triton", "deepspeed"]
+    assert run(f"import prefopt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+def test_the_loop_imports_without_the_data_and_recipe_vendors() -> None:
+    """On a machine with only torch, transformers and accelerate, losses, kernels and the loop still import."""
+    # yaml, typer and rich come with the hub client, so only the fences above keep them out of these rooms
+    absent = ["pydantic", "datasets", "pyarrow", "peft", "trl", "deepspeed", "matplotlib", "tensorboard"]
+    code = (
+        "import sys, importlib, importlib.util\n"
+        f"absent = {absent}\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in absent: raise ImportError(name + ' is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "real = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, p=None: None if n.split('.')[0] in absent else real(n, p)\n"
+        f"for name in {LIGHT}: importlib.import_module(name)\n"
+        f"print([n for n in absent if n in sys.modules])\n"
+    )
+    assert run(code).strip() == "[]"
+
+
+def test_benchmarks_name_no_peer_at_top_level() -> None:
+    peers = {
+        "trl",
+        "liger_kernel",
+        "pydantic",
+        "datasets",
+        "typer",
+        "deepspeed",
+        "matplotlib",
+        "rich",
+        "peft",
+    }
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {
+            (node.module or "").split(".")[0]
+            if isinstance(node, ast.ImportFrom)
+            else node.names[0].name.split(".")[0]
+            for node in tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        }
+        assert not names & peers, f"{path.name} imports {names & peers} at top level"
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in modules():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+def test_nothing_unpickles() -> None:
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert "torch.load(" not in text and "import pickle" not in text, path
