@@ -38,6 +38,6 @@ def without_engine(model: nn.Module) -> nn.Module:
     return found  # type: ignore[no-any-return]
 
 
-def class_of(module: nn.Module) -> type[nn.Module]:
+def class_of(module: nn.Module) -> type[Any]:
     """Return the class a module was written as: ``fully_shard`` puts one of its own in front."""
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
