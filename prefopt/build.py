@@ -187,11 +187,21 @@ def score_all(
                 yield from (batch.to(engine.device) for batch in step.packs)
 
     with engine.autocast():
-        fill_cache(cache, reference, batches(), progress)
+        fill_cache(cache, reference, batches(), progress, skip_known=engine.sharding is None)
     if engine.world > 1:
         keys, lengths, values = (engine.gather(part.to(engine.device)) for part in cache.flat())
         cache.add_flat(keys, lengths, values)
     return cache
+
+
+def digest_of(table: GroupTable) -> str:
+    """Return a digest of everything a plan and a pack read from the tokenized rows."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(table.__dataclass_fields__):
+        value = getattr(table, name)
+        if hasattr(value, "tobytes"):
+            digest.update(name.encode() + str(value.dtype).encode() + value.tobytes())
+    return digest.hexdigest()
 
 
 def _prepare(

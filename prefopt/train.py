@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,7 @@ class _Run:
             self.eval_plan = build.eval_plan_of(self.recipe, self.data.held_out, self.loss, self.engine.world)
 
     def _open_folder(self) -> None:
-        facts = {"data_digest": _digest(self.data.train)}
+        facts = {"data_digest": build.digest_of(self.data.train)}
         if self.is_resumed and self.folder.run.exists():
             self.folder.same_facts(facts)
         if self.start_from is not None:
@@ -162,7 +161,7 @@ class _Run:
     def _build(self) -> None:
         weights = self.start_from / "model" if self.start_from else None
         self.policy = build_model.policy_of(self.recipe, weights)
-        self.policy.model.to(self.engine.device)
+        self.policy.model = self.engine.place(self.policy.model)
         self.policy.self_check()
         reference = build_model.reference_of(
             self.recipe,
@@ -222,7 +221,8 @@ class _Run:
             f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
-            f"{ranks} rank(s) on {self.engine.device.type}, {len(first.ranks[0])} pack(s) per rank in the first step",
+            f"{ranks} rank(s) on {self.engine.device.type}, {self.engine.strategy}",
+            f"{len(first.ranks[0])} pack(s) per rank in the first step",
         ]
         for line in lines:
             self.display.say(line)
@@ -316,21 +316,24 @@ class _Run:
         return patience is not None and self.progress.evaluations_without_best >= patience
 
     def _save(self, done: int) -> None:
+        weights = self.engine.weights(self.policy.model)
+        optimizer = state_tensors(self.trainer.optimizer, self.trainer.parameters, keep=self.engine.is_main)
+
+        def write(folder: Path) -> None:
+            self._save_model(folder / "model", weights)
+            save_file(optimizer, str(folder / "optimizer.safetensors"))
+
         if self.engine.is_main:
-            checkpoint.save(self.folder.checkpoints, done, self._write, self.progress.state())
+            checkpoint.save(self.folder.checkpoints, done, write, self.progress.state())
             keeps_best = self.recipe.eval is not None and self.recipe.eval.best
             best = self.progress.best_step
             protect = {checkpoint.checkpoint_name(best)} if keeps_best and best is not None else set()
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
         self.engine.barrier()
 
-    def _write(self, folder: Path) -> None:
-        self._save_model(folder / "model")
-        flat = state_tensors(self.trainer.optimizer, self.trainer.parameters)
-        save_file(flat, str(folder / "optimizer.safetensors"))
-
-    def _save_model(self, folder: Path) -> None:
-        build_model.save_model(self.policy, self.engine.unwrap(self.policy.model), self.tokenizer, folder)
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        model = self.engine.unwrap(self.policy.model)
+        build_model.save_model(self.policy, model, self.tokenizer, folder, weights)
 
     def _stop(self, done: int) -> None:
         again = "Continue with --resume."
@@ -342,13 +345,14 @@ class _Run:
         """Write the final folder in Hugging Face form."""
         best = self.progress.best_step
         takes_best = self.recipe.eval is not None and self.recipe.eval.best and best is not None
+        weights = None if takes_best else self.engine.weights(self.policy.model)
         if self.engine.is_main:
             if takes_best:
                 assert best is not None
                 source = self.folder.checkpoints / checkpoint.checkpoint_name(best) / "model"
-                self.folder.replace_final(lambda to: _copy(source, to))
+                self.folder.replace_final(lambda to: shutil.copytree(source, to, dirs_exist_ok=True))
             else:
-                self.folder.replace_final(self._save_model)
+                self.folder.replace_final(lambda to: self._save_model(to, weights))
             self.folder.finish()
             which = f"the best evaluation, after step {best}" if takes_best else "the last step"
             self.display.say(f"{self.folder.final}: the model of {which}")
@@ -373,20 +377,6 @@ def _line(result: StepResult, means: dict[str, float], norm: float, structure: s
     if result.skipped:
         line["skipped"] = True
     return line
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def _digest(table: GroupTable) -> str:
-    """Return a digest of everything a plan and a pack read from the tokenized rows."""
-    digest = blake2b(digest_size=16)
-    for name in sorted(table.__dataclass_fields__):
-        value = getattr(table, name)
-        if hasattr(value, "tobytes"):
-            digest.update(name.encode() + str(value.dtype).encode() + value.tobytes())
-    return digest.hexdigest()
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -22,7 +23,7 @@ from prefopt.trainer import Trainer
 from prefopt.types import PackedBatch, SeqLogps
 
 OPTIM = OptimSettings(lr=1e-3, warmup=0, clip=None, schedule="constant")
-SEED = 3
+SEED, CLIP = 3, 0.01
 
 
 class Recording(Policy):
@@ -67,6 +68,17 @@ class LaidOut(Engine):
 
     def drop(self, trainer: Trainer) -> None:
         trainer.optimizer.zero_grad()
+
+
+class Own(LaidOut):
+    """The engine itself, told to shard by what ``accelerate launch --use_fsdp`` sets."""
+
+    prepare = Engine.prepare
+
+    def __init__(self) -> None:
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        super().__init__(lambda model: None)
+        del os.environ["ACCELERATE_USE_FSDP"]
 
 
 class Zero(Engine):
@@ -203,6 +215,9 @@ def compare(name: str, model: str, engine: Any, dtype: torch.dtype, out: dict[st
     """Write log-probs, metrics, gradients and stepped weights of one case, whole and spread over ranks."""
     alone = build(MODELS[model](dtype), Alone(), dtype)
     expected, _ = accumulate(alone)
+    is_own = isinstance(engine, Own)
+    if is_own:
+        expected["norm"] = alone.engine.clip(alone.parameters.values(), CLIP)
     gradients = {key: p.grad for key, p in alone.parameters.items()}
     alone.optimizer.step()
 
@@ -211,6 +226,9 @@ def compare(name: str, model: str, engine: Any, dtype: torch.dtype, out: dict[st
     engine.drop(trainer)  # as a step that is not finite would be
     trainer.policy.seen.clear()
     found, packs = accumulate(trainer)
+    if is_own:
+        found["norm"] = engine.clip(trainer.parameters.values(), CLIP)
+        assert all(p.to_local().numel() < p.numel() for p in trainer.parameters.values())
     keys = sorted(trainer.policy.seen)
     # once, or with an adapter a second time without it; a ghost's answer once more
     times = 2 if hasattr(alone.policy.model, "peft_config") else 1
@@ -242,6 +260,8 @@ def fsdp(out: dict[str, Tensor]) -> None:
     }
     for name, (model, layout) in cases.items():
         compare(name, model, LaidOut(layout), torch.float64, out)
+    for model in ("untied", "tied", "lora"):
+        compare(f"own, {model}", model, Own(), torch.float64, out)
 
 
 def zero(out: dict[str, Tensor]) -> None:
