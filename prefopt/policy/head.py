@@ -154,7 +154,7 @@ def check_head(model: PreTrainedModel) -> None:
     _forwards(head_of(model), ScoringHead(torch.empty(0), torch.empty(0), (), Transform()))
 
 
-def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """Return the modules whose ``forward`` makes logits, each with the one that scores instead."""
     if hasattr(head, "original_module") and hasattr(head, "modules_to_save"):
         # whichever copy the adapter library picks, it calls that copy's forward
@@ -165,10 +165,9 @@ def _forwards(head: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[
     if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
         return [(head, _linear_forward(head, scorer))]
     if _is_plain_lora(head):
-        return _lora_forwards(head, scorer)
-    kind = class_of(head)
+        return [(head, _lora_forward(head, scorer))]
     raise ModelError(
-        f"model: its head is a {kind.__module__}.{kind.__name__}. Use a plain linear head in full "
+        f"model: its head is a {type(head).__module__}.{type(head).__name__}. Use a plain linear head in full "
         f"precision, LoRA without variants on it, or modules_to_save."
     )
 
@@ -186,42 +185,20 @@ def _is_plain_lora(head: Any) -> bool:
     return not head.lora_variant and not has_bias and not head.fan_in_fan_out
 
 
-def _lora_forwards(layer: Any, scorer: ScoringHead) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
-    """Return forwards for the adapted head and its parts, each called within the one before it.
-
-    A weight is read only inside the forward of the module that owns it, which is where libraries that
-    spread weights over ranks have gathered it; the op runs in the innermost, the base layer's.
-    """
-    base = layer.base_layer
-    left: list[str] = []
-    ups: list[Tensor] = []
-
+def _lora_forward(layer: Any, scorer: ScoringHead) -> Callable[[Tensor], Tensor]:
     def forward(hidden: Tensor) -> Tensor:
+        base = layer.base_layer
         if layer.disable_adapters and layer.merged:
             layer.unmerge()
-        is_off = layer.disable_adapters or layer.merged
-        left[:] = [] if is_off else [name for name in layer.active_adapters if name in layer.lora_A]
-        ups.clear()
-        downs = [_down(layer, name, hidden.flatten(0, -2)) for name in left]
-        return inner(hidden, _join(downs) if downs else None)
+        live = [name for name in layer.active_adapters if name in layer.lora_A]
+        if layer.disable_adapters or layer.merged or not live:
+            return scorer.score(hidden, base.weight, base.bias)
+        flat = hidden.flatten(0, -2)
+        downs = [_down(layer, name, flat) for name in live]
+        ups = [layer.lora_B[name].weight for name in live]
+        return scorer.score(hidden, base.weight, base.bias, lora=(_join(downs), _join(ups)))
 
-    def inner(hidden: Tensor, x2: Tensor | None) -> Tensor:
-        part = layer.lora_B[left.pop(0)] if left else base
-        found: Tensor = part(hidden, x2)
-        return found
-
-    def through(part: nn.Linear) -> Callable[..., Tensor]:
-        def forward(hidden: Tensor, x2: Tensor | None) -> Tensor:
-            ups.append(part.weight)
-            return inner(hidden, x2)
-
-        return forward
-
-    def score(hidden: Tensor, x2: Tensor | None) -> Tensor:
-        lora = None if x2 is None else (x2, _join(ups))
-        return scorer.score(hidden, base.weight, base.bias, lora=lora)
-
-    return [(layer, forward), (base, score), *((part, through(part)) for part in layer.lora_B.values())]
+    return forward
 
 
 def _down(layer: Any, name: str, flat: Tensor) -> Tensor:
