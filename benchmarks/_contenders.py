@@ -154,6 +154,8 @@ class Padded(Prefopt):
 class PaddedPolicy:
     """Score a batch the usual way, so that all but the layout stays the same; a stand-in for ``Policy``."""
 
+    drops = False
+
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
 

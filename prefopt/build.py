@@ -81,9 +81,19 @@ def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool 
     if recipe.eval is None:
         return Data(main.table, None, main.report)
     if recipe.eval.data is not None:
+        for index, source in enumerate(recipe.eval.data):
+            if source.weight != 1.0:
+                raise recipe.located(
+                    RecipeError(
+                        f"eval.data.{index}.weight: {source.weight:g} has no effect, since an evaluation reads every "
+                        f"row once. Take it out."
+                    )
+                )
         other = _prepare(recipe, recipe.eval.data, tokenizer, loss, use_cache)
         return Data(main.table, other.table, main.report, other.report)
     assert recipe.eval.split is not None
+    if len(main.table) == 0:
+        return Data(main.table, None, main.report)  # nothing to split; the report says why
     train, held_out = split_table(main.table, recipe.eval.split, recipe.seed)
     return Data(train, held_out, main.report)
 
@@ -192,16 +202,6 @@ def score_all(
         keys, lengths, values = (engine.gather(part.to(engine.device)) for part in cache.flat())
         cache.add_flat(keys, lengths, values)
     return cache
-
-
-def digest_of(table: GroupTable) -> str:
-    """Return a digest of everything a plan and a pack read from the tokenized rows."""
-    digest = blake2b(digest_size=16)
-    for name in sorted(table.__dataclass_fields__):
-        value = getattr(table, name)
-        if hasattr(value, "tobytes"):
-            digest.update(name.encode() + str(value.dtype).encode() + value.tobytes())
-    return digest.hexdigest()
 
 
 def _prepare(

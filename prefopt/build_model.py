@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
@@ -17,8 +16,9 @@ from prefopt.cache import LogpCache
 from prefopt.data.tokenize import Renderer
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
-from prefopt.policy import Policy, check_supported
-from prefopt.recipe import Recipe, ReferenceModel
+from prefopt.policy import Policy
+from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
+from prefopt.recipe import Model, Recipe, ReferenceModel
 from prefopt.reference import (
     AdapterOffReference,
     CachedReference,
@@ -50,21 +50,15 @@ def check_model(recipe: Recipe) -> None:
     """
     settings = recipe.model
     if not demo.is_builtin(settings.path):
-        _config(settings.path, settings.revision, settings.trust_remote_code, "model.path")
+        load_config(settings.path, key="model.path", **_source(settings))
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
     """Load the tokenizer that belongs to the recipe's model."""
-    path = recipe.model.path
-    if demo.is_builtin(path):
+    settings = recipe.model
+    if demo.is_builtin(settings.path):
         return _with_template(recipe, demo.build_tokenizer())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("model.path", path, error) from None
-    return _with_template(recipe, tokenizer)
+    return _with_template(recipe, load_tokenizer(settings.path, key="model.path", **_source(settings)))
 
 
 def _with_template(recipe: Recipe, tokenizer: Any) -> Any:
@@ -87,7 +81,12 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     if recipe.model.checkpointing:
         _enable_checkpointing(base)
     try:
-        return Policy(model, attention=recipe.model.attention, dropout=recipe.model.dropout)
+        return Policy(
+            model,
+            attention=recipe.model.attention,
+            dropout=recipe.model.dropout,
+            adapter_dropout=recipe.model.lora is not None,
+        )
     except RecipeError as error:
         raise recipe.located(error) from None
 
@@ -167,39 +166,21 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
     if demo.is_builtin(settings.path) and weights is None:
         model: Any = demo.build_model(settings.path, recipe.seed)
         return model.to(DTYPES[settings.dtype])
-    return _from_pretrained(
-        str(weights) if weights else settings.path,
-        dtype=DTYPES[settings.dtype],
-        revision=None if weights else settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        key="model.path",
-    )
-
-
-def _from_pretrained(
-    path: str, *, dtype: torch.dtype, revision: str | None, trust_remote_code: bool, key: str
-) -> Any:
-    config = _config(path, revision, trust_remote_code, key)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    dtype = DTYPES[settings.dtype]
+    if weights is not None:
+        return load_model(
+            str(weights), dtype=dtype, key="model.path", trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(key, path, error) from None
+    return load_model(settings.path, dtype=dtype, key="model.path", **_source(settings))
 
 
-def _config(path: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(key, path, error) from None
-    check_supported(config)
-    return config
+def _source(settings: Model) -> dict[str, Any]:
+    return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
 
 
 def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
     """Put the trained adapter on the base, and beside it the frozen one where that is the reference."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     settings = recipe.model
     if settings.lora is not None and weights is None:
@@ -219,13 +200,10 @@ def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
             raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
     source = str(weights) if weights is not None else settings.adapter
     assert source is not None
-    try:
-        model = PeftModel.from_pretrained(base, source, is_trainable=True)
-        if settings.adapter is not None and reference_name(recipe) in ("initial", "cached"):
-            model.load_adapter(settings.adapter, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
-            model.set_adapter("default")
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("model.adapter", source, error) from None
+    model = load_adapter(base, source, key="model.adapter", is_trainable=True)
+    if settings.adapter is not None and reference_name(recipe) in ("initial", "cached"):
+        load_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
+        model.set_adapter("default")
     return model
 
 
@@ -251,31 +229,18 @@ def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
         model: Any = demo.build_model(reference.path, recipe.seed)
         model = model.to(DTYPES[recipe.model.dtype])
     else:
-        model = _from_pretrained(
+        model = load_model(
             reference.path,
             dtype=DTYPES[recipe.model.dtype],
-            revision=reference.revision,
-            trust_remote_code=False,
             key="reference.path",
+            revision=reference.revision,
         )
     if reference.adapter is None:
         return model
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, reference.adapter)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable("reference.adapter", reference.adapter, error) from None
+    return load_adapter(model, reference.adapter, key="reference.adapter")
 
 
 def _frozen(model: Any, engine: Engine, attention: str = "auto") -> Policy:
     policy = Policy(model, attention=attention)
     policy.model = engine.place(policy.model)
     return policy
-
-
-def _unreachable(key: str, path: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"{key}: {path!r} cannot be loaded ({first[:200]}). Give a hub id you can reach, or a local folder."
-    )

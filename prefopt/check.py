@@ -39,12 +39,12 @@ def run(recipe: str | Path, overrides: Sequence[str] = (), console: Console | No
     for report in filter(None, (data.report, data.eval_report)):
         for line in report.lines():
             console.print(line, markup=False)
+    for report in filter(None, (data.report, data.eval_report)):
+        report.enforce(loaded.rows.max_bad)
     console.print()
     _show_example(console, tokenizer, data.train[0])
     _show_lengths(console, data.train)
     _show_plan(console, loaded, loss, data)
-    for report in filter(None, (data.report, data.eval_report)):
-        report.enforce(loaded.rows.max_bad)
     folder = RunFolder(Path(loaded.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"
     console.print(f"output {folder.path} {state}", markup=False)

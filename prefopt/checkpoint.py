@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from prefopt.errors import CorruptError, PrefoptError
 
 MANIFEST = "manifest.json"
@@ -63,10 +65,11 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: Mapping[
             os.replace(target, folder / f".tmp-old-{target.name}-{uuid.uuid4().hex[:8]}")
         os.rename(temporary, target)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps a full disk in an error of its own
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
-            f"{target}: the checkpoint could not be written ({error.strerror or error}). "
+            f"{target}: the checkpoint could not be written ({getattr(error, 'strerror', None) or error}). "
             f"Free space or permissions, then run again with --resume."
         ) from None
     return target
@@ -125,7 +128,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def prune(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> None:
     """Remove all but the newest ``keep`` checkpoints and those named in ``protect``; sweep left-overs.
 
-    Called after the newest one was committed, so at least one good checkpoint always remains.
+    Called after one was committed, with that one protected, so at least one good checkpoint always remains.
     """
     assert keep >= 1
     for path in checkpoints(folder)[:-keep]:
@@ -135,6 +138,13 @@ def prune(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> Non
             os.rename(path, grave)
     for left in folder.glob(".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename checkpoints newer than ``step``, which a resumed run passed over, so that they are never counted."""
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            os.rename(path, folder / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def write_json(path: Path, value: Any) -> None:

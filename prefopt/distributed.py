@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from prefopt import sharding
-from prefopt.errors import RecipeError
+from prefopt.errors import PrefoptError, RecipeError
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -27,6 +27,10 @@ _SUPPORTED = (
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
 )
+
+
+class PeerError(PrefoptError):
+    """Another rank failed, which ends this one too."""
 
 
 class Engine:
@@ -41,9 +45,16 @@ class Engine:
     """
 
     def __init__(self, *, autocast: torch.dtype | None = None, cpu: bool = False) -> None:
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        # without a GPU accelerate joins the ranks of a launcher only when told to stay on the CPU
+        cpu = cpu or (launched > 1 and not torch.cuda.is_available())
         # autocast is entered by us around policy and reference alike, so accelerate never wraps forward
         self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
-        _check_processes(self.accelerator)
+        if self.accelerator.num_processes != launched:
+            raise RecipeError(
+                f"launcher: it started {launched} processes, but {self.accelerator.num_processes} found each other. "
+                f"Launch with torchrun or accelerate launch on machines of one kind."
+            )
         self.sharding = _sharding(self.accelerator)
         self.autocast_dtype = autocast
         self.device: torch.device = self.accelerator.device
@@ -149,20 +160,6 @@ class Engine:
         torch.distributed.all_gather(parts, padded)
         return torch.cat([part[: int(c.item())] for part, c in zip(parts, counts, strict=True)])
 
-    def broadcast_text(self, text: str) -> str:
-        """Hand rank 0's ``text`` to every rank."""
-        if self.world == 1:
-            return text
-        data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8).to(self.device)
-        size = torch.tensor([data.numel() if text else 0], device=self.device)
-        torch.distributed.broadcast(size, src=0)
-        buffer = (
-            data if self.is_main else torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
-        )
-        if int(size.item()):
-            torch.distributed.broadcast(buffer, src=0)
-        return bytes(buffer[: int(size.item())].cpu().tolist()).decode()
-
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world > 1:
@@ -170,12 +167,25 @@ class Engine:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let rank 0 do a piece of work before the others, who then find it done."""
-        if not self.is_main:
-            self.barrier()
-        yield
+        """Let rank 0 do a piece of work before the others, who then find it done.
+
+        Raises:
+            PeerError: on the other ranks, where rank 0 failed.
+        """
+        if not self.is_main and self._has_failed(False):
+            raise PeerError("rank 0 could not go on; its own line says why.")
+        try:
+            yield
+        except BaseException:
+            if self.is_main:
+                self._has_failed(True)
+            raise
         if self.is_main:
-            self.barrier()
+            self._has_failed(False)
+
+    def _has_failed(self, failed: bool) -> bool:
+        """Tell all ranks whether rank 0 failed, and wait for it."""
+        return bool(self.max(torch.tensor([int(failed)], device=self.device)).item())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """Return the model inside the wrapper that ``prepare`` may have put around it."""
@@ -183,6 +193,14 @@ class Engine:
             inner: nn.Module = model.module
             return inner
         return model
+
+    def check_trackers(self, names: Iterable[str]) -> None:
+        """Refuse trackers that are not installed.
+
+        Raises:
+            RecipeError: names the first of them.
+        """
+        _tracker_types(list(names))
 
     def start_trackers(self, names: Iterable[str], folder: str, config: Mapping[str, Any]) -> None:
         """Open the experiment trackers that the recipe names (tensorboard, wandb, trackio, ...)."""
@@ -214,16 +232,6 @@ class _Sharding:
 
     units: tuple[str, ...]
     reshard: bool
-
-
-def _check_processes(accelerator: Accelerator) -> None:
-    """Refuse processes that a launcher started together but that do not know of each other."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise RecipeError(
-            f"launcher: it started {started} processes, but there is no GPU for them, so each would run alone. "
-            f"Set ACCELERATE_USE_CPU=true to train on CPUs together."
-        )
 
 
 def _sharding(accelerator: Accelerator) -> _Sharding | None:

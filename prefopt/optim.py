@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,11 +106,16 @@ def load_state_tensors(
     """Put back what ``state_tensors`` returned.
 
     Raises:
-        ResumeError: the state belongs to other parameters.
+        ResumeError: the state belongs to other parameters. A parameter without state is none: it never
+            had a gradient, and starts when it gets one.
     """
-    known = {key.rpartition("/")[0] for key in flat}
-    if known - parameters.keys() or (flat and parameters.keys() - known):
-        strange = min((known - parameters.keys()) | (parameters.keys() - known))
+    fields: dict[str, set[str]] = {}
+    for key in flat:
+        name, _, field = key.rpartition("/")
+        fields.setdefault(name, set()).add(field)
+    every = set().union(*fields.values())
+    strange = min((name for name in fields if name not in parameters or fields[name] != every), default=None)
+    if strange is not None:
         raise ResumeError(
             f"checkpoint: the optimizer state and the model disagree on parameter '{strange}'. "
             f"Resume with the recipe that wrote the checkpoint."
@@ -126,8 +130,3 @@ def load_state_tensors(
 def total_size(parameters: Iterable[nn.Parameter]) -> int:
     """Return how many numbers ``parameters`` hold."""
     return sum(p.numel() for p in parameters)
-
-
-def describe(settings: OptimSettings) -> dict[str, Any]:
-    """Return the settings as plain values, for the log."""
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

@@ -90,7 +90,7 @@ class Lora(Block):
     ] = "all-linear"
     """all-linear, or a list of module names such as [q_proj, v_proj]."""
     dropout: Decay = 0.0
-    """Share of the adapter's inputs dropped while training."""
+    """Share of the adapter's inputs dropped while training, whatever model.dropout says."""
 
 
 class Model(Block):
@@ -106,12 +106,12 @@ class Model(Block):
     """Compute in this dtype while the weights keep theirs."""
     chat_template: Text | None = None
     """A Jinja file, or the template itself; in place of the tokenizer's own."""
-    attention: Text = "auto"
+    attention: Literal["auto", "segments", "dense"] = "auto"
     """Attention kernel; auto takes the fastest exact one."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     dropout: bool = False
-    """Keep the dropout written in the model's config while training; the reference never drops."""
+    """Keep the dropout of the model's config, and of model.adapter, in training; the reference never drops."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository; needs the full commit as revision."""
     lora: Lora | None = None

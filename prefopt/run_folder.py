@@ -11,13 +11,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.checkpoint import checkpoints, latest_valid, read_json, write_json
-from prefopt.errors import RecipeError, ResumeError
+from safetensors import SafetensorError
+
+from prefopt.checkpoint import StorageError, checkpoints, read_json, write_json
+from prefopt.errors import RecipeError
 
 _OURS = (
     "recipe.yaml",
@@ -77,7 +79,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run that lies here came to its end."""
-        return self.run.exists() and bool(read_json(self.run).get("finished"))
+        return self.final.is_dir() and self.run.exists() and bool(read_json(self.run).get("finished"))
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that starting here loses nothing that the user did not give up.
@@ -85,20 +87,21 @@ class RunFolder:
         Raises:
             RecipeError: the folder holds a run and neither flag was given, or it is no folder.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RecipeError(f"output: {self.path} is a file. Give a folder.")
-        if not self.is_occupied or resume:
-            return
-        if not overwrite:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(
+                f"output: {self.path} cannot be made a folder ({error.strerror or error}). Give another one."
+            ) from None
+        if self.is_occupied and not resume and not overwrite:
             raise RecipeError(
                 f"output: {self.path} already holds a run. Add --resume to continue it, --overwrite to delete "
                 f"it and start anew, or choose another folder with output=…"
             )
-        self.clear()
 
-    def clear(self) -> None:
-        """Delete what a run writes, and nothing else that may lie in the folder."""
-        for name in _OURS:
+    def clear(self, keep: Sequence[str] = ()) -> None:
+        """Delete what a run writes except ``keep``, and nothing else that may lie in the folder."""
+        for name in (name for name in _OURS if name not in keep):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -115,30 +118,12 @@ class RunFolder:
         """Mark the run as finished."""
         write_json(self.run, {**read_json(self.run), "finished": True})
 
-    def same_facts(self, facts: Mapping[str, Any]) -> None:
-        """Compare what is being resumed with what was started.
-
-        Raises:
-            ResumeError: the tokenized data is not that of the run.
-        """
-        written = read_json(self.run)
-        for key, value in facts.items():
-            if written.get(key) != value:
-                raise ResumeError(
-                    f"{self.run}: {key} was {written.get(key)} and is {value} now, so the steps that are left "
-                    f"would not be those of this run. Restore the data, or start anew with --overwrite."
-                )
-
-    def latest(self, report: Callable[[str], None]) -> Path | None:
-        """Return the newest whole checkpoint, or None; ``report`` hears of damaged ones."""
-        return latest_valid(self.checkpoints, report) if self.checkpoints.is_dir() else None
-
     def cut_metrics(self, step: int) -> None:
         """Drop metric lines after ``step``, and a last line that was not written to its end."""
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
@@ -158,8 +143,14 @@ class RunFolder:
         """Write the final model under another name first, so that ``final`` is always whole."""
         temporary = self.path / ".final.new"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        shutil.rmtree(self.final, ignore_errors=True)
-        os.rename(temporary, self.final)
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            shutil.rmtree(self.final, ignore_errors=True)
+            os.rename(temporary, self.final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StorageError(
+                f"{self.final}: the model could not be written ({error}). Free space, then run with --resume."
+            ) from None
         return self.final

@@ -18,6 +18,9 @@ from prefopt.errors import DataError
 from prefopt.progress import Display
 from prefopt.types import PackedBatch, SeqLogps
 
+MAX_BAD = 0.01
+"""Share of bad rows beyond which nothing is scored, as in a recipe; they are named beside the output file."""
+
 
 def run(
     model: str,
@@ -52,8 +55,7 @@ def run(
         PrefoptError: the model or the data cannot be used, or ``out`` exists.
     """
     target = Path(out)
-    if target.exists() and not overwrite:
-        raise DataError(f"{target}: the file exists. Add --overwrite, or write elsewhere.")
+    _claim(target, overwrite)
     recipe = build.scoring_recipe(
         model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
     )
@@ -70,7 +72,14 @@ def run(
         cache_dir=build.cache_folder() / "tokenized",
     )
     table = prepared.table
+    prepared.report.write_quarantine(target.with_name(f"{target.name}.quarantine.jsonl"))
+    prepared.report.enforce(MAX_BAD)
     sizes = table.sizes(share_prompts=True)
+    if int(sizes.tokens.max()) > tokens_per_batch:
+        raise DataError(
+            f"--tokens-per-batch: {tokens_per_batch} is less than the {int(sizes.tokens.max())} tokens of the "
+            f"longest row ({table.origin(int(sizes.tokens.argmax()))}). Raise it, or give --max-tokens."
+        )
     plan = Plan(
         sizes=sizes, units_per_step=256, tokens_per_batch=tokens_per_batch, unit="responses", shuffle=False
     )
@@ -84,6 +93,18 @@ def run(
         _write(target, _lines(policy, plan, table, display))
         display.say(f"{target}: {len(table):,} rows scored")
     return target
+
+
+def _claim(target: Path, overwrite: bool) -> None:
+    """Make sure, before any work, that the file can be written."""
+    if target.is_dir():
+        raise DataError(f"--out: {target} is a folder. Give a file.")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target}: the file exists. Add --overwrite, or write elsewhere.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out: {target} cannot be written ({error.strerror or error}).") from None
 
 
 @torch.no_grad()
@@ -110,7 +131,6 @@ def _rows(batch: PackedBatch, logps: SeqLogps) -> Iterator[dict[str, Any]]:
 
 def _write(target: Path, lines: Iterator[dict[str, Any]]) -> None:
     """Write all lines, then put the file in place, so that a stopped run leaves no half file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
     with temporary.open("w", encoding="utf-8") as file:
         for line in lines:

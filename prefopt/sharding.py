@@ -77,6 +77,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Put a tensor together on the device; one that is not spread over ranks is returned as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensor: Tensor, *, keep: bool = True) -> Tensor | None:
     """Put a tensor together from all ranks' shares.
 
@@ -84,16 +89,16 @@ def gather(tensor: Tensor, *, keep: bool = True) -> Tensor | None:
         tensor: spread over ranks, or whole.
         keep: hold the result, on the host; elsewhere nothing stays in memory.
     """
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu().contiguous() if keep else None
+    found = whole(tensor)
+    return found.detach().cpu().contiguous() if keep else None
 
 
-def spread_like(whole: Tensor, like: Tensor) -> Tensor:
+def spread_like(value: Tensor, like: Tensor) -> Tensor:
     """Return this rank's share of a tensor that all ranks hold, spread as ``like`` is."""
-    whole = whole.to(like.device)
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
-        return whole.clone()
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    value = value.to(like.device)
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value.clone()
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
@@ -112,7 +117,7 @@ def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
             continue
         if id(value) not in found:
             found[id(value)] = gather(value, keep=keep)
-        whole = found[id(value)]
-        if whole is not None:
-            weights[name] = whole
+        kept = found[id(value)]
+        if kept is not None:
+            weights[name] = kept
     return weights

@@ -6,28 +6,27 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefopt import build, build_model, checkpoint
+from prefopt import build, build_model, checkpoint, resume
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
-from prefopt.errors import RecipeError, ResumeError
+from prefopt.errors import CorruptError, NonFiniteError, RecipeError
 from prefopt.metrics import divide
 from prefopt.optim import load_state_tensors, state_tensors, total_size
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
-from prefopt.recipe_diff import diff_recipes
-from prefopt.reference import Reference
+from prefopt.reference import FrozenReference, Reference
+from prefopt.resume import Origin
 from prefopt.run_folder import RunFolder
 from prefopt.stopping import INTERRUPTED, Stopped, stop_requests
-from prefopt.strict_yaml import read_yaml
 from prefopt.trainer import StepResult, Trainer
 
 
@@ -58,10 +57,10 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     folder = RunFolder(Path(recipe.output))
     engine = build.engine_of(recipe)
     try:
-        with engine.main_first():
-            if engine.is_main:
-                folder.claim(resume=resume, overwrite=overwrite)
-        return _Run(recipe, loss, folder, engine, resume=resume and folder.is_occupied).go()
+        folder.claim(resume=resume, overwrite=overwrite)
+        is_resumed = resume and folder.is_occupied
+        engine.barrier()  # nobody writes before everybody has looked
+        return _Run(recipe, loss, folder, engine, resume=is_resumed, overwrite=overwrite).go()
     finally:
         engine.finish()
 
@@ -88,54 +87,50 @@ class _Run:
     """One call of ``train``: holds the pieces and the order in which they act."""
 
     def __init__(
-        self, recipe: Recipe, loss: BoundLoss, folder: RunFolder, engine: Engine, *, resume: bool
+        self,
+        recipe: Recipe,
+        loss: BoundLoss,
+        folder: RunFolder,
+        engine: Engine,
+        *,
+        resume: bool,
+        overwrite: bool,
     ) -> None:
         self.recipe, self.loss, self.folder, self.engine = recipe, loss, folder, engine
         self.progress = _Progress()
         self.display = Display(0, is_silent=not engine.is_main)
-        self.start_from: Path | None = None
-        self.is_resumed = resume
+        self.origin: Origin | None = None
+        self.is_resumed, self.overwrite = resume, overwrite
 
     def go(self) -> Path:
         """Run from data to the final folder."""
+        self.engine.check_trackers(self.recipe.track)
         if self.is_resumed:
-            self._compare_recipes()
+            self.origin = resume.find_origin(self.folder, self.display.say)
+            resume.compare_recipes(self.origin, self.recipe)
             if self.folder.is_finished:
                 self.display.say(f"{self.folder.path}: the run is finished; there is nothing left to do.")
                 return self.folder.final
-            self.start_from = self.folder.latest(self.display.say)
         self.tokenizer = build_model.tokenizer_of(self.recipe)
         self._load_data()
-        self._open_folder()
         self._build()
+        self._open_folder()
         self._loop()
         return self._finish()
 
     # -- before the first step ---------------------------------------------------------------------
 
-    def _compare_recipes(self) -> None:
-        if not self.folder.recipe.exists():
-            return
-        old = read_yaml(self.folder.recipe).value
-        fatal = [str(c) for c in diff_recipes(old, self.recipe.resolved()) if c.is_fatal]
-        if fatal:
-            raise ResumeError(
-                f"{self.folder.recipe}: the run was started with other settings ({'; '.join(fatal)}). "
-                f"Resume with the old ones, or start anew in another output folder."
-            )
-
     def _load_data(self) -> None:
         with self.engine.main_first():
             self.data = build.data_of(self.recipe, self.tokenizer, self.loss)
+        reports = [report for report in (self.data.report, self.data.eval_report) if report is not None]
         if self.engine.is_main:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            for report in filter(None, (self.data.report, self.data.eval_report)):
-                for line in report.lines():
-                    self.display.say(line)
-            checkpoint.write_json(self.folder.data_report, self.data.report.to_json())
-            if self.data.report.bad:
-                self.data.report.write_quarantine(self.folder.quarantine)
-        for report in filter(None, (self.data.report, self.data.eval_report)):
+            for line in (line for report in reports for line in report.lines()):
+                self.display.say(line)
+            bad = [row for report in reports for row in report.bad]
+            if bad:
+                replace(self.data.report, bad=bad).write_quarantine(self.folder.quarantine)
+        for report in reports:
             report.enforce(self.recipe.rows.max_bad)
         self.plan = build.plan_of(self.recipe, self.data.train, self.loss, self.engine.world)
         self.num_steps = build.num_steps(self.recipe, self.plan)
@@ -143,23 +138,65 @@ class _Run:
         if self.data.held_out is not None:
             self.eval_plan = build.eval_plan_of(self.recipe, self.data.held_out, self.loss, self.engine.world)
 
+    def _gather_facts(self, reference: Reference | None) -> dict[str, Any]:
+        """Return what must be the same when the run is resumed, besides the recipe."""
+        trained = self.trainer.parameters
+        frozen = self.engine.unwrap(self.policy.model).named_parameters()
+        other = reference.policy.model.named_parameters() if isinstance(reference, FrozenReference) else ()
+        return {
+            "rows": resume.rows_digest(self.data.train),
+            "evaluation rows": resume.rows_digest(self.data.held_out),
+            "frozen weights": resume.weights_digest((n, p) for n, p in frozen if n not in trained),
+            "reference weights": resume.weights_digest(other),
+        }
+
     def _open_folder(self) -> None:
-        facts = {"data_digest": build.digest_of(self.data.train)}
-        if self.is_resumed and self.folder.run.exists():
-            self.folder.same_facts(facts)
-        if self.start_from is not None:
-            self.progress.load(checkpoint.load_state(self.start_from))
-            self.display.say(f"resuming after step {checkpoint.step_of(self.start_from)} of {self.num_steps}")
-        elif self.is_resumed:
-            self.display.say(f"{self.folder.path}: no checkpoint yet; starting from the first step.")
+        """Write down what is run, now that everything it needs was found; only here is anything deleted."""
+        if self.origin is not None:
+            resume.compare_facts(self.origin, self.facts)
+            self._take_up(self.origin)
         if self.engine.is_main:
-            done = checkpoint.step_of(self.start_from) if self.start_from else 0
-            self.folder.cut_metrics(done)
-            self.folder.start(self.recipe.to_yaml(), facts)
+            if self.overwrite:
+                self.folder.clear(keep=(self.folder.quarantine.name,))
+            self.folder.cut_metrics(self.trainer.start_step)
+            self.folder.start(self.recipe.to_yaml(), {"facts": self.facts})
+            reports = {"train": self.data.report, "eval": self.data.eval_report}
+            found = {name: report.to_json() for name, report in reports.items() if report is not None}
+            checkpoint.write_json(self.folder.data_report, found)
+            config = _flat(self.recipe.resolved())
+            self.engine.start_trackers(self.recipe.track, str(self.folder.trackers), config)
         self.engine.barrier()
 
+    def _take_up(self, origin: Origin) -> None:
+        """Take over what the checkpoint remembers; what is newer and damaged is set aside."""
+        if origin.checkpoint is None:
+            self.display.say(f"{self.folder.path}: no checkpoint yet; starting from the first step.")
+            return
+        self.progress.load(dict(origin.state))
+        self.display.say(f"resuming after step {origin.step} of {self.num_steps}")
+        best = self.progress.best_step
+        if best is not None and self._keeps_best and not self._is_whole(best):
+            self.display.say(
+                f"the best checkpoint so far, after step {best}, is lost; the search for it starts anew"
+            )
+            self.progress.best = self.progress.best_step = None
+        if self.engine.is_main:
+            checkpoint.set_aside_after(self.folder.checkpoints, origin.step)
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self.recipe.eval is not None and self.recipe.eval.best
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            checkpoint.verify(self.folder.checkpoints / checkpoint.checkpoint_name(step))
+        except CorruptError:
+            return False
+        return True
+
     def _build(self) -> None:
-        weights = self.start_from / "model" if self.start_from else None
+        saved = self.origin.checkpoint if self.origin is not None else None
+        weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
         self.policy.model = self.engine.place(self.policy.model)
         self.policy.self_check()
@@ -169,7 +206,7 @@ class _Run:
             self.engine,
             self.loss,
             self._score_reference,
-            is_resumed=self.start_from is not None,
+            is_resumed=saved is not None,
         )
         self.trainer = Trainer(
             self.policy,
@@ -182,17 +219,14 @@ class _Run:
             engine=self.engine,
             share_prompts=self.recipe.batch.share_prompts,
             on_nonfinite=self.recipe.train.on_nonfinite,
-            start_step=checkpoint.step_of(self.start_from) if self.start_from else 0,
+            start_step=self.origin.step if self.origin is not None else 0,
             seed=self.recipe.seed,
         )
-        if self.start_from is not None:
-            flat = load_file(str(self.start_from / "optimizer.safetensors"))
+        if saved is not None:
+            flat = load_file(str(saved / "optimizer.safetensors"))
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
-        if self.engine.is_main:
-            self.engine.start_trackers(
-                self.recipe.track, str(self.folder.trackers), _flat(self.recipe.resolved())
-            )
-            self._announce(reference)
+        self.facts = self._gather_facts(reference)
+        self._announce(reference)
 
     def _score_reference(self, reference: Reference) -> Any:
         tables = [(self.data.train, self._whole(self.data.train))]
@@ -233,15 +267,26 @@ class _Run:
         start = self.trainer.start_step
         self.display = Display(self.num_steps, start=start, is_silent=not self.engine.is_main)
         with self.display, stop_requests(self.trainer.request):
-            if start >= self.num_steps:
+            # a run that was killed between its last checkpoint and its end only has that end to do
+            if start >= self.num_steps or self._has_lost_patience():
                 return
-            for result in self.trainer:
-                if result.index == 0 and self.trainer.identity is not None:
-                    self.display.say(
-                        f"step-0 identity holds: loss off by {self.trainer.identity:.1e} at most"
-                    )
-                if self._after(result):
-                    break
+            try:
+                for result in self.trainer:
+                    self._say_identity(result)
+                    if self._after(result):
+                        break
+            except NonFiniteError:
+                if self.progress.pending:
+                    self._flush()
+                raise
+
+    def _say_identity(self, result: StepResult) -> None:
+        if result.index != 0 or self.trainer.reference is None:
+            return
+        if self.trainer.identity is not None:
+            self.display.say(f"step-0 identity holds: the loss is off by {self.trainer.identity:.1e} at most")
+        else:
+            self.display.say("step-0 identity does not apply: the reference is not where training starts")
 
     def _after(self, result: StepResult) -> bool:
         """Log, evaluate, save and decide whether to stop after one step."""
@@ -324,10 +369,10 @@ class _Run:
             save_file(optimizer, str(folder / "optimizer.safetensors"))
 
         if self.engine.is_main:
-            checkpoint.save(self.folder.checkpoints, done, write, self.progress.state())
-            keeps_best = self.recipe.eval is not None and self.recipe.eval.best
-            best = self.progress.best_step
-            protect = {checkpoint.checkpoint_name(best)} if keeps_best and best is not None else set()
+            state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}
+            checkpoint.save(self.folder.checkpoints, done, write, state)
+            best = self.progress.best_step if self._keeps_best else None
+            protect = {checkpoint.checkpoint_name(step) for step in (done, best) if step is not None}
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
         self.engine.barrier()
 
@@ -344,13 +389,14 @@ class _Run:
     def _finish(self) -> Path:
         """Write the final folder in Hugging Face form."""
         best = self.progress.best_step
-        takes_best = self.recipe.eval is not None and self.recipe.eval.best and best is not None
+        takes_best = self._keeps_best and best is not None
         weights = None if takes_best else self.engine.weights(self.policy.model)
         if self.engine.is_main:
             if takes_best:
                 assert best is not None
-                source = self.folder.checkpoints / checkpoint.checkpoint_name(best) / "model"
-                self.folder.replace_final(lambda to: shutil.copytree(source, to, dirs_exist_ok=True))
+                source = self.folder.checkpoints / checkpoint.checkpoint_name(best)
+                checkpoint.verify(source)
+                self.folder.replace_final(lambda to: _copy(source / "model", to))
             else:
                 self.folder.replace_final(lambda to: self._save_model(to, weights))
             self.folder.finish()
@@ -377,6 +423,10 @@ def _line(result: StepResult, means: dict[str, float], norm: float, structure: s
     if result.skipped:
         line["skipped"] = True
     return line
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

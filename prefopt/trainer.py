@@ -106,6 +106,7 @@ class Trainer:
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
         self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings)
         self.identity: float | None = None  # step-0 difference, once checked
+        self._is_first_step = False
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
 
@@ -151,7 +152,7 @@ class Trainer:
         wrapped = self.policy.model
         self.policy.model = self.engine.unwrap(wrapped)
         self.policy.model.eval()
-        sums, units = Sums(), 0
+        sums, totals = Sums(), plan.epoch_totals(0)
         try:
             for step in stream(
                 plan,
@@ -162,17 +163,19 @@ class Trainer:
                 share_prompts=self.share_prompts,
             ):
                 for batch in step.packs:
-                    part, _ = self._forward(batch.to(self.engine.device), step.totals)
+                    part, _ = self._forward(batch.to(self.engine.device), totals)
                     sums.merge(part, is_ghost=batch.is_ghost)
-                units += self.units(step.totals)
         finally:
             self.policy.model = wrapped
             wrapped.train()
         names, vector = sums.vector()
-        return divide(names, self.engine.sum(vector), units)
+        return divide(names, self.engine.sum(vector), self.units(totals))
 
     def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
+        # a rank with nothing but ghosts in the first step must not check the moved weights of a later one
+        self._is_first_step = step.index == 0
         sums, losses, packs = self._accumulate(step)
+        self._is_first_step = False
         norm = self.engine.clip(self.parameters.values(), self.settings.clip)
         loss = sums.values["loss"]
         is_bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
@@ -194,7 +197,7 @@ class Trainer:
     def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
         packs = list(step.packs)
-        members = list(self.plan.step(step.index).ranks[self.engine.rank])
+        members: list[tuple[int, ...]] = []  # of every pack; planned again only where one must be halved
         while True:
             sums, losses = Sums(), []
             try:
@@ -209,7 +212,7 @@ class Trainer:
                 return sums, losses, packs
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
-                at = len(losses)
+                at, members = len(losses), members or list(self.plan.step(step.index).ranks[self.engine.rank])
                 halves = self._halve(packs[at], members[at], error)
                 members[at : at + 1] = halves
                 packs[at : at + 1] = [
@@ -240,7 +243,7 @@ class Trainer:
         reference = None if other is None else arrange(structure, batch, other)
         output = self._loss(batch, values, reference, totals)
         if reference is not None and self._must_check(batch):
-            self._check_identity(batch, values, output, totals)
+            self._check_identity(batch, values, reference, output, totals)
         numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
         return pack_sums(values, output, numerator), numerator
 
@@ -254,10 +257,19 @@ class Trainer:
 
     def _must_check(self, batch: PackedBatch) -> bool:
         is_start = self.reference is not None and self.reference.is_start
-        return self.identity is None and self.start_step == 0 and is_start and not batch.is_ghost
+        # with dropout the check scores once more, which ranks that share weights must do together
+        is_due = not batch.is_ghost or self.engine.sharding is not None
+        return self._is_first_step and self.identity is None and is_start and is_due
 
-    def _check_identity(self, batch: PackedBatch, policy: Values, output: LossOutput, totals: Totals) -> None:
+    def _check_identity(
+        self, batch: PackedBatch, policy: Values, reference: Values, output: LossOutput, totals: Totals
+    ) -> None:
         """Refuse to start when policy and reference should be one and the same but score differently."""
+        if self.policy.drops:
+            with self.policy.evaluating(), self.engine.autocast():
+                logps = self.policy(batch, stats=self.contract.policy_stats)
+                policy = arrange(self.contract.structure, batch, logps)
+                output = self._loss(batch, policy, reference, totals)
         with torch.no_grad():
             expected = self._loss(batch, policy.detach(), policy.detach(), totals).loss
             gap = (output.loss.detach() - expected).abs() / (1 + expected.abs())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -472,8 +472,3 @@ class Range:
     def __str__(self) -> str:
         parts = [("> ", self.gt), (">= ", self.ge), ("< ", self.lt), ("<= ", self.le)]
         return " and ".join(f"{sign}{bound:g}" for sign, bound in parts if bound is not None)
-
-
-def split_offsets(offsets: Sequence[int]) -> list[range]:
-    """Turn offsets [0, a, b, ...] into the ranges between them."""
-    return [range(low, high) for low, high in pairwise(offsets)]

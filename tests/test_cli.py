@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -300,15 +299,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_help_answers_in_half_a_second() -> None:
-    """The best of five, as the machine may be busy; it takes about 0.2 s, torch alone takes longer than 0.5 s."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        assert process("-m", "prefopt", "--help").returncode == 0
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.5
+def test_help_loads_nothing_heavy() -> None:
+    """It answers in about 0.2 s because of that; torch alone takes longer than 0.5 s to import."""
+    heavy = ["torch", "transformers", "accelerate", "peft", "datasets", "pydantic", "numpy", "pyarrow"]
+    code = (
+        f"import sys; from prefopt.cli import main; code = main(['--help']); "
+        f"print(code, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = process("-c", code)
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize("module", ["prefopt", "prefopt.cli"])

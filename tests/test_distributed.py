@@ -69,14 +69,6 @@ def test_other_parallelism_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         distributed._sharding(accelerator(distributed_type=DistributedType.MEGATRON_LM))
 
 
-def test_processes_that_would_run_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that both believe to be the only one would write into the same folder."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    distributed._check_processes(accelerator())
-    with pytest.raises(RecipeError, match=r"started 2 processes.*ACCELERATE_USE_CPU"):
-        distributed._check_processes(accelerator(num_processes=1))
-
-
 def test_a_model_without_known_layers_says_which_setting_names_them() -> None:
     """Without layers as units, sharding would gather the whole model at once."""
     with pytest.raises(RecipeError, match=r"no layer of class Block.*fsdp_transformer_layer_cls_to_wrap"):

@@ -21,6 +21,7 @@ LEVELS = [
     {"kernels", "losses", "data", "recipe", "distributed", "optim"},
     {"policy", "metrics", "checkpoint", "cache", "arrange"},
     {"reference", "run_folder", "stopping"},
+    {"resume"},
     {"trainer", "demo"},
     {"build_loss", "progress"},
     {"build_model"},

@@ -292,15 +292,67 @@ def test_dropout_is_off_by_default_even_the_functional_one() -> None:
             assert torch.equal(noise(input_ids=ids).logits, noise(input_ids=ids).logits)
 
 
-def test_attention_dropout_that_was_kept_is_refused_in_training() -> None:
-    """Packed attention cannot apply it, so it says so instead of leaving it out."""
+@pytest.mark.parametrize("kind", ["module", "number", "configuration"])
+def test_attention_dropout_that_was_kept_is_refused_at_once(kind: str) -> None:
+    """Packed attention cannot apply it. GPT-2 keeps it in modules, Llama in numbers; a config alone will do."""
+    model: Any = noisy() if kind == "module" else toy.llama()
+    if kind == "number":
+        model.model.layers[1].self_attn.attention_dropout = 0.3
+    if kind == "configuration":
+        model.config.attention_dropout = 0.3
+    with pytest.raises(
+        RecipeError, match=r"model\.dropout: att\w+ of \w+ is 0\.3.* Set model.dropout: false"
+    ):
+        Policy(model, dropout=True)
+    Policy(model)
+
+
+def noisy_elsewhere() -> Any:
+    """A GPT-2 whose dropout is all outside attention."""
     model = noisy()
-    policy = Policy(model, dropout=True)
-    model.train()
-    with pytest.raises(ModelError, match=r"attention dropout is 0\.3"):
-        policy(batch())
-    model.eval()
-    policy(batch())
+    model.config.attn_pdrop = 0.0
+    for layer in model.transformer.h:
+        layer.attn.attn_dropout.p = 0.0
+    return model
+
+
+def draws(policy: Policy) -> list[Tensor]:
+    """Score in training mode with seeds 1, 1 and 2."""
+    policy.model.train()
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(policy(batch()).tokens)
+    return found
+
+
+def test_dropout_that_was_asked_for_is_drawn_from_the_seed() -> None:
+    """Equal seeds give equal scores, others give others; in evaluation nothing is dropped."""
+    policy = Policy(noisy_elsewhere(), dropout=True)
+    assert policy.drops
+    first, again, other = draws(policy)
+    assert torch.equal(first, again) and (first - other).abs().max() > 1e-3
+    with policy.evaluating():
+        assert torch.equal(policy(batch()).tokens, policy(batch()).tokens)
+    assert policy.model.training
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ["q_proj", "lm_head"])
+def test_adapters_may_drop_while_the_model_does_not(where: str) -> None:
+    """A model full of dropout under LoRA: without the adapter scores are steady, with it they follow the seed."""
+    base = toy.llama()
+    base.config.attention_dropout = 0.5
+    for layer in base.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    policy = Policy(lora(base, target_modules=[where], lora_dropout=0.5), adapter_dropout=True)
+    assert policy.drops
+    first, again, other = draws(policy)
+    assert torch.equal(first, again) and (first - other).abs().max() > 1e-3
+    with policy.model.disable_adapter():  # type: ignore[operator]
+        first, again, other = draws(policy)
+    assert torch.equal(first, other)
+    assert not Policy(policy.model).drops
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -397,6 +449,19 @@ def test_unknown_attention_and_foreign_modules_are_refused() -> None:
         Policy(toy.llama(), attention="flash")
     with pytest.raises(ModelError, match="Linear is no transformers model"):
         Policy(nn.Linear(2, 2))
+
+
+def test_a_recipe_knows_every_attention_by_name() -> None:
+    """The schema cannot import the kernels, so it repeats their names; check then refuses all others."""
+    from typing import get_args
+
+    from prefopt.kernels.prefix_attention import ATTENTIONS
+    from prefopt.recipe import Model, parse_recipe
+
+    assert get_args(Model.model_fields["attention"].annotation) == ("auto", *ATTENTIONS)
+    text = "{output: o, model: {path: m}, data: {path: d.jsonl}, loss: {name: dpo}, optim: {lr: 1.0e-6}}"
+    with pytest.raises(RecipeError, match=r"model\.attention: .*segments"):
+        parse_recipe(text, ["model.attention=flash"])
 
 
 def test_describe_names_what_is_used() -> None:

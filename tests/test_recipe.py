@@ -445,7 +445,7 @@ def test_errors_of_others_get_the_place_of_their_setting() -> None:
     with pytest.raises(RecipeError) as caught:
         build_loss(recipe.loss)
     assert str(recipe.located(caught.value)).startswith("r.yaml:4:19: loss.betta: dpo has no such setting.")
-    moved = parse_recipe(SMALL, ["model.attention=x"], name="r.yaml").located(
+    moved = parse_recipe(SMALL, ["model.attention=dense"], name="r.yaml").located(
         ModelError("model.attention: no")
     )
     assert isinstance(moved, ModelError) and str(moved) == "command line: model.attention: no"

@@ -182,7 +182,7 @@ def test_other_rows_on_resume_are_refused(
         assert go(tmp_path) == 70
     toy.save_rows(tmp_path / "rows.jsonl", 40, seed=1)
     assert go(tmp_path, "--resume") == 5
-    assert "data_digest was" in capsys.readouterr().err
+    assert "rows was" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -392,3 +392,72 @@ def test_train_from_python_raises_what_the_command_line_prints(tmp_path: Path) -
     path, *overrides = toy.recipe(tmp_path, loss__beta="-1")
     with pytest.raises(PrefoptError, match=r"loss\.beta"):
         train.run(path, overrides)
+
+
+def test_overwrite_deletes_nothing_until_the_new_run_can_start(tmp_path: Path) -> None:
+    assert go(tmp_path, train__steps="2") == 0
+    before = weights(tmp_path)
+    assert go(tmp_path, "--overwrite", data="{path: nowhere.jsonl}") == 2
+    assert go(tmp_path, "--overwrite", model__path="nowhere") == 2
+    after = weights(tmp_path)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_failed_start_leaves_the_folder_free(tmp_path: Path) -> None:
+    assert go(tmp_path, model__adapter="nowhere") == 2
+    assert go(tmp_path, train__steps="1") == 0
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_started_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, RuntimeError)
+        assert go(tmp_path) == 70
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for path in checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "state.json").write_text("{}")
+    assert go(tmp_path, "--resume") == 6
+    assert "none of the checkpoints is whole" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("lost", ["recipe.yaml", "run.json"])
+def test_the_checkpoint_itself_says_what_was_run(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, RuntimeError)
+        assert go(tmp_path) == 70
+    (tmp_path / "run" / lost).unlink()
+    assert go(tmp_path, "--resume", loss="{name: ipo}") == 5
+    toy.save_rows(tmp_path / "rows.jsonl", 40, seed=1)
+    assert go(tmp_path, "--resume") == 5
+
+
+def test_an_abort_leaves_the_metrics_of_the_steps_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer._accumulate
+
+    def broken(self: Trainer, step: Any) -> Any:
+        sums, losses, packs = real(self, step)
+        if step.index == 3:
+            sums.values["loss"] = sums.values["loss"] * float("nan")
+        return sums, losses, packs
+
+    monkeypatch.setattr(Trainer, "_accumulate", broken)
+    assert go(tmp_path, train__log_every="5", train__save_every="null") == 4
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_no_usable_row_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = toy.recipe(tmp_path, eval="{split: 0.2}", rows__max_bad="100")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "chosen": "", "rejected": "w2"}\n' * 3)
+    for verb in ("train", "check"):
+        assert main([verb, *arguments]) in (2, 3)
+        assert "error: " in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    assert go(tmp_path, output="/dev/null/x") == 2

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import toy
 
+import prefopt.trainer
 from prefopt.build_loss import build_loss
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.trainer import StepResult, Trainer
-from prefopt.types import LossOutput, PairLogps
+from prefopt.types import LossOutput, PairLogps, Step
 
 
 def trainer_of(
@@ -60,6 +61,26 @@ def test_another_reference_than_claimed_is_refused_before_the_first_step() -> No
     with pytest.raises(ModelError, match=r"toy.jsonl:\d+: before the first step"):
         next(iter(trainer))
     assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_moved_weights_are_never_held_against_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that holds ghosts alone in step 0, and an evaluation, check nothing, then or later."""
+    real = prefopt.trainer.stream
+
+    def ghostly(*args: object, **kwargs: object) -> Iterator[Step]:
+        for step in real(*args, **kwargs):  # type: ignore[arg-type]
+            ghosts = tuple(replace(batch, is_ghost=True) for batch in step.packs)
+            yield replace(step, packs=ghosts) if step.index == 0 else step
+
+    trainer = trainer_of()
+    trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+    assert trainer.identity is None
+    monkeypatch.setattr(prefopt.trainer, "stream", ghostly)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    for _ in trainer:
+        trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+    assert trainer.identity is None
+    assert any(not torch.equal(before[name], p) for name, p in trainer.parameters.items())
 
 
 def test_a_loss_with_a_reference_needs_one() -> None:

@@ -54,6 +54,11 @@ def choose(row: Comparison, structure: Structure, on_tie: Policy) -> Choice:
     if structure == "all":
         return Choice(row)
     if structure == "responses":
+        if any(pair.weight != 1.0 for pair in row.preferences):
+            raise DataError(
+                f"{row.origin}: the row has a weight, which belongs to a pair, but this loss learns from single "
+                f"answers. Leave the column out, or use a loss over pairs."
+            )
         best = {pair.chosen for pair in row.preferences} if row.labels is None else _desirable(row)
         return Choice(take_answers(row, sorted(best), ()) if best else None)
     if row.labels is not None:

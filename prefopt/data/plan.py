@@ -74,6 +74,12 @@ class Plan:
                 f"or lower batch.max_tokens."
             )
 
+        if len(self._order(0)) == 0:
+            raise RecipeError(
+                f"data: the weights {', '.join(f'{w:g}' for w in self.source_weights)} draw not a single row in "
+                f"an epoch. Raise a weight."
+            )
+
     @classmethod
     def of(
         cls,
@@ -100,13 +106,13 @@ class Plan:
             self._epochs[epoch] = np.split(order, _cuts(self.units[order], self.units_per_step))
         return self._epochs[epoch]
 
-    def num_steps(self, epochs: float) -> int:
-        """Return the optimizer steps in ``epochs`` passes over the data; a fraction counts part of a pass."""
-        whole = int(epochs)
-        steps = sum(len(self.epoch_steps(epoch)) for epoch in range(whole))
-        if epochs > whole:
-            steps += max(1, round((epochs - whole) * len(self.epoch_steps(whole))))
-        return steps
+    def num_steps(self, epochs: int) -> int:
+        """Return the optimizer steps in ``epochs`` passes over the data."""
+        return sum(len(self.epoch_steps(epoch)) for epoch in range(epochs))
+
+    def epoch_totals(self, epoch: int) -> Totals:
+        """Return the units of a whole pass."""
+        return self._totals(np.concatenate(self.epoch_steps(epoch)))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Turn a global step into (epoch, step within it)."""
@@ -134,11 +140,9 @@ class Plan:
 
     def _order(self, epoch: int) -> Ints:
         rng = np.random.default_rng([self.seed, epoch])
-        count = len(self.sizes.tokens)
         drawn = np.concatenate([self._draw(rng, source) for source in range(len(self.source_weights))])
         if not self.shuffle:
             return np.sort(drawn, kind="stable")
-        assert drawn.size or count == 0
         return drawn[rng.permutation(len(drawn))]
 
     def _draw(self, rng: np.random.Generator, source: int) -> Ints:

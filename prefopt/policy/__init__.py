@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
 from prefopt.policy.attention import LAYOUT, NAME, Layout, MissingLayoutError, check_coverage, use_attention
-from prefopt.policy.guards import check_modules, check_supported, disable_dropout
+from prefopt.policy.guards import (
+    check_attention_dropout,
+    check_modules,
+    check_supported,
+    disable_dropout,
+    has_dropout,
+)
 from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.selfcheck import compare_with_plain
 from prefopt.policy.wrappers import causal_model, class_of, without_engine
@@ -31,14 +37,26 @@ class Policy:
         model: a causal language model of transformers, or one with peft adapters. From here on it
             attends to packed rows only; ``plain_attention`` gives it back for generation.
         attention: ``segments``, ``dense`` (a reference with a full mask) or ``auto``.
-        dropout: keep dropout as configured. False switches all of it off, adapters' included.
+        dropout: keep dropout as configured, adapters' included. False switches it off.
+        adapter_dropout: keep that of LoRA's inputs even so.
+
+    Attributes:
+        model: as given, or wrapped by an engine later.
+        drops: some dropout is left, so scores in training mode are random.
 
     Raises:
         ModelError: the model cannot be scored exactly in packed rows.
-        RecipeError: an ``attention`` that does not exist.
+        RecipeError: an ``attention`` that does not exist, or dropout of attention weights is kept.
     """
 
-    def __init__(self, model: nn.Module, *, attention: str = "auto", dropout: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        attention: str = "auto",
+        dropout: bool = False,
+        adapter_dropout: bool = False,
+    ) -> None:
         if attention != "auto" and attention not in ATTENTIONS:
             raise RecipeError(
                 f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(ATTENTIONS)}."
@@ -50,7 +68,10 @@ class Policy:
         _check_adapters(model)
         check_modules(core)
         check_head(core)
-        self._own_dropout = [] if dropout else disable_dropout(model)
+        if dropout:
+            check_attention_dropout(core)
+        self._own_dropout = [] if dropout else disable_dropout(model, adapters=not adapter_dropout)
+        self.drops = has_dropout(model)
         if core.config._attn_implementation != NAME:
             setattr(core, _PLAIN, core.config._attn_implementation)
         use_attention(core, NAME)
@@ -151,10 +172,21 @@ class Policy:
         Raises:
             ModelError: the two differ by more than ``tolerance``.
         """
-        wrapped, self.model = self.model, without_engine(self.model)
-        try:
+        with self.evaluating():
             return compare_with_plain(self, tolerance, seed)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Score without gradient, dropout and engine for the block; every module gets its own mode back."""
+        wrapped, self.model = self.model, without_engine(self.model)
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
         finally:
+            for module, training in modes:
+                module.training = training
             self.model = wrapped
 
     def describe(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ def attend(
     if dropout:
         raise ModelError(
             f"model: attention dropout is {dropout:g}, which packed attention does not apply. "
-            f"Call prefopt.policy.disable_dropout(model) first."
+            f"Set it to 0 in the model's config.json, or leave model.dropout at false."
         )
     if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")

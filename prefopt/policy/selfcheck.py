@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,10 +45,9 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
         row_id=0,
         origin="self-check",
     )
-    with torch.no_grad(), _evaluating(core):
-        packed = policy(pack([group]).to(weight.device)).tokens
-        with policy.plain_attention("eager"):
-            plain = torch.cat([_score(policy.model, prompt, answer, weight.device) for answer in answers])
+    packed = policy(pack([group]).to(weight.device)).tokens
+    with policy.plain_attention("eager"):
+        plain = torch.cat([_score(policy.model, prompt, answer, weight.device) for answer in answers])
     return _judge(packed, plain, class_of(core).__name__, weight.dtype, tolerance)
 
 
@@ -76,15 +73,3 @@ def _score(model: nn.Module, prompt: IntArray, answer: IntArray, device: torch.d
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for the block; each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -109,10 +109,9 @@ def test_source_weights_say_how_often_a_row_comes_each_epoch() -> None:
     assert not np.array_equal(drawn(plan, 0), drawn(plan, 1))
 
 
-def test_part_of_an_epoch() -> None:
-    plan = Plan(sizes_of([5] * 40), units_per_step=4, tokens_per_batch=50)
-    assert plan.num_steps(1) == 10
-    assert plan.num_steps(2.5) == 25
+def test_weights_that_draw_nothing_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"the weights 0.001 draw not a single row"):
+        Plan(sizes_of([5] * 40), units_per_step=4, tokens_per_batch=50, source_weights=(0.001,))
 
 
 def test_a_group_over_the_budget_is_refused() -> None:

@@ -63,8 +63,7 @@ def test_gather_joins_uneven_parts_in_rank_order(
 
 def prefopt(world: int, arguments: list[str], cache: Path) -> None:
     """Run the command line on ``world`` ranks."""
-    variables = {"PREFOPT_CACHE": str(cache), "ACCELERATE_USE_CPU": "true"}
-    gloo.launch(world, ["-m", "prefopt", "train", *arguments], **variables)
+    gloo.launch(world, ["-m", "prefopt", "train", *arguments], PREFOPT_CACHE=str(cache))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -95,7 +95,7 @@ def test_the_command_line_under_fsdp2_and_resumed(tmp_path: Path, monkeypatch: p
     path, *overrides = toy.recipe(alone, **settings)
     train.run(path, overrides)
     arguments = ["-m", "prefopt", "train", *toy.recipe(sharded, **settings)]
-    flags = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    flags = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     gloo.launch(2, arguments, **flags)
     compare_runs(sharded, alone)
     shutil.rmtree(sharded / "run" / "final")

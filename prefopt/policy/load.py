@@ -1,0 +1,169 @@
+"""Models, adapters, configurations and tokenizers from a folder or the hub: whole, or refused in one line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from prefopt.errors import ModelError, PrefoptError
+from prefopt.policy.guards import check_supported
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Read a model's configuration and refuse kinds of models that cannot be trained exactly.
+
+    Args:
+        path: hub id or local folder.
+        key: the setting that names ``path``, for errors.
+        revision: of a hub model.
+        trust_remote_code: run Python code from the model's repository.
+
+    Raises:
+        ModelError: it is missing, broken or of a kind that is not supported.
+    """
+    with _reading(key, path):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    check_supported(config)
+    return config
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    key: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a causal language model of which every weight is in the checkpoint; see ``load_config``.
+
+    Raises:
+        ModelError: it is missing, broken, incomplete or of a kind that is not supported.
+    """
+    config = load_config(path, key=key, revision=revision, trust_remote_code=trust_remote_code)
+    with _reading(key, path), _without_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            # the keys are wanted, which the library's own refusal does not name
+            ignore_mismatched_sizes=True,
+        )
+    model, found = loaded
+    if found["mismatched_keys"]:
+        name, stored, wanted = min(found["mismatched_keys"])
+        raise ModelError(
+            f"{key}: {path!r} stores {name} as {list(stored)} where its config asks for {list(wanted)} "
+            f"({_more(found['mismatched_keys'])}). Give a checkpoint whose config.json belongs to its weights."
+        )
+    if found["missing_keys"]:
+        raise ModelError(
+            f"{key}: {path!r} lacks the weight {min(found['missing_keys'])} ({_more(found['missing_keys'])}), "
+            f"which would start at random. Give a complete checkpoint."
+        )
+    if unused := found["unexpected_keys"]:
+        log.warning("%s: %r holds weights that are not used: %s (%s)", key, path, min(unused), _more(unused))
+    return model
+
+
+def load_adapter(
+    model: Any, path: str, *, key: str, name: str = "default", is_trainable: bool = False
+) -> Any:
+    """Put an adapter on a model, all of it and nothing else, and return the model with adapters.
+
+    Args:
+        model: a causal language model, or a peft model that gets a further adapter.
+        path: hub id or local folder of the adapter.
+        key: the setting that names ``path``, for errors.
+        name: of the adapter within the model.
+        is_trainable: let its weights receive gradients.
+
+    Raises:
+        ModelError: it is missing, broken, or made for a model with other layers.
+    """
+    from peft import PeftModel
+
+    with _reading(key, path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*missing adapter keys")
+        if not hasattr(model, "peft_config"):
+            model = PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=is_trainable)
+        # loading a second time is the public way to learn which weights met
+        found = model.load_adapter(
+            path,
+            adapter_name=name,
+            is_trainable=is_trainable,
+            key_mapping=getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None),
+        )
+    for keys, what in (
+        (found.missing_keys, "lacks weights for layers that it adapts"),
+        (found.unexpected_keys, "holds weights for which the model has no place"),
+    ):
+        if keys:
+            raise ModelError(
+                f"{key}: {path!r} {what}: {min(keys)} ({_more(keys)}). "
+                f"Give an adapter that was made for this model."
+            )
+    return model
+
+
+def load_tokenizer(
+    path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Load a tokenizer; see ``load_config``.
+
+    Raises:
+        ModelError: it is missing or broken.
+    """
+    with _reading(key, path):
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _reading(key: str, path: str) -> Iterator[None]:
+    """Turn whatever a library says about files that it cannot use into one line that names them."""
+    try:
+        yield
+    except (PrefoptError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        # a file of any content may be met, so there is no list of what the libraries raise on it
+        words = " ".join(str(error).split())[:300].rstrip(".")
+        reason = words if isinstance(error, (OSError, ValueError)) and words else _typed(error, words)
+        raise ModelError(
+            f"{key}: {path!r} cannot be loaded ({reason}). "
+            f"Give a hub id you can reach, or a local folder with whole files."
+        ) from error
+
+
+def _typed(error: Exception, words: str) -> str:
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep back the library's table of weights that did not meet; one line of ours says it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _more(keys: Collection[Any]) -> str:
+    return "1 weight" if len(keys) == 1 else f"{len(keys)} weights"
