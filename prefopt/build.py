@@ -197,7 +197,7 @@ def score_all(
                 yield from (batch.to(engine.device) for batch in step.packs)
 
     with engine.autocast():
-        fill_cache(cache, reference, batches(), progress)
+        fill_cache(cache, reference, batches(), progress, skip_known=engine.sharding is None)
     if engine.world > 1:
         keys, lengths, values = (engine.gather(part.to(engine.device)) for part in cache.flat())
         cache.add_flat(keys, lengths, values)

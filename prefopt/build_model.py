@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
@@ -120,7 +120,7 @@ def reference_of(
 
     Args:
         recipe: names the reference.
-        policy: not yet wrapped for the engine.
+        policy: placed, but not yet wrapped for the engine.
         engine: places the reference.
         loss: says whether a reference is needed, and which statistics of it.
         score: runs a reference over all data once, for ``cached``.
@@ -184,7 +184,13 @@ def check_reference_tokenizer(recipe: Recipe, tokenizer: Any) -> str | None:
     return None
 
 
-def save_model(policy: Policy, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def save_model(
+    policy: Policy,
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form.
 
     Args:
@@ -192,8 +198,11 @@ def save_model(policy: Policy, model: nn.Module, tokenizer: Any, folder: Path) -
         model: the policy's model without its engine's wrapper.
         tokenizer: saved beside it, chat template included.
         folder: made if missing.
+        weights: whole ones in place of the model's own, which may be spread over ranks.
     """
-    only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    only: dict[str, Any] = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    if weights is not None:
+        only["state_dict"] = dict(weights)
     with policy.own_config():
         model.save_pretrained(str(folder), **only)  # type: ignore[operator]
     tokenizer.save_pretrained(str(folder))
@@ -292,4 +301,6 @@ def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
 
 
 def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
-    return Policy(engine.place(model), attention=attention)
+    policy = Policy(model, attention=attention)
+    policy.model = engine.place(policy.model)
+    return policy

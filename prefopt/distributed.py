@@ -1,7 +1,7 @@
 """The seam to accelerate: devices, ranks, collectives and the gradients they share.
 
-The only file that knows how a model is wrapped. One process and data parallel (DDP) training go
-through it; strategies that shard the weights are refused until they are carried out exactly.
+The only file that knows how a model is wrapped. One process, data parallel (DDP) and fully sharded
+(FSDP2) training go through it; other strategies are refused until they are carried out exactly.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 
+from prefopt import sharding
 from prefopt.errors import PrefoptError, RecipeError
 
-_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
 
 
 class PeerError(PrefoptError):
@@ -47,12 +55,7 @@ class Engine:
                 f"launcher: it started {launched} processes, but {self.accelerator.num_processes} found each other. "
                 f"Launch with torchrun or accelerate launch on machines of one kind."
             )
-        kind = self.accelerator.distributed_type
-        if kind not in _SUPPORTED:
-            raise RecipeError(
-                f"launcher: the strategy {kind.value} is not supported. Launch with plain data parallel "
-                f"(accelerate launch --multi_gpu, or torchrun) or as one process."
-            )
+        self.sharding = _sharding(self.accelerator)
         self.autocast_dtype = autocast
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
@@ -62,16 +65,26 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def strategy(self) -> str:
+        """How the ranks share the work, for the log."""
+        return "all weights on each" if self.sharding is None else "weights sharded by FSDP2"
+
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model that is only read (a reference) to this rank's device."""
-        return model.to(self.device)
+        """Move a model, or with FSDP2 this rank's share of its weights, to this rank's device."""
+        if self.sharding is None:
+            return model.to(self.device)
+        return sharding.shard(model, self.device, units=self.sharding.units, reshard=self.sharding.reshard)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the trained model to this rank's device and let its gradients be shared.
+        """Place the trained model and let its gradients be shared.
 
         Without trainable parameters there is nothing to share, so the model stays unwrapped.
         """
-        model = model.to(self.device)
+        model = self.place(model)
+        if self.sharding is not None:
+            sharding.rest(model)
+            return model
         if self.world == 1 or not any(p.requires_grad for p in model.parameters()):
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -85,7 +98,11 @@ class Engine:
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def accumulate(self, model: nn.Module, *, is_last: bool) -> Any:
-        """Return the context of one pack: gradients are shared over ranks only in the last one."""
+        """Return the context of one pack: gradients are shared over ranks only in the last one.
+
+        With FSDP2 they are shared in every pack, as keeping them whole until the last takes the memory
+        that sharding is there to save.
+        """
         if is_last or not isinstance(model, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return model.no_sync()
@@ -93,15 +110,29 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, a share of the global sum, to the parameters.
 
-        DDP averages gradients over ranks; multiplying by the world turns that back into the sum.
+        DDP and FSDP2 average gradients over ranks; multiplying by the world turns that back into the sum.
         """
         torch.autograd.backward(loss * self.world if self.world > 1 else loss)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
         """Return the gradients' total norm and scale them down to ``max_norm`` if given."""
         limit = float("inf") if max_norm is None else max_norm
-        with_grad = [p for p in parameters if p.grad is not None]
-        return torch.nn.utils.clip_grad_norm_(with_grad, limit)
+        if self.sharding is None:
+            with_grad = [p for p in parameters if p.grad is not None]
+            return torch.nn.utils.clip_grad_norm_(with_grad, limit)
+        shares = [sharding.local(p.grad) for p in parameters if p.grad is not None]
+        own = torch.nn.utils.get_total_norm(shares).to(self.device)
+        norm: Tensor = torch.linalg.vector_norm(self.gather(own[None]))
+        for share in shares:
+            share.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Collect a sharded model's whole weights on rank 0's host; None where they are whole already.
+
+        All ranks must call it.
+        """
+        return None if self.sharding is None else sharding.gather_weights(model, keep=self.is_main)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up ``values`` over ranks, in place."""
@@ -193,6 +224,53 @@ class Engine:
             self.accelerator.end_training()
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharding:
+    """What the launcher says about FSDP2."""
+
+    units: tuple[str, ...]
+    reshard: bool
+
+
+def _sharding(accelerator: Accelerator) -> _Sharding | None:
+    """Read from the launcher whether and how to shard the weights; refuse what is not supported."""
+    kind = accelerator.distributed_type
+    # on CPUs accelerate takes the flags of these two and then trains with plain data parallel
+    if kind not in _SUPPORTED or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        name = kind.value if kind not in _SUPPORTED else DistributedType.DEEPSPEED.value
+        raise RecipeError(
+            f"launcher: the strategy {name} is not supported. Launch with plain data parallel (accelerate "
+            f"launch --multi_gpu, or torchrun), with FSDP2 (--use_fsdp --fsdp_version 2), or as one process."
+        )
+    if kind != DistributedType.FSDP and not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    if accelerator.num_processes == 1:
+        return None
+    plugin = (
+        accelerator.state.fsdp_plugin if kind == DistributedType.FSDP else FullyShardedDataParallelPlugin()
+    )
+    _check_fsdp(accelerator, plugin)
+    # transformers reads this: true, accelerate's default, loads weights on rank 0 and leaves the others' empty
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    return _Sharding(tuple(plugin.transformer_cls_names_to_wrap or ()), bool(plugin.reshard_after_forward))
+
+
+def _check_fsdp(accelerator: Accelerator, plugin: Any) -> None:
+    refused = {
+        "fsdp_version 1": (plugin.fsdp_version != 2, "Set fsdp_version: 2"),
+        "fsdp_offload_params": (isinstance(plugin.cpu_offload, CPUOffloadPolicy), "Set it to false"),
+        "fsdp_activation_checkpointing": (
+            plugin.activation_checkpointing,
+            "Set model.checkpointing=true in the recipe instead",
+        ),
+        "fsdp_ignored_modules": (plugin.ignored_modules is not None, "Leave it out"),
+        "parallelism_config": (getattr(accelerator, "parallelism_config", None) is not None, "Leave it out"),
+    }
+    for name, (is_set, advice) in refused.items():
+        if is_set:
+            raise RecipeError(f"launcher: {name} is not supported. {advice}.")
 
 
 def _tracker_types(names: list[str]) -> list[Any]:

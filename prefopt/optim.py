@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.errors import ResumeError
+from prefopt.sharding import gather, spread_like
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -81,13 +82,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def state_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], *, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors named ``parameter/field``."""
+    """Return the optimizer's state as flat tensors on the host, named ``parameter/field``.
+
+    Args:
+        optimizer: its state may be spread over ranks; then all of them must call.
+        parameters: what it trains, by name.
+        keep: False returns nothing, for ranks that only take part in the gathering.
+    """
     flat: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for field, value in optimizer.state.get(parameter, {}).items():
-            flat[f"{name}/{field}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            whole = gather(torch.as_tensor(value), keep=keep)
+            if whole is not None:
+                flat[f"{name}/{field}"] = whole
     return flat
 
 
@@ -115,7 +124,7 @@ def load_state_tensors(
         name, _, field = key.rpartition("/")
         parameter = parameters[name]
         # the step counter stays where fused AdamW keeps it, moments follow their parameter
-        optimizer.state[parameter][field] = value.to(parameter.device).clone()
+        optimizer.state[parameter][field] = spread_like(value, parameter)
 
 
 def total_size(parameters: Iterable[nn.Parameter]) -> int:

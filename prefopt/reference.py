@@ -138,6 +138,8 @@ def fill_cache(
     reference: Reference,
     batches: Iterable[PackedBatch],
     progress: Callable[[int], None] = lambda tokens: None,
+    *,
+    skip_known: bool = True,
 ) -> None:
     """Score every batch once and keep what the reference says about its responses.
 
@@ -146,9 +148,11 @@ def fill_cache(
         reference: scores the batches.
         batches: on the reference's device.
         progress: called with the packed tokens of every batch done.
+        skip_known: leave out batches of which the cache holds everything. False where ranks score
+            together, each with a share of the weights, so that none may leave one out alone.
     """
     for batch in batches:
-        if not all(key in cache for key in batch.keys):
+        if not skip_known or not all(key in cache for key in batch.keys):
             cache.put(batch.keys, reference(batch, stats=cache.stats))
         progress(batch.num_tokens)
 

@@ -17,6 +17,7 @@ from prefopt.errors import CorruptError, ResumeError
 from prefopt.recipe import Recipe
 from prefopt.recipe_diff import diff_recipes
 from prefopt.run_folder import RunFolder
+from prefopt.sharding import whole
 from prefopt.strict_yaml import read_yaml
 
 _SAMPLED = 256
@@ -111,12 +112,15 @@ def rows_digest(table: GroupTable | None) -> str | None:
 
 @torch.no_grad()
 def weights_digest(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Return a digest of the names, shapes and a sample of the numbers of weights; None where there are none."""
+    """Return a digest of the names, shapes and a sample of the numbers of weights; None where there are none.
+
+    Of weights that are spread over ranks all ranks must ask.
+    """
     digest = blake2b(digest_size=16)
     is_empty = True
     for name, parameter in parameters:
         is_empty = False
-        flat = parameter.detach().flatten()
+        flat = whole(parameter.detach()).flatten()
         sample = torch.cat([flat[:_SAMPLED], flat[-_SAMPLED:]]).float().cpu().contiguous()
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(sample.numpy().tobytes())

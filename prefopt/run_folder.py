@@ -139,7 +139,7 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def replace_final(self, write: Callable[[Path], None]) -> Path:
+    def replace_final(self, write: Callable[[Path], object]) -> Path:
         """Write the final model under another name first, so that ``final`` is always whole."""
         temporary = self.path / ".final.new"
         shutil.rmtree(temporary, ignore_errors=True)

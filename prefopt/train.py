@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from prefopt import build, build_model, checkpoint, resume
@@ -180,8 +181,8 @@ class _Run:
         saved = self.origin.checkpoint if self.origin is not None else None
         weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
-        self.policy.model.to(self.engine.device)
         self._check_fits(self.policy)
+        self.policy.model = self.engine.place(self.policy.model)
         self.policy.self_check()
         reference = build_model.reference_of(
             self.recipe,
@@ -247,7 +248,8 @@ class _Run:
             f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
-            f"{ranks} rank(s) on {self.engine.device.type}, {len(first.ranks[0])} pack(s) per rank in the first step",
+            f"{ranks} rank(s) on {self.engine.device.type}, {self.engine.strategy}",
+            f"{len(first.ranks[0])} pack(s) per rank in the first step",
         ]
         for line in lines:
             self.display.say(line)
@@ -340,21 +342,24 @@ class _Run:
         return patience is not None and self.progress.evaluations_without_best >= patience
 
     def _save(self, done: int) -> None:
+        weights = self.engine.weights(self.policy.model)
+        optimizer = state_tensors(self.trainer.optimizer, self.trainer.parameters, keep=self.engine.is_main)
+
+        def write(folder: Path) -> None:
+            self._save_model(folder / "model", weights)
+            save_file(optimizer, str(folder / "optimizer.safetensors"))
+
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}
-            checkpoint.save(self.folder.checkpoints, done, self._write, state)
+            checkpoint.save(self.folder.checkpoints, done, write, state)
             best = self.progress.best_step if self._keeps_best else None
             protect = {checkpoint.checkpoint_name(step) for step in (done, best) if step is not None}
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
         self.engine.barrier()
 
-    def _write(self, folder: Path) -> None:
-        self._save_model(folder / "model")
-        flat = state_tensors(self.trainer.optimizer, self.trainer.parameters)
-        save_file(flat, str(folder / "optimizer.safetensors"))
-
-    def _save_model(self, folder: Path) -> None:
-        build_model.save_model(self.policy, self.engine.unwrap(self.policy.model), self.tokenizer, folder)
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        model = self.engine.unwrap(self.policy.model)
+        build_model.save_model(self.policy, model, self.tokenizer, folder, weights)
 
     def _stop(self, done: int) -> None:
         again = "Continue with --resume."
@@ -366,6 +371,7 @@ class _Run:
         """Write the final folder in Hugging Face form."""
         best = self.progress.best_step
         takes_best = self._keeps_best and best is not None
+        weights = None if takes_best else self.engine.weights(self.policy.model)
         if self.engine.is_main:
             if takes_best:
                 assert best is not None
@@ -373,7 +379,7 @@ class _Run:
                 checkpoint.verify(source)
                 self.folder.replace_final(lambda to: _copy(source / "model", to))
             else:
-                self.folder.replace_final(self._save_model)
+                self.folder.replace_final(lambda to: self._save_model(to, weights))
             self.folder.finish()
             which = f"the best evaluation, after step {best}" if takes_best else "the last step"
             self.display.say(f"{self.folder.final}: the model of {which}")

@@ -257,7 +257,9 @@ class Trainer:
 
     def _must_check(self, batch: PackedBatch) -> bool:
         is_start = self.reference is not None and self.reference.is_start
-        return self._is_first_step and self.identity is None and is_start and not batch.is_ghost
+        # with dropout the check scores once more, which ranks that share weights must do together
+        is_due = not batch.is_ghost or self.engine.sharding is not None
+        return self._is_first_step and self.identity is None and is_start and is_due
 
     def _check_identity(
         self, batch: PackedBatch, policy: Values, reference: Values, output: LossOutput, totals: Totals

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "prefopt"
 
 LEVELS = [
     {"types", "errors"},
-    {"strict_yaml"},
+    {"strict_yaml", "sharding"},
     {"recipe_text", "recipe_diff"},
     {"kernels", "losses", "data", "recipe", "distributed", "optim"},
     {"policy", "metrics", "checkpoint", "cache", "arrange"},

@@ -23,7 +23,7 @@ from prefopt.policy.guards import (
 )
 from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.selfcheck import compare_with_plain
-from prefopt.policy.wrappers import causal_model, without_engine
+from prefopt.policy.wrappers import causal_model, class_of, without_engine
 from prefopt.types import STATS, PackedBatch, SeqLogps
 
 __all__ = ["Policy", "check_supported", "disable_dropout"]
@@ -118,13 +118,13 @@ class Policy:
             if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
                 raise
             raise ModelError(
-                f"model: {type(causal_model(self.model)).__name__} does not hand keyword arguments down to its "
+                f"model: {class_of(causal_model(self.model)).__name__} does not hand keyword arguments down to its "
                 f"attention, so packed rows cannot be scored. Choose another model."
             ) from error
 
     def _prove(self, core: PreTrainedModel, scorer: ScoringHead, layout: Layout, logits: Tensor) -> None:
         """Check once that layout and head took the way through the model that they are meant to."""
-        name = type(core).__name__
+        name = class_of(core).__name__
         check_coverage(layout, core.config.get_text_config(), name)
         if scorer.packed is None:
             raise ModelError(f"model: {name} makes logits without calling its head. Choose another model.")
@@ -219,7 +219,7 @@ class Policy:
     def describe(self) -> dict[str, str]:
         """Say which attention and which head are in use."""
         core = causal_model(self.model)
-        head = type(head_of(core)).__name__
+        head = class_of(head_of(core)).__name__
         return {"attention": self.attention, "head": f"chunked ({head}, {read_transform(core)})"}
 
 

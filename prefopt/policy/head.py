@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import token_logps
+from prefopt.policy.wrappers import class_of
 
 _NEUTRAL: dict[str, float | None] = {
     "final_logit_softcapping": None,
@@ -176,9 +177,9 @@ def _linear_forward(head: nn.Linear, scorer: ScoringHead) -> Callable[[Tensor], 
 
 
 def _is_plain_lora(head: Any) -> bool:
-    kind = type(head)
+    kind = class_of(head)
     is_lora = kind.__module__ == "peft.tuners.lora.layer" and kind.__name__ == "Linear"
-    if not is_lora or type(head.base_layer) is not nn.Linear:
+    if not is_lora or class_of(head.base_layer) is not nn.Linear:
         return False
     has_bias = any(part.bias is not None for part in head.lora_B.values())
     return not head.lora_variant and not has_bias and not head.fan_in_fan_out

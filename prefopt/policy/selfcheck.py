@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prefopt.data.pack import pack
 from prefopt.errors import ModelError
-from prefopt.policy.wrappers import causal_model
+from prefopt.policy.wrappers import causal_model, class_of
 from prefopt.types import IntArray, Preference, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
     limit = getattr(config, "max_position_embeddings", None) or _PROMPT + _ANSWER
     answer_length = min(_ANSWER, max(1, limit * 2 // 5))
     prompt_length = min(_PROMPT, limit - answer_length)
-    vocabulary = min(weight.shape[0], config.vocab_size)
+    # a weight that DeepSpeed spread over ranks is empty between two forwards
+    vocabulary = min(weight.shape[0] or config.vocab_size, config.vocab_size)
     ids = np.random.default_rng(seed).integers(
         0, vocabulary, prompt_length + 2 * answer_length, dtype=np.int32
     )
@@ -47,7 +48,7 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
     packed = policy(pack([group]).to(weight.device)).tokens
     with policy.plain_attention("eager"):
         plain = torch.cat([_score(policy.model, prompt, answer, weight.device) for answer in answers])
-    return _judge(packed, plain, type(core).__name__, weight.dtype, tolerance)
+    return _judge(packed, plain, class_of(core).__name__, weight.dtype, tolerance)
 
 
 def _judge(packed: Tensor, plain: Tensor, name: str, dtype: torch.dtype, tolerance: float | None) -> float:

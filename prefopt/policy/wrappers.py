@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
@@ -35,3 +36,8 @@ def without_engine(model: nn.Module) -> nn.Module:
             break
         found = inner
     return found  # type: ignore[no-any-return]
+
+
+def class_of(module: nn.Module) -> type[Any]:
+    """Return the class a module was written as: ``fully_shard`` puts one of its own in front."""
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import gloo
 import pytest
 import torch
 import toy
@@ -18,29 +15,10 @@ from safetensors.torch import load_file
 HERE = Path(__file__).resolve().parent
 
 
-def launch(world: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+def run(world: int, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Run the worker on ``world`` gloo ranks and return what each wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir()
-    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    processes = []
-    for rank in range(world):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        variables = {key: str(value) for key, value in ranks.items()} if world > 1 else {}
-        env = {
-            **os.environ,
-            **variables,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": paths,
-        }
-        command = [sys.executable, str(HERE / "ranks_worker.py"), str(folder)]
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors[-3000:]
+    gloo.launch(world, [HERE / "ranks_worker.py", folder])
     return [load_file(str(folder / f"rank{rank}.safetensors")) for rank in range(world)]
 
 
@@ -49,7 +27,7 @@ def results(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
     base = tmp_path_factory.mktemp("ranks")
-    return launch(1, base / "one")[0], launch(2, base / "two")
+    return run(1, base / "one")[0], run(2, base / "two")
 
 
 @pytest.mark.parametrize("case", ["even", "ghost"])
@@ -84,25 +62,8 @@ def test_gather_joins_uneven_parts_in_rank_order(
 
 
 def prefopt(world: int, arguments: list[str], cache: Path) -> None:
-    """Run the command line on ``world`` ranks, as torchrun would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(world):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PREFOPT_CACHE": str(cache),
-        }
-        if world > 1:
-            env |= {**{k: str(v) for k, v in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "prefopt", "train", *arguments]
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors[-3000:]
+    """Run the command line on ``world`` ranks."""
+    gloo.launch(world, ["-m", "prefopt", "train", *arguments], PREFOPT_CACHE=str(cache))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
