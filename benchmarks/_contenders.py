@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -203,6 +204,7 @@ class Trl:
         self.losses: list[float] = []
 
     def load(self) -> None:
+        os.environ["TQDM_DISABLE"] = "1"
         import datasets
         import transformers
         import trl
@@ -299,7 +301,7 @@ class Trl:
         return [*range(front), *(front + at for at in grouped)]
 
     def train(self, after_step: AfterStep) -> None:
-        from transformers import TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
 
         losses = self.losses
 
@@ -309,6 +311,7 @@ class Trl:
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 after_step(losses[-1] if losses else None)
 
+        self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(Ends())
         self.trainer.train()
         shutil.rmtree(self.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ from prefopt.reference import (
     SelfReference,
 )
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE_ADAPTER = "reference"
+_VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "spiece*", "*.tiktoken")
+"""Files of which any tokenizer has one."""
 
 
 def quiet_libraries() -> None:
@@ -111,6 +116,8 @@ def reference_of(
 ) -> Reference | None:
     """Build what the policy is compared with.
 
+    A reference of its own weights is proven to score packed rows exactly, as the policy is.
+
     Args:
         recipe: names the reference.
         policy: placed, but not yet wrapped for the engine.
@@ -118,13 +125,15 @@ def reference_of(
         loss: says whether a reference is needed, and which statistics of it.
         score: runs a reference over all data once, for ``cached``.
         is_resumed: the policy's weights are no longer those that training started from.
+
+    Raises:
+        ModelError: the reference cannot be loaded or scored exactly, or has another tokenizer.
     """
     if not loss.contract.needs_reference:
         return None
     match reference_name(recipe):
         case "path":
-            assert isinstance(recipe.reference, ReferenceModel)
-            return FrozenReference(_frozen(_load_reference(recipe, recipe.reference), engine), is_start=False)
+            return _by_path(recipe, engine)
         case "adapter_off":
             is_start = recipe.model.adapter is None
             return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
@@ -135,6 +144,44 @@ def reference_of(
             source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
             return CachedReference(score(source), is_start=True, device=engine.device)
     raise AssertionError(f"unknown reference {recipe.reference!r}")
+
+
+def check_reference_tokenizer(recipe: Recipe, tokenizer: Any) -> str | None:
+    """Refuse a ``reference: {path: ...}`` to which the policy's token ids mean other text.
+
+    Args:
+        recipe: names the reference.
+        tokenizer: of the policy; tokens or ids that one of the two alone knows may differ.
+
+    Returns:
+        What could not be compared, if so.
+
+    Raises:
+        ModelError: names the first token or id that differs.
+    """
+    assert isinstance(recipe.reference, ReferenceModel)
+    path = recipe.reference.path
+    if demo.is_builtin(path):
+        other = demo.build_tokenizer()
+    elif Path(path).is_dir() and not any(file for name in _VOCABULARIES for file in Path(path).glob(name)):
+        return f"reference.path: {path!r} holds no tokenizer, so it is taken to read token ids as model.path does."
+    else:
+        other = load_tokenizer(path, key="reference.path", revision=recipe.reference.revision)
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    ids = {index: token for token, index in theirs.items()}
+    changed = {
+        token: index
+        for token, index in ours.items()
+        if theirs.get(token, index) != index or ids.get(index, token) != token
+    }
+    if changed:
+        token, index = min(changed.items(), key=lambda item: (item[1], item[0]))
+        found = repr(ids[index]) if index in ids else "no token"
+        raise ModelError(
+            f"reference.path: {path!r} has another tokenizer than model.path: id {index} is {found} there and "
+            f"{token!r} here ({len(changed)} ids differ). Choose a reference with the policy's tokenizer."
+        )
+    return None
 
 
 def save_model(
@@ -216,6 +263,19 @@ def _enable_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def _by_path(recipe: Recipe, engine: Engine) -> Reference:
+    assert isinstance(recipe.reference, ReferenceModel)
+    note = check_reference_tokenizer(recipe, tokenizer_of(recipe))
+    if note is not None:
+        log.warning(note)
+    policy = _frozen(_load_reference(recipe, recipe.reference), engine, recipe.model.attention)
+    try:
+        policy.self_check()
+    except ModelError as error:
+        raise ModelError(f"reference.path: {recipe.reference.path!r}: {error}") from None
+    return FrozenReference(policy, is_start=False)
+
+
 def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
     if recipe.model.adapter is not None:
         return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
@@ -240,7 +300,7 @@ def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
     return load_adapter(model, reference.adapter, key="reference.adapter")
 
 
-def _frozen(model: Any, engine: Engine, attention: str = "auto") -> Policy:
+def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
     policy = Policy(model, attention=attention)
     policy.model = engine.place(policy.model)
     return policy

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prefopt import build, build_model, checkpoint, resume
 from prefopt.build_loss import BoundLoss
@@ -19,13 +19,14 @@ from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import CorruptError, NonFiniteError, RecipeError
-from prefopt.metrics import divide
 from prefopt.optim import load_state_tensors, state_tensors, total_size
+from prefopt.policy import Policy
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.reference import FrozenReference, Reference
 from prefopt.resume import Origin
 from prefopt.run_folder import RunFolder
+from prefopt.run_log import RunState, write_out
 from prefopt.stopping import INTERRUPTED, Stopped, stop_requests
 from prefopt.trainer import StepResult, Trainer
 
@@ -65,24 +66,6 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         engine.finish()
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint remembers besides weights and optimizer."""
-
-    best: float | None = None
-    best_step: int | None = None
-    evaluations_without_best: int = 0
-    skipped: int = 0
-    pending: list[StepResult] = field(default_factory=list)
-
-    def state(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("best", "best_step", "evaluations_without_best", "skipped")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for key in self.state():
-            setattr(self, key, state.get(key))
-
-
 class _Run:
     """One call of ``train``: holds the pieces and the order in which they act."""
 
@@ -97,7 +80,7 @@ class _Run:
         overwrite: bool,
     ) -> None:
         self.recipe, self.loss, self.folder, self.engine = recipe, loss, folder, engine
-        self.progress = _Progress()
+        self.progress = RunState()
         self.display = Display(0, is_silent=not engine.is_main)
         self.origin: Origin | None = None
         self.is_resumed, self.overwrite = resume, overwrite
@@ -199,6 +182,7 @@ class _Run:
         weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
         self.policy.model = self.engine.place(self.policy.model)
+        self._check_fits(self.policy)
         self.policy.self_check()
         reference = build_model.reference_of(
             self.recipe,
@@ -208,6 +192,8 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
+        if isinstance(reference, FrozenReference):
+            self._check_fits(reference.policy)
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -228,6 +214,13 @@ class _Run:
         self.facts = self._gather_facts(reference)
         self._announce(reference)
 
+    def _check_fits(self, policy: Policy) -> None:
+        """Refuse data with tokens or lengths that a model has no table entry for."""
+        tables = [table for table in (self.data.train, self.data.held_out) if table is not None]
+        largest = max(int(ids.max()) for table in tables for ids in (table.prompt_ids, table.response_ids))
+        longest = max(int(table.sizes(True).longest.max()) for table in tables)
+        policy.check_fits(largest, longest)
+
     def _score_reference(self, reference: Reference) -> Any:
         tables = [(self.data.train, self._whole(self.data.train))]
         if self.data.held_out is not None:
@@ -247,7 +240,7 @@ class _Run:
         """Say what is about to happen, with the choices that were made automatically."""
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
-        first, ranks = self.plan.step(0), self.engine.world
+        first = self.plan.step(0)
         unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
@@ -255,8 +248,7 @@ class _Run:
             f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
-            f"{ranks} rank(s) on {self.engine.device.type}, {self.engine.strategy}",
-            f"{len(first.ranks[0])} pack(s) per rank in the first step",
+            f"{self.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
         ]
         for line in lines:
             self.display.say(line)
@@ -313,20 +305,8 @@ class _Run:
         return has_lost_patience
 
     def _flush(self) -> None:
-        """Reduce the metrics of all waiting steps in one collective and write a line for each."""
-        waiting, self.progress.pending = self.progress.pending, []
-        names = waiting[0].sums.vector()[0]
-        sums = torch.stack([result.sums.vector()[1] for result in waiting])
-        norms = torch.stack([result.grad_norm.detach().to(sums.dtype) for result in waiting])
-        # every rank has the same gradient norm, so it is divided back after the sum
-        table = self.engine.sum(torch.cat([sums, norms[:, None] / self.engine.world], dim=1)).cpu()
-        if not self.engine.is_main:
-            return
-        for result, row in zip(waiting, table, strict=True):
-            line = _line(
-                result, divide(names, row[:-1], result.units), row[-1].item(), self.loss.contract.structure
-            )
-            self.folder.add_metrics(line)
+        structure = self.loss.contract.structure
+        for line in write_out(self.progress.take(), structure, self.engine, self.folder):
             if line["step"] % self.recipe.train.log_every == 0 or line["step"] == self.num_steps:
                 self.display.metrics(line["step"], line)
                 self.engine.track({k: v for k, v in line.items() if k != "step"}, line["step"])
@@ -376,7 +356,7 @@ class _Run:
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
         self.engine.barrier()
 
-    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    def _save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         model = self.engine.unwrap(self.policy.model)
         build_model.save_model(self.policy, model, self.tokenizer, folder, weights)
 
@@ -396,7 +376,7 @@ class _Run:
                 assert best is not None
                 source = self.folder.checkpoints / checkpoint.checkpoint_name(best)
                 checkpoint.verify(source)
-                self.folder.replace_final(lambda to: _copy(source / "model", to))
+                self.folder.replace_final(lambda to: copytree(source / "model", to, dirs_exist_ok=True))
             else:
                 self.folder.replace_final(lambda to: self._save_model(to, weights))
             self.folder.finish()
@@ -406,27 +386,6 @@ class _Run:
                 self.display.say(f"{self.progress.skipped} step(s) were not finite and left out")
         self.engine.barrier()
         return self.folder.final
-
-
-def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
-    unit = "pairs" if structure == "pairs" else "answers"
-    line = {
-        "step": result.index + 1,
-        "epoch": result.epoch,
-        **means,
-        "grad_norm": norm,
-        "lr": result.lr,
-        unit: result.units,
-        "tokens": result.totals.tokens,
-        f"{unit}_per_second": result.units / result.seconds,
-    }
-    if result.skipped:
-        line["skipped"] = True
-    return line
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -13,11 +13,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from prefopt import build_model
+from prefopt.build_loss import build_loss
 from prefopt.cli import main
 from prefopt.data.pack import pack
+from prefopt.distributed import Engine
 from prefopt.errors import ModelError
 from prefopt.policy import Policy
 from prefopt.recipe import Recipe, load_recipe
+from prefopt.reference import FrozenReference, Reference
 
 peft = pytest.importorskip("peft")
 
@@ -272,3 +275,87 @@ def test_the_first_step_is_proven_with_dropout_on(tmp_path: Path, capsys: pytest
     assert "step-0 identity holds" in capsys.readouterr().err
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(first["loss"] - 0.693147) > 1e-4
+
+
+def path_reference(folder: Path, model: str = "other") -> Recipe:
+    toy.save_model(folder / "other", seed=3)
+    return recipe_of(folder, reference=f"{{path: {folder / model}}}")
+
+
+def built(recipe: Recipe) -> Reference | None:
+    policy = build_model.policy_of(recipe)
+    loss = build_loss({"name": "dpo"})
+    return build_model.reference_of(recipe, policy, Engine(cpu=True), loss, lambda _: pytest.fail("no cache"))
+
+
+def rename(folder: Path, *swaps: tuple[str, str]) -> None:
+    text = (folder / "tokenizer.json").read_text()
+    for old, new in swaps:
+        assert f'"{old}"' in text
+        text = (
+            text.replace(f'"{old}"', '"\x00"').replace(f'"{new}"', f'"{old}"').replace('"\x00"', f'"{new}"')
+        )
+    (folder / "tokenizer.json").write_text(text)
+
+
+def test_a_reference_uses_the_recipes_attention_and_is_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = path_reference(tmp_path)
+    checked: list[Policy] = []
+    monkeypatch.setattr(Policy, "self_check", lambda self: checked.append(self))  # noqa: PLW0108
+    reference = built(
+        recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "dense"})})
+    )
+    assert isinstance(reference, FrozenReference) and reference.policy.attention == "dense"
+    assert checked == [reference.policy]
+
+
+def test_a_reference_that_fails_the_proof_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = path_reference(tmp_path)
+
+    def fails(self: Policy) -> float:
+        raise ModelError("model: scores differ.")
+
+    monkeypatch.setattr(Policy, "self_check", fails)
+    with pytest.raises(ModelError, match=r"^reference\.path: .*other': model: scores differ"):
+        built(recipe)
+
+
+def test_a_reference_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Two words have changed places, so ids 4 and 9 mean other text."""
+    recipe = path_reference(tmp_path)
+    assert built(recipe) is not None
+    rename(tmp_path / "other", ("w0", "w5"))
+    with pytest.raises(ModelError, match=r"id 4 is 'w5' there and 'w0' here \(2 ids differ\)"):
+        built(recipe)
+    rename(tmp_path / "other", ("w0", "w5"))
+    assert built(recipe) is not None
+    rename(tmp_path / "other", ("w9", "novel"))  # another word behind one id
+    with pytest.raises(ModelError, match=r"id 13 is 'novel' there and 'w9' here \(1 ids differ\)"):
+        built(recipe)
+
+
+def test_tokens_that_one_tokenizer_alone_knows_are_no_difference(tmp_path: Path) -> None:
+    recipe = path_reference(tmp_path)
+    longer = toy.tokenizer()
+    longer.add_tokens(["extra"])
+    assert build_model.check_reference_tokenizer(recipe, longer) is None
+    longer.save_pretrained(tmp_path / "other")
+    assert build_model.check_reference_tokenizer(recipe, toy.tokenizer()) is None
+
+
+def test_a_reference_without_a_tokenizer_is_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = path_reference(tmp_path)
+    for file in (tmp_path / "other").glob("tokenizer*"):
+        file.unlink()
+    assert built(recipe) is not None
+    assert "holds no tokenizer" in caplog.text
+
+
+def test_a_builtin_reference_of_another_model_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, reference="{path: 'builtin:tiny'}")
+    with pytest.raises(ModelError, match=r"has another tokenizer than model\.path"):
+        build_model.check_reference_tokenizer(recipe, toy.tokenizer())

@@ -23,7 +23,7 @@ LEVELS = [
     {"reference", "run_folder", "stopping"},
     {"resume"},
     {"trainer", "demo"},
-    {"build_loss", "progress"},
+    {"build_loss", "progress", "run_log"},
     {"build_model"},
     {"build"},
     {"train", "check", "score", "show_losses"},

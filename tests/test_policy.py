@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -15,7 +16,7 @@ from prefopt.data.pack import pack
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, check_supported, disable_dropout
 from prefopt.policy.attention import NAME
-from prefopt.types import STATS, PackedBatch
+from prefopt.types import STATS, PackedBatch, Preference, TokenizedGroup
 
 peft = pytest.importorskip("peft")
 
@@ -449,6 +450,49 @@ def test_unknown_attention_and_foreign_modules_are_refused() -> None:
         Policy(toy.llama(), attention="flash")
     with pytest.raises(ModelError, match="Linear is no transformers model"):
         Policy(nn.Linear(2, 2))
+
+
+def test_token_ids_beyond_the_embedding_are_refused() -> None:
+    """61 rows hold ids 0 to 60; a head with fewer rows cannot score what the embedding reads."""
+    policy = Policy(toy.llama())
+    policy.check_fits(60, 10_000)  # rotary positions have no table to run out of
+    with pytest.raises(ModelError, match=r"token ids 0 to 60, but the tokenizer gives the data 61"):
+        policy.check_fits(61, 10)
+    model = toy.llama()
+    model.lm_head = nn.Linear(16, 50, bias=False).double()
+    with pytest.raises(ModelError, match="token ids 0 to 49"):
+        Policy(model).check_fits(55, 10)
+    with pytest.raises(ModelError, match="token ids 0 to 60"):
+        Policy(lora(toy.llama(), target_modules=["q_proj", "embed_tokens"])).check_fits(61, 10)
+
+
+TABLES = {
+    "gpt2": noisy,
+    "opt": lambda: transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=61, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+            word_embed_proj_dim=16, max_position_embeddings=64,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_sequences_beyond_learned_positions_are_refused(name: str) -> None:
+    """64 positions: a sequence of 64 is scored, one of 65 has no position for its last token."""
+    policy = Policy(TABLES[name]())
+    group = TokenizedGroup(
+        prompts=(np.full(60, 5, np.int32),),
+        responses=(np.full(4, 6, np.int32), np.full(2, 7, np.int32)),
+        prompt_of=(0, 0),
+        preferences=(Preference(0, 1),),
+        row_id=0,
+        origin="row",
+    )
+    assert policy(pack([group])).tokens.isfinite().all()
+    policy.check_fits(60, 64)
+    with pytest.raises(ModelError, match=r"has 64 positions, .* has 65 tokens\. Set batch\.max_tokens to 64"):
+        policy.check_fits(60, 65)
 
 
 def test_a_recipe_knows_every_attention_by_name() -> None:

@@ -461,3 +461,17 @@ def test_no_usable_row_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     assert go(tmp_path, output="/dev/null/x") == 2
+
+
+def test_tokens_beyond_the_embedding_are_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model folder gets a tokenizer with one word more than the model has rows for."""
+    arguments = toy.recipe(tmp_path)
+    fast = toy.tokenizer()
+    fast.add_tokens(["extra"])
+    fast.save_pretrained(tmp_path / "model")
+    row = {"prompt": "w1 w2", "chosen": " extra", "rejected": " w3"}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    assert main(["train", *arguments]) == 2
+    assert "knows the token ids 0 to 60" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from prefopt.policy.guards import (
     check_supported,
     disable_dropout,
     has_dropout,
+    num_positions,
 )
 from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.selfcheck import compare_with_plain
@@ -188,6 +189,32 @@ class Policy:
             for module, training in modes:
                 module.training = training
             self.model = wrapped
+
+    def check_fits(self, largest_id: int, longest: int) -> None:
+        """Refuse data with tokens or positions that the model has no weights for.
+
+        Args:
+            largest_id: largest token id in the data.
+            longest: tokens of the longest sequence, prompt and answer together.
+
+        Raises:
+            ModelError: the ids or the sequence go beyond the model's tables.
+        """
+        core = causal_model(self.model)
+        name = type(core).__name__
+        tables: list[Any] = [core.get_input_embeddings(), head_of(core)]
+        rows = min(table.weight.shape[0] for table in tables)
+        if largest_id >= rows:
+            raise ModelError(
+                f"model: {name} knows the token ids 0 to {rows - 1}, but the tokenizer gives the data {largest_id}. "
+                f"Use the tokenizer that belongs to the model, or a model with a larger embedding."
+            )
+        positions = num_positions(core)
+        if positions is not None and longest > positions:
+            raise ModelError(
+                f"model: {name} has {positions} positions, but the longest prompt with its answer has {longest} "
+                f"tokens. Set batch.max_tokens to {positions} or less."
+            )
 
     def describe(self) -> dict[str, str]:
         """Say which attention and which head are in use."""

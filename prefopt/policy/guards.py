@@ -37,6 +37,7 @@ _OTHER_TASKS = (
 _MIXERS = re.compile(r"Mamba|Rwkv|DeltaNet|ShortConv|LinearAttention|LightningAttention|RecurrentBlock|xLSTM")
 _DROPOUT = re.compile(r"drop(out|_prob|_rate)?$|pdrop$|dropout_prob$|layerdrop$|jitter_noise$|^dropout")
 _ATTENTION_DROPOUT = re.compile(r"att(entio)?n.*drop")
+_POSITIONS = re.compile(r"^w?pe$|^w?pos|position")
 _ADAPTER_DROPOUT = "lora_dropout"
 """What peft calls the modules that drop inputs of LoRA."""
 
@@ -100,6 +101,18 @@ def check_modules(model: nn.Module) -> None:
         kind = type(module).__name__
         if isinstance(module, (nn.Conv1d, nn.RNNBase)) or _MIXERS.search(kind):
             raise ModelError(_mixer_message(type(model).__name__, f"a {kind} ({path})"))
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Return how many positions a model's tables hold; None where positions are computed, as by RoPE."""
+    rows: list[int] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _POSITIONS.search(path.rsplit(".", maxsplit=1)[-1]):
+            rows.append(module.num_embeddings - getattr(module, "offset", 0))
+    for path, table in model.named_buffers():
+        if table.ndim == 2 and _POSITIONS.search(path.rsplit(".", maxsplit=1)[-1]) and table.shape[0] > 1:
+            rows.append(table.shape[0])
+    return min(rows, default=None)
 
 
 def disable_dropout(model: nn.Module, *, adapters: bool = True) -> list[tuple[PretrainedConfig, str, float]]:
