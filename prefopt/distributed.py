@@ -65,10 +65,10 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def strategy(self) -> str:
-        """How the ranks share the work, for the log."""
-        return "all weights on each" if self.sharding is None else "weights sharded by FSDP2"
+    def describe(self) -> str:
+        """Say how many ranks there are, where, and whether they share the weights."""
+        shared = "" if self.sharding is None else ", weights sharded by FSDP2"
+        return f"{self.world} rank(s) on {self.device.type}{shared}"
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model, or with FSDP2 this rank's share of its weights, to this rank's device."""

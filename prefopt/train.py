@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prefopt import build, build_model, checkpoint, resume
 from prefopt.build_loss import BoundLoss
@@ -240,7 +240,7 @@ class _Run:
         """Say what is about to happen, with the choices that were made automatically."""
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
-        first, ranks = self.plan.step(0), self.engine.world
+        first = self.plan.step(0)
         unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
@@ -248,8 +248,7 @@ class _Run:
             f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
-            f"{ranks} rank(s) on {self.engine.device.type}, {self.engine.strategy}",
-            f"{len(first.ranks[0])} pack(s) per rank in the first step",
+            f"{self.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
         ]
         for line in lines:
             self.display.say(line)
@@ -357,7 +356,7 @@ class _Run:
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep, frozenset(protect))
         self.engine.barrier()
 
-    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    def _save_model(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         model = self.engine.unwrap(self.policy.model)
         build_model.save_model(self.policy, model, self.tokenizer, folder, weights)
 
@@ -377,7 +376,7 @@ class _Run:
                 assert best is not None
                 source = self.folder.checkpoints / checkpoint.checkpoint_name(best)
                 checkpoint.verify(source)
-                self.folder.replace_final(lambda to: _copy(source / "model", to))
+                self.folder.replace_final(lambda to: copytree(source / "model", to, dirs_exist_ok=True))
             else:
                 self.folder.replace_final(lambda to: self._save_model(to, weights))
             self.folder.finish()
@@ -387,10 +386,6 @@ class _Run:
                 self.display.say(f"{self.progress.skipped} step(s) were not finite and left out")
         self.engine.barrier()
         return self.folder.final
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
