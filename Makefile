@@ -10,16 +10,19 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 JOBS   ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format types wheel clean
+.PHONY: help quickstart test test-interpret lint format types wheel clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(VENV)/.installed  ## set up, train the built-in task, print the table (3 minutes on 2 cores)
 	$(BIN)/prefopt quickstart
 
 test: $(VENV)/.installed-dev  ## set up, run the default test lane (CPU, no network)
 	$(BIN)/python -m pytest -n $(JOBS)
+
+test-interpret: $(VENV)/.installed-dev  ## run the Triton kernels in the interpreter, on the CPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) -m interpret
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
