@@ -13,7 +13,7 @@ JOBS   ?= auto
 .PHONY: help quickstart test test-interpret lint format types wheel clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 quickstart: $(VENV)/.installed  ## set up, train the built-in task, print the table (3 minutes on 2 cores)
 	$(BIN)/prefopt quickstart
