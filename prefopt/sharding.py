@@ -37,11 +37,19 @@ def shard(
     if isinstance(model, FSDPModule):
         return model
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    layers = _layers(model, units)
-    # innermost first, as each call takes what no earlier one took
-    for unit in [*layers, *_own_head(model), model]:
+    for unit in units_of(model, units):
         fully_shard(unit, mesh=mesh, reshard_after_forward=reshard)
     return model
+
+
+def units_of(model: nn.Module, names: Collection[str] = ()) -> list[nn.Module]:
+    """Return what is gathered as one, innermost first: a unit owns the weights that none before it owns.
+
+    Args:
+        model: a causal language model, adapters included.
+        names: class names of the layers; empty takes those that the model says belong together.
+    """
+    return [*_layers(model, names), *_own_head(model), model]
 
 
 def _layers(model: nn.Module, units: Collection[str]) -> list[nn.Module]:

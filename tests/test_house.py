@@ -22,7 +22,7 @@ LEVELS = [
     {"policy", "metrics", "checkpoint", "cache", "arrange"},
     {"reference", "run_folder", "stopping"},
     {"resume"},
-    {"trainer", "demo"},
+    {"trainer", "demo", "memory"},
     {"build_loss", "progress", "run_log"},
     {"build_model"},
     {"build"},

@@ -77,8 +77,8 @@ def attend(
     return out, None
 
 
-_register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
-_register(NAME, attend)
+register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
+register(NAME, attend)
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Collection, Iterator
@@ -75,6 +76,14 @@ def load_model(
     if unused := found["unexpected_keys"]:
         log.warning("%s: %r holds weights that are not used: %s (%s)", key, path, min(unused), _more(unused))
     return model
+
+
+def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """Build a causal language model from its configuration alone, with weights that take no memory."""
+    # the library writes the dtype into the configuration that it is given
+    own = copy.deepcopy(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def load_adapter(

@@ -12,7 +12,7 @@ from prefopt.kernels.prefix_attention.naive import dense_attention
 from prefopt.kernels.prefix_attention.segments import segment_attention
 from prefopt.types import Segments
 
-__all__ = ["ATTENTIONS", "tree_attention"]
+__all__ = ["ATTENTIONS", "one_dtype", "tree_attention"]
 
 ATTENTIONS: dict[str, Callable[..., Tensor]] = {"segments": segment_attention, "dense": dense_attention}
 
@@ -59,13 +59,13 @@ def tree_attention(
             f"tree_attention: query {list(query.shape)} for segments of {sum(segments.lengths)} tokens. "
             f"Give one packed row [1, H, T, d] covered by its segments."
         )
-    query, key, value = _one_dtype(query, key, value)
+    query, key, value = one_dtype(query, key, value)
     return ATTENTIONS[chosen](
         query, key, value, segments, scaling=scaling, window=window, softcap=softcap, sinks=sinks
     )
 
 
-def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bring all three to one dtype; under autocast rotary embeddings leave queries wider than values."""
     device = query.device.type
     dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
