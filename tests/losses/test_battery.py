@@ -1,7 +1,8 @@
 """One battery for every loss and every composition: a new entry in ``LOSSES`` is picked up by itself.
 
 Each case is a loss with its settings fixed: all entries at their defaults and once more for each
-setting moved off its default, every transform on every loss it fits, and mixtures.
+setting moved off its default, every transform on every loss it fits, its settings and nestings on a
+few, and mixtures.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from itertools import permutations
 
 import pytest
@@ -20,14 +22,20 @@ from prefopt.losses import (
     TRANSFORMS,
     bound,
     contract_of,
+    convex,
     dpo,
+    f_div,
     focal,
+    hinge,
     ipo,
     ld_dpo,
     length_desensitized,
     mixed,
+    robust,
     settings_of,
     simpo,
+    sppo,
+    sppo_hard,
     weighted,
     with_nll,
     wpo,
@@ -39,6 +47,9 @@ from prefopt.types import STATS, LossOutput, PairLogps, SeqLogps, SideLogps
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
 REJECTED_LENGTHS = (2, 5, 4, 1, 3)
+
+SAMPLES = ("dpo", "ipo", "simpo")
+"""The losses on which transforms meet every setting and each other; they wrap all losses alike."""
 
 
 def off_default(setting: Setting) -> list:
@@ -53,27 +64,43 @@ def off_default(setting: Setting) -> list:
     return legal[:1]
 
 
+def fitting(name: str) -> list[str]:
+    """List the transforms that a loss over pairs takes."""
+    contract = contract_of(LOSSES[name])
+    taken = [t for t in TRANSFORMS if t not in contract.applies]
+    if not contract.needs_reference or "length_desensitized" in contract.applies:
+        taken.remove("f_div")
+    return taken
+
+
+def transform_cases(name: str) -> dict[str, Loss]:
+    """Set every setting of every transform off its default, and nest every two transforms."""
+    loss, cases = LOSSES[name], {}
+    for transform in fitting(name):
+        for key, setting in settings_of(TRANSFORMS[transform]).items():
+            if key == "apply_to_reference" and not contract_of(loss).needs_reference:
+                continue
+            cases |= {
+                f"{transform}({name})-{key}={value}": TRANSFORMS[transform](loss, **{key: value})
+                for value in off_default(setting)
+            }
+    for inner, outer in permutations(fitting(name), 2):
+        if (inner, outer) != ("length_desensitized", "f_div"):
+            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](loss))
+    return cases
+
+
 def all_cases() -> dict[str, Loss]:
     cases: dict[str, Loss] = {}
     for name, loss in LOSSES.items():
         cases[name] = loss
         for key, setting in contract_of(loss).settings.items():
             cases |= {f"{name}-{key}={value}": bound(loss, **{key: value}) for value in off_default(setting)}
-    on_pairs = [name for name in LOSSES if contract_of(LOSSES[name]).structure == "pairs"]
-    for name in on_pairs:
-        fitting = [t for t in TRANSFORMS if t not in contract_of(LOSSES[name]).applies]
-        for transform in fitting:
-            cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
-            for key, setting in settings_of(TRANSFORMS[transform]).items():
-                if key == "apply_to_reference" and not contract_of(LOSSES[name]).needs_reference:
-                    continue
-                cases |= {
-                    f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
-                    for value in off_default(setting)
-                }
-        for inner, outer in permutations(fitting, 2):
-            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](LOSSES[name]))
-    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in on_pairs]
+    for name in ON_PAIRS:
+        cases |= {f"{t}({name})": TRANSFORMS[t](LOSSES[name]) for t in fitting(name)}
+    for name in SAMPLES:
+        cases |= transform_cases(name)
+    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in ON_PAIRS]
     cases["mixed-all"] = mixed(whole, [0.5 + 0.25 * i for i in range(len(whole))])
     cases["with_nll(mixed)"] = with_nll(mixed(whole[:2], [0.8, 0.2]), nll="batch_token")
     return cases
@@ -83,6 +110,7 @@ def defaults(loss: Loss) -> dict:
     return {name: setting.default for name, setting in contract_of(loss).settings.items()}
 
 
+ON_PAIRS = [name for name, loss in LOSSES.items() if contract_of(loss).structure == "pairs"]
 CASES = all_cases()
 every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
 
@@ -268,6 +296,15 @@ def test_what_it_asks_for_matters(loss):
         assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
 
 
+@pytest.mark.parametrize(("name", "transform"), [(n, t) for n in ON_PAIRS for t in fitting(n)])
+def test_a_transform_that_is_accepted_acts(name, transform):
+    """A loss that walks past what a transform changes has to refuse it."""
+    loss = TRANSFORMS[transform](LOSSES[name])
+    given = arguments(loss)
+    plain = {key: value for key, value in given.items() if key in signature(LOSSES[name]).parameters}
+    assert not torch.equal(loss(**given).loss, LOSSES[name](**plain).loss)
+
+
 @pytest.mark.parametrize(
     "function", [*LOSSES.values(), *TRANSFORMS.values(), mixed], ids=lambda f: f.__name__
 )
@@ -300,6 +337,12 @@ def at_the_cap(given: dict) -> dict:
     return {**given, "policy": PairLogps(*sides)}
 
 
+def certain(given: dict) -> dict:
+    """Make the chosen answer win always and the rejected one never."""
+    one = torch.ones(NUM_UNITS, dtype=torch.float64)
+    return {**given, "chosen_score": one, "rejected_score": 0.0 * one}
+
+
 def as_drawn(given: dict) -> dict:
     return given
 
@@ -308,6 +351,13 @@ REDUCES_TO = {
     "dpo without smoothing": (bound(dpo, label_smoothing=0.0), dpo, as_drawn),
     "focal gamma=0": (bound(focal, gamma=0.0), dpo, as_drawn),
     "focal gamma=0 detached": (bound(focal, gamma=0.0, detach_weight=True), dpo, as_drawn),
+    "robust label_smoothing=0": (bound(robust, label_smoothing=0.0), dpo, as_drawn),
+    "convex logistic": (bound(convex, link="logistic"), dpo, as_drawn),
+    "convex hinge": (bound(convex, link="hinge", beta=0.05), hinge, as_drawn),
+    "sppo with certain wins": (sppo, sppo_hard, certain),
+    "f_div reverse_kl of dpo": (f_div(dpo, divergence="reverse_kl"), dpo, as_drawn),
+    "f_div reverse_kl of ipo": (f_div(ipo, divergence="reverse_kl"), ipo, as_drawn),
+    "f_div alpha to 0 of dpo": (f_div(dpo, alpha=1e-15), dpo, as_drawn),
     "ld_dpo alpha=1": (bound(ld_dpo, alpha=1.0), dpo, as_drawn),
     "ld_dpo alpha=1 policy only": (bound(ld_dpo, alpha=1.0, apply_to_reference=False), dpo, as_drawn),
     "wpo at its cap": (bound(wpo, beta=0.1), dpo, at_the_cap),
@@ -328,10 +378,12 @@ def test_degenerate_setting_equals_the_simpler_loss(special, general, prepare):
     if contract_of(special).policy_stats == () and contract_of(general).policy_stats:
         given = arguments(general)
     given = prepare(given)
-    inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
+    logps = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
+    inputs = [leaf.clone().requires_grad_() for leaf in leaves(logps)]
     results = []
     for loss in (special, general):
-        output = loss(**with_leaves(given, inputs))
+        all_given = given | with_leaves(logps, inputs)
+        output = loss(**{k: v for k, v in all_given.items() if k in signature(loss).parameters})
         results.append([output.loss, output.chosen_reward, output.rejected_reward])
         results[-1] += torch.autograd.grad(output.loss.sum(), inputs, allow_unused=True)
     for one, other in zip(*results, strict=True):
