@@ -57,9 +57,9 @@ LOSSES: dict[str, Loss] = {
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "with_nll": with_nll,
+    "f_div": f_div,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
-    "f_div": f_div,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 

@@ -23,10 +23,11 @@ from prefopt.losses._contract import (
     base_of,
     check_settings,
     contract_of,
+    is_handed_over,
+    marks_of,
     name_of,
     settings_of,
     signature_of,
-    stats_of,
 )
 from prefopt.losses._terms import (
     Divergence,
@@ -38,7 +39,7 @@ from prefopt.losses._terms import (
     scale_loss,
     stop,
 )
-from prefopt.types import INPUTS, LossOutput, PairLogps, Range, Stats
+from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
 
@@ -169,9 +170,10 @@ def f_div(
     The reverse KL of DPO seeks modes; towards the forward KL answers stay more varied, at some cost in
     reward. "js" is mild, never overflows, and starts at half the slope, so it takes twice the beta; "alpha"
     leads from the reverse KL (near 0) to the forward KL (near 1); "forward_kl" is steep: a log-ratio of
-    -20 counts as -e^20. A transform and not a loss of its own, because any loss that compares two log-ratios takes
-    it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and more. On losses
-    that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no paper derives it.
+    -20 counts as -e^20. A transform and not a loss of its own, because any loss that compares two
+    log-ratios takes it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and
+    more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
+    paper derives it.
 
     Args:
         loss: a loss over pairs that compares with a reference.
@@ -214,9 +216,9 @@ def f_div(
 
     def pay(given: Given) -> LossOutput:
         policy, reference = given["policy"], given["reference"]
-        sides = ((policy.chosen, reference.chosen), (policy.rejected, reference.rejected))
-        reshaped = PairLogps(*(reshape_ratio(*side, divergence, alpha) for side in sides))
-        return loss(**{**given, "policy": reshaped})
+        chosen = reshape_ratio(policy.chosen, reference.chosen, divergence, alpha)
+        rejected = reshape_ratio(policy.rejected, reference.rejected, divergence, alpha)
+        return loss(**{**given, "policy": replace(policy, chosen=chosen, rejected=rejected)})
 
     return _compose(f_div, loss, _union("f_div", [signature]), pay)
 
@@ -297,8 +299,7 @@ def _compose(
 ) -> Loss:
     """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
     parameters = dict(signature.parameters)
-    applies = (*contract_of(loss).applies, name_of(transform))
-    parameters["policy"] = _mark(parameters["policy"], stats_of(parameters["policy"]), applies)
+    parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
     signature = signature.replace(parameters=list(parameters.values()))
     return _named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
 
@@ -329,39 +330,39 @@ def _union(
         if known is None:
             merged[parameter.name] = parameter
         elif parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
-            merged[parameter.name] = _merge_structures(known, parameter)
+            merged[parameter.name] = _mark(known, *marks_of(parameter))
         elif parameter.name in INPUTS:
             is_required = parameter.default is Parameter.empty
             merged[parameter.name] = parameter if is_required else known
+        elif is_handed_over(parameter):
+            raise RecipeError(
+                f"{owner}: more than one part carries '{parameter.name}' from step to step. Keep one of them."
+            )
         else:
             raise RecipeError(
                 f"{owner}: more than one part has the setting '{parameter.name}'. "
                 f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
             )
-    policy = merged["policy"]
-    merged["policy"] = _mark(policy, (*stats_of(policy), *stats), _applies(policy))
+    merged["policy"] = _mark(merged["policy"], Stats(*stats))
     order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
     return Signature(order, return_annotation=LossOutput)
 
 
-def _merge_structures(first: Parameter, second: Parameter) -> Parameter:
-    return _mark(first, (*stats_of(first), *stats_of(second)), (*_applies(first), *_applies(second)))
-
-
-def _applies(parameter: Parameter) -> tuple[str, ...]:
-    marks = getattr(parameter.annotation, "__metadata__", ())
-    return tuple(name for mark in marks if isinstance(mark, Applies) for name in mark.transforms)
-
-
-def _mark(parameter: Parameter, stats: Sequence[str], applies: Sequence[str]) -> Parameter:
-    """Return the parameter with exactly these markers, each name once."""
-    stats, applies = tuple(dict.fromkeys(stats)), tuple(dict.fromkeys(applies))
+def _mark(parameter: Parameter, *added: Any) -> Parameter:
+    """Return the parameter with further markers; markers of one kind become one, each name once."""
+    names: dict[type, dict[str, None]] = {}
+    for mark in (*marks_of(parameter), *added):
+        field = _NAMES_IN.get(type(mark))
+        names.setdefault(type(mark), {}).update(dict.fromkeys(getattr(mark, field) if field else ()))
     annotation = base_of(parameter)
-    if stats:
-        annotation = Annotated[annotation, Stats(*stats)]
-    if applies:
-        annotation = Annotated[annotation, Applies(*applies)]
+    for kind, found in names.items():
+        if found or kind not in _NAMES_IN:
+            annotation = Annotated[annotation, kind(*found)]
     return parameter.replace(annotation=annotation)
+
+
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms"}
+"""Markers that hold names, and under which attribute; any other kind is present or not."""
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -382,4 +383,5 @@ def _add_up(outputs: Sequence[LossOutput], weights: Sequence[float], labels: Seq
         metrics[f"{label}/loss"] = stop(output.loss)
         metrics.update({f"{label}/{name}": value for name, value in output.metrics.items()})
     rewarded = next((output for output in outputs if output.chosen_reward is not None), outputs[0])
-    return replace(rewarded, loss=total, metrics=metrics)
+    carried = {name: value for output in outputs for name, value in output.carried.items()}
+    return replace(rewarded, loss=total, metrics=metrics, carried=carried)

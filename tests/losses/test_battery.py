@@ -47,9 +47,7 @@ from prefopt.types import STATS, LossOutput, PairLogps, SeqLogps, SideLogps
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
 REJECTED_LENGTHS = (2, 5, 4, 1, 3)
-
-SAMPLES = ("dpo", "ipo", "simpo")
-"""The losses on which transforms meet every setting and each other; they wrap all losses alike."""
+OTHER_LENGTHS = (4, 2, 1, 3, 5)
 
 
 def off_default(setting: Setting) -> list:
@@ -64,30 +62,8 @@ def off_default(setting: Setting) -> list:
     return legal[:1]
 
 
-def fitting(name: str) -> list[str]:
-    """List the transforms that a loss over pairs takes."""
-    contract = contract_of(LOSSES[name])
-    taken = [t for t in TRANSFORMS if t not in contract.applies]
-    if not contract.needs_reference or "length_desensitized" in contract.applies:
-        taken.remove("f_div")
-    return taken
-
-
-def transform_cases(name: str) -> dict[str, Loss]:
-    """Set every setting of every transform off its default, and nest every two transforms."""
-    loss, cases = LOSSES[name], {}
-    for transform in fitting(name):
-        for key, setting in settings_of(TRANSFORMS[transform]).items():
-            if key == "apply_to_reference" and not contract_of(loss).needs_reference:
-                continue
-            cases |= {
-                f"{transform}({name})-{key}={value}": TRANSFORMS[transform](loss, **{key: value})
-                for value in off_default(setting)
-            }
-    for inner, outer in permutations(fitting(name), 2):
-        if (inner, outer) != ("length_desensitized", "f_div"):
-            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](loss))
-    return cases
+COMPOSED = ("dpo", "ipo", "simpo", "focal", "wpo", "ld_dpo")
+"""Losses that meet every transform, setting of a transform and order of two; others meet all transforms at once."""
 
 
 def all_cases() -> dict[str, Loss]:
@@ -96,13 +72,46 @@ def all_cases() -> dict[str, Loss]:
         cases[name] = loss
         for key, setting in contract_of(loss).settings.items():
             cases |= {f"{name}-{key}={value}": bound(loss, **{key: value}) for value in off_default(setting)}
-    for name in ON_PAIRS:
-        cases |= {f"{t}({name})": TRANSFORMS[t](LOSSES[name]) for t in fitting(name)}
-    for name in SAMPLES:
-        cases |= transform_cases(name)
-    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in ON_PAIRS]
+        if name in COMPOSED:
+            cases |= compositions(name)
+        elif contract_of(loss).structure == "pairs":
+            cases |= all_at_once(name)
+    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in COMPOSED]
     cases["mixed-all"] = mixed(whole, [0.5 + 0.25 * i for i in range(len(whole))])
     cases["with_nll(mixed)"] = with_nll(mixed(whole[:2], [0.8, 0.2]), nll="batch_token")
+    return cases
+
+
+def fitting(loss: Loss) -> list[str]:
+    contract = contract_of(loss)
+    names = [name for name in TRANSFORMS if name not in contract.applies]
+    if not contract.needs_reference or "length_desensitized" in contract.applies:
+        names.remove("f_div")
+    return names
+
+
+def all_at_once(name: str) -> dict[str, Loss]:
+    built, text = LOSSES[name], name
+    for transform in fitting(built):
+        built, text = TRANSFORMS[transform](built), f"{transform}({text})"
+    return {text: built}
+
+
+def compositions(name: str) -> dict[str, Loss]:
+    cases: dict[str, Loss] = {}
+    for transform in fitting(LOSSES[name]):
+        cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
+        for key, setting in settings_of(TRANSFORMS[transform]).items():
+            if key == "apply_to_reference" and not contract_of(LOSSES[name]).needs_reference:
+                continue
+            cases |= {
+                f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
+                for value in off_default(setting)
+            }
+    for inner, outer in permutations(fitting(LOSSES[name]), 2):
+        if (inner, outer) == ("length_desensitized", "f_div"):
+            continue  # refused: it would be undone
+        cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](LOSSES[name]))
     return cases
 
 
@@ -122,13 +131,14 @@ def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed:
     return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
 
 
-def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int):
+def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, roles: Sequence[str] = ()):
     """Draw log-probs of ``NUM_UNITS`` units in the loss's structure; a new structure is taught here."""
     chosen = draw(CHOSEN_LENGTHS, stats, dtype, seed)
+    others = {role: draw(OTHER_LENGTHS, stats, dtype, seed + 2 + i) for i, role in enumerate(roles)}
     if structure == "pairs":
-        return PairLogps(chosen=chosen, rejected=draw(REJECTED_LENGTHS, stats, dtype, seed + 1))
+        return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
     if structure == "sides":
-        return SideLogps(answers=chosen, is_desirable=torch.tensor([True, False, True, True, False]))
+        return SideLogps(chosen, torch.tensor([True, False, True, True, False]), others)
     assert structure == "responses", f"the battery cannot draw {structure} yet"
     return chosen
 
@@ -136,13 +146,17 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int):
 def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
     """Everything the contract of ``loss`` asks for."""
     contract = contract_of(loss)
-    given = {"policy": units(contract.structure, contract.policy_stats, dtype, seed=0)}
+    roles = contract.roles
+    given = {"policy": units(contract.structure, contract.policy_stats, dtype, 0, roles)}
     if contract.needs_reference:
-        given["reference"] = units(contract.structure, contract.reference_stats, dtype, seed=10)
+        given["reference"] = units(contract.structure, contract.reference_stats, dtype, 10, roles)
     inputs = {
         "chosen_score": torch.linspace(0.5, 1.5, NUM_UNITS, dtype=dtype),
         "rejected_score": torch.linspace(0.7, -0.2, NUM_UNITS, dtype=dtype),
         "pair_margin": torch.linspace(0.0, 1.0, NUM_UNITS, dtype=dtype),
+        "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
+        "pair_seed": torch.arange(NUM_UNITS) + 1,
+        "answer_score": torch.linspace(1.5, -0.5, NUM_UNITS, dtype=dtype),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
     return given | {name: inputs[name] for name in contract.inputs}
@@ -150,14 +164,17 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
 
 def sides_of(value) -> list[SeqLogps]:
     if isinstance(value, PairLogps):
-        return [value.chosen, value.rejected]
-    return [value.answers] if isinstance(value, SideLogps) else [value]
+        return [value.chosen, value.rejected, *value.others.values()]
+    return [value.answers, *value.others.values()] if isinstance(value, SideLogps) else [value]
 
 
 def with_sides(value, sides: Sequence[SeqLogps]):
     if isinstance(value, PairLogps):
-        return PairLogps(*sides)
-    return replace(value, answers=sides[0]) if isinstance(value, SideLogps) else sides[0]
+        return PairLogps(*sides[:2], dict(zip(value.others, sides[2:], strict=True)))
+    if isinstance(value, SideLogps):
+        others = dict(zip(value.others, sides[1:], strict=True))
+        return replace(value, answers=sides[0], others=others)
+    return sides[0]
 
 
 def leaves(given: dict) -> list[Tensor]:
@@ -165,7 +182,7 @@ def leaves(given: dict) -> list[Tensor]:
     found: list[Tensor] = []
     for value in given.values():
         if isinstance(value, Tensor):
-            found.append(value)
+            found += [value] if value.is_floating_point() else []
         else:
             found += [t for side in sides_of(value) for t in (side.tokens, *side.stats.values())]
     return found
@@ -177,7 +194,7 @@ def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
     rebuilt = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
-            rebuilt[name] = next(remaining)
+            rebuilt[name] = next(remaining) if value.is_floating_point() else value
             continue
         sides = []
         for side in sides_of(value):
@@ -252,7 +269,7 @@ def test_finite_at_margins_of_ten_thousand_in_float32(loss, sign):
     setting = contract_of(loss).settings.get("beta")
     nats = -1e4 / (setting.default if setting else 0.01)
     sides = sides_of(given["policy"])
-    far = sides[-1] if sign > 0 else sides[0]
+    far = sides[min(1, len(sides) - 1)] if sign > 0 else sides[0]
     pushed = [replace(s, tokens=torch.full_like(s.tokens, nats)) if s is far else s for s in sides]
     given["policy"] = with_sides(given["policy"], pushed)
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
@@ -296,7 +313,7 @@ def test_what_it_asks_for_matters(loss):
         assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
 
 
-@pytest.mark.parametrize(("name", "transform"), [(n, t) for n in ON_PAIRS for t in fitting(n)])
+@pytest.mark.parametrize(("name", "transform"), [(n, t) for n in ON_PAIRS for t in fitting(LOSSES[n])])
 def test_a_transform_that_is_accepted_acts(name, transform):
     """A loss that walks past what a transform changes has to refuse it."""
     loss = TRANSFORMS[transform](LOSSES[name])
