@@ -219,19 +219,19 @@ def _pairs(
     rejected_lengths: Tensor | None = None,
     like: Tensor | None = None,
 ) -> PairLogps:
-    """Stand each answer in by one token worth its sum, or its mean where lengths are given."""
+    """Check shapes and stand each answer in by one token."""
     tensors = [chosen, rejected, chosen_lengths, rejected_lengths, like]
     _require_one_value_per_pair(place, [tensor for tensor in tensors if tensor is not None])
-    sides = ((chosen, chosen_lengths), (rejected, rejected_lengths))
-    return PairLogps(*(_stand_in(sums if lengths is None else sums / lengths) for sums, lengths in sides))
+    return PairLogps(_stand_in(chosen, chosen_lengths), _stand_in(rejected, rejected_lengths))
 
 
-def _stand_in(values: Tensor) -> SeqLogps:
-    """Stand each answer in by one token.
+def _stand_in(sums: Tensor, lengths: Tensor | None = None) -> SeqLogps:
+    """Stand each answer in by one token worth its sum, or its mean where lengths are given.
 
     The losses behind this door read an answer's total or its mean and nothing else, and both are that
     token's value.
     """
+    values = sums if lengths is None else sums / lengths
     return SeqLogps(tokens=values, lengths=(1,) * len(values))
 
 
