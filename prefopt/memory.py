@@ -7,7 +7,7 @@ plan adds up and finds the highest moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
@@ -141,7 +141,8 @@ class MemoryPlan:
     def _peaks(self, tokens: int) -> Iterator[Peak]:
         head, *others = self._heads(tokens)
         extra = {HEAD: head.forward, HEAD_BACKWARD: head.backward, REFERENCE: head.kept}
-        extra |= {REFERENCE_HEAD: head.kept + other.forward for other in others}
+        if others:
+            extra[REFERENCE_HEAD] = head.kept + others[0].forward
         for phase, lines in self.outline.lines.items():
             for line in lines:
                 gradients = self.gradients if self.accumulates else line.gradients
@@ -191,9 +192,7 @@ def plan_of(
     sample, machine, ranks = sample or Sample.uniform(), machine or Machine(), ranks or Ranks()
     trained = list(trainable(model).values())
     own = reference if isinstance(reference, nn.Module) else None
-    found = outline(
-        model, sample, machine, stats=stats, reference=reference, reference_stats=reference_stats
-    )
+    found = outline(model, sample, machine, stats=stats, reference=reference, reference_stats=reference_stats)
     apart = [each for each in (model, own) if each is not None and ranks.is_sharded]
     return MemoryPlan(
         weights=_held(model, ranks),
@@ -216,25 +215,32 @@ def _held(model: nn.Module, ranks: Ranks) -> int:
 
 
 def _gathered(model: nn.Module, ranks: Ranks) -> int:
-    """Bytes of whole weights and gradients beside the shares.
+    """Bytes of whole weights and whole gradients beside the shares.
 
-    The model's own unit stays gathered while it works. Of the layers there are the one at work, the next,
-    and the buffer that the next arrived in; in the backward also a layer's gradients, and the buffer they leave in.
+    The model's own unit stays gathered while the model works. Of the layers there are the one at work, the
+    next, and the buffer that one arrives in; in the backward a layer's gradients and the buffer they leave
+    in. A head of its own is gathered once, with its gradients alike.
     """
-    *layers, rest = _owned(model, ranks.units)
-    whole = [sum(p.nbytes for p in unit) for unit in layers]
-    grads = [sum(p.nbytes for p in unit if p.requires_grad) for unit in layers]
-    weights = 3 * max(whole) if ranks.reshard else sum(whole) + max(whole)
-    own = sum(p.nbytes for p in rest) + sum(p.nbytes for p in rest if p.requires_grad)
-    return weights + 2 * max(grads) + own
-
-
-def _owned(model: nn.Module, names: Iterable[str]) -> list[list[nn.Parameter]]:
-    """Return the parameters of every unit that is sharded by itself; the last unit is the model."""
     seen: set[int] = set()
-    owned = []
-    for unit in units_of(model, tuple(names)):
-        fresh = [p for p in unit.parameters() if id(p) not in seen]
-        seen |= {id(p) for p in fresh}
-        owned.append(fresh)
-    return owned
+    layers, heads = ([_weigh(unit, seen) for unit in units] for units in units_of(model, ranks.units))
+    rest = _weigh(model, seen)
+    head = heads[0] if heads else _Unit(0, 0)
+    whole, trained = max(each.whole for each in layers), max(each.trained for each in layers)
+    if ranks.reshard:
+        at_work = max(3 * whole + 2 * trained, whole + head.whole + 2 * head.trained)
+    else:
+        at_work = sum(each.whole for each in layers) + whole + head.whole + 2 * max(trained, head.trained)
+    # the gradient of embeddings that are the head too is there from the first moment, else at the end
+    return at_work + rest.whole + (0 if heads else rest.trained)
+
+
+class _Unit(NamedTuple):
+    whole: int  # bytes of all its weights
+    trained: int  # bytes of those that are trained
+
+
+def _weigh(unit: nn.Module, seen: set[int]) -> _Unit:
+    """Weigh the weights of a unit that are not yet ``seen``, and add them to those."""
+    fresh = [p for p in unit.parameters() if id(p) not in seen]
+    seen |= {id(p) for p in fresh}
+    return _Unit(sum(p.nbytes for p in fresh), sum(p.nbytes for p in fresh if p.requires_grad))

@@ -25,7 +25,8 @@ LEVELS = [
     {"trainer", "demo", "memory"},
     {"build_loss", "progress", "run_log"},
     {"build_model"},
-    {"build"},
+    {"build", "build_memory"},
+    {"check_memory"},
     {"train", "check", "score", "show_losses"},
     {"quickstart"},
     {"cli"},
@@ -45,7 +46,7 @@ FENCES = {
     "pydantic_core": lambda path: path.endswith("/recipe.py"),
     "typer": lambda path: path.endswith("/cli.py"),
     "rich": lambda path: (
-        Path(path).stem in {"cli", "check", "score", "show_losses", "quickstart", "progress"}
+        Path(path).stem in {"cli", "check", "check_memory", "score", "show_losses", "quickstart", "progress"}
     ),
     "datasets": lambda path: path.endswith("data/rows.py"),
     "pyarrow": lambda path: path.endswith("data/rows.py"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+
 class Moment(NamedTuple):
     """How many bytes are alive when a tensor has just been made."""
 
@@ -21,7 +22,7 @@ class Moment(NamedTuple):
     gradients: int  # finished
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the bytes of all tensors made within it that are still alive, and note every new height.
 
     Args:
@@ -30,7 +31,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor], phase: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phase = phase
         self.moments: list[Moment] = []
         self._live = self._gradients = 0
@@ -38,12 +39,26 @@ class Ledger(TorchDispatchMode):
 
     def note(self, phase: str) -> None:
         """Write down what is alive now."""
-        self.moments.append(Moment(phase, self._live - self._gradients, self._gradients))
+        self.moments.append(Moment(phase, self.passing, self._gradients))
 
     def finish(self, parameter: Tensor) -> None:
         """Take the gradient of ``parameter``, just finished, from what passes by to what stays."""
         assert parameter.grad is not None
         self._gradients += parameter.grad.untyped_storage().nbytes()
+
+    @property
+    def passing(self) -> int:
+        """Bytes alive now, finished gradients apart."""
+        return self._live - self._gradients
+
+    def hold(self, size: int) -> None:
+        """Count bytes of which no tensor is here to be seen, until as many are given back."""
+        self._live += size
+
+    def add_gradients(self, size: int) -> None:
+        """Count finished gradients of which no tensor is here to be seen."""
+        self._live += size
+        self._gradients += size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -80,7 +95,8 @@ def _grouped_mm(a: Tensor, b: Tensor, *rest: Any, **settings: Any) -> Tensor:
     """Multiply groups of rows; without memory, torch knows the result's shape for one dtype alone."""
     product = torch.ops.aten._grouped_mm.default
     if not isinstance(a, FakeTensor) or a.dtype == torch.bfloat16:
-        return product(a, b, *rest, **settings)
+        found: Tensor = product(a, b, *rest, **settings)
+        return found
     like: Tensor = product(a.bfloat16(), b.bfloat16(), *rest, **settings)
     return torch.empty_strided(like.shape, like.stride(), dtype=a.dtype, device=a.device)
 

@@ -25,6 +25,7 @@ from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.policy.attention import LAYOUT, register, use_attention
 from prefopt.policy.head import ScoringHead, read_transform, scoring
 from prefopt.policy.ledger import Ledger, Moment, weightless
+from prefopt.policy.stack import Stack
 from prefopt.policy.wrappers import causal_model, class_of
 from prefopt.types import PackedBatch, Segments
 
@@ -77,7 +78,7 @@ class Machine:
     """What the kernels run on, and which of them run."""
 
     device: str = "cuda"
-    attention: str = "varlen"
+    attention: str = "auto"
     head: str = "fused"
     autocast: torch.dtype | None = None
 
@@ -137,7 +138,9 @@ def outline(
             f"({' '.join(str(error).split())[:200]})."
         ) from error
     if [moment.phase for moment in first] != [moment.phase for moment in second]:
-        raise ModelError(f"model: the memory of {name} cannot be planned, since what it does depends on the tokens.")
+        raise ModelError(
+            f"model: the memory of {name} cannot be planned, since what it does depends on the tokens."
+        )
     assert run.head is not None
     return Outline(_lines(first, second, sample.num_tokens), run.head, run.reference_head)
 
@@ -179,26 +182,36 @@ class _Run:
             self.reference = weightless(reference).eval().requires_grad_(False)
             use_attention(causal_model(self.reference), NAME)
         use_attention(causal_model(self.policy), NAME)
+        self.models = [self.policy, *([self.reference] if isinstance(self.reference, nn.Module) else [])]
+        self.stacks = [Stack(causal_model(model)) for model in self.models]
         self.head: HeadCall | None = None
         self.reference_head: HeadCall | None = None
 
     def moments(self, sample: Sample) -> list[Moment]:
-        """Run one pack of the sample's layout and return what was alive when."""
-        models = [model for model in (self.policy, self.reference) if isinstance(model, nn.Module)]
-        known = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+        """Run a pack of the sample's layout to see what layers hold, then one to count, and return its moments."""
+        self._run(sample, Stack.observe, with_reference=False)
+        return self._run(sample, Stack.count, with_reference=self.reference is not None)
+
+    def _run(
+        self, sample: Sample, prepare: Callable[[Stack, Ledger], None], *, with_reference: bool
+    ) -> list[Moment]:
+        known = [tensor for model in self.models for tensor in (*model.parameters(), *model.buffers())]
         ledger = Ledger(known, FORWARD)
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        for each in self.stacks:
+            prepare(each, ledger)
         with ExitStack() as stack:
             for parameter in trained:
-                handle = parameter.register_post_accumulate_grad_hook(ledger.finish)
-                stack.callback(handle.remove)
+                hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook
+                stack.callback(hook(ledger.finish).remove)
             stack.enter_context(ledger)
             row = _Row(sample, self.machine, ledger)
             with self._autocast():
                 logps, self.head = row.score(self.policy, HEAD, self.stats)
-                if self.reference is not None:
+                if with_reference:
                     ledger.phase = REFERENCE
                     self.reference_head = self._refer(row)
+            self.stacks[0].turn()
             torch.autograd.backward(logps.sum())
         for parameter in trained:
             parameter.grad = None
@@ -247,9 +260,19 @@ class _Row:
         assert head.call is not None
         return outputs.logits, head.call
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, odd: bool) -> Footprint:
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, window: int | None, odd: bool
+    ) -> Footprint:
         """Return what attention with these operands holds on top of them."""
-        sizes = (query.shape[1], key.shape[1], query.shape[3], value.shape[3], query.dtype.itemsize, window, odd)
+        sizes = (
+            query.shape[1],
+            key.shape[1],
+            query.shape[3],
+            value.shape[3],
+            query.dtype.itemsize,
+            window,
+            odd,
+        )
         if sizes not in self.counts:
             call = AttentionCall(self.sample.segments, *sizes, self.machine.device)
             self.counts[sizes] = call.footprint(self.machine.attention)

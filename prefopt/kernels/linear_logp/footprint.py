@@ -43,10 +43,14 @@ class HeadCall:
         if not self.trains_head and not set(self.stats) - {"is_top1"}:
             return "frozen"
         if impl == "chunked":
-            return "cached" if self.logits(self.wide) <= _of(chunked.CACHE_BYTES, self.device) else "recompute"
+            return (
+                "cached" if self.logits(self.wide) <= _of(chunked.CACHE_BYTES, self.device) else "recompute"
+            )
         loses_logits = "mean_logit" in self.stats and (self.softcap or 0.0) > plans.MAX_STORED_SOFTCAP
         is_exact = not {"entropy", "log_sum_p2"} & set(self.stats) and not loses_logits
-        return "cached" if is_exact and self.logits(self.product.itemsize) <= plans.CACHE_BYTES else "recompute"
+        return (
+            "cached" if is_exact and self.logits(self.product.itemsize) <= plans.CACHE_BYTES else "recompute"
+        )
 
     def footprint(self, impl: str) -> Footprint:
         """Return what the call holds besides hidden states and weights, its gradients included.

@@ -34,9 +34,16 @@ class AttentionCall:
         """Return what one layer holds on top.
 
         Args:
-            impl: ``segments``, ``varlen`` or ``flex``.
+            impl: ``segments``, ``varlen``, ``flex`` or ``auto``.
         """
-        return _COUNTS[impl](self)
+        return _COUNTS[self._fastest() if impl == "auto" else impl](self)
+
+    def _fastest(self) -> str:
+        """Return the back-end that ``auto`` takes on the CPU or a new GPU."""
+        if self.device != "cuda":
+            return "segments"
+        is_for_flash = self.itemsize == 2 and self.width == self.value_width and self.width % 8 == 0
+        return "varlen" if is_for_flash and self.width <= 256 and not self.is_explicit else "flex"
 
     @property
     def num_tokens(self) -> int:
@@ -88,7 +95,9 @@ def _count(call: AttentionCall, each: Call) -> Footprint:
     copies = call.pairs(keys, call.heads, call.itemsize) if len(each.spans) > 1 else 0
     if call.device == "cpu" and not call.is_explicit and call.width == call.value_width:
         out = call.heads * queries * call.value_width * call.itemsize
-        grads = call.heads * queries * call.width * call.itemsize + call.pairs(keys, call.heads, call.itemsize)
+        grads = call.heads * queries * call.width * call.itemsize + call.pairs(
+            keys, call.heads, call.itemsize
+        )
         return Footprint(copies + mask + out, lse, copies + mask + grads)
     block = min(BLOCK_BYTES, call.heads * queries * keys * call.wide)
     operands = keys * row * call.wide
@@ -113,7 +122,9 @@ def _flex(call: AttentionCall) -> Footprint:
     """Count ``flex``: operands and their gradients exist once more, laid out token by token."""
     tokens = call.num_tokens
     kept = 4 * tokens * call.heads
-    copies = call.pairs(tokens, call.key_heads, call.itemsize) + tokens * call.heads * call.width * call.itemsize
+    copies = (
+        call.pairs(tokens, call.key_heads, call.itemsize) + tokens * call.heads * call.width * call.itemsize
+    )
     return Footprint(kept + copies, kept, 2 * kept + copies)
 
 
