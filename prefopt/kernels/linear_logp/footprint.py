@@ -152,9 +152,10 @@ class _Fused:
 
     def __init__(self, call: HeadCall, mode: str) -> None:
         self.call, self.mode, self.size = call, mode, call.product.itemsize
-        self.is_tiled = call.product == torch.float32
-        stride = math.ceil(call.vocab / plans.COLUMN_MULTIPLE) * plans.COLUMN_MULTIPLE
-        self.padded = stride  # columns of a row in memory
+        # the plans of all chips make logits in the same way
+        problem = plans.Problem((9, 0), call.product, call.num_rows, call.vocab, call.width)
+        self.plan = plans.plan_for(problem)
+        self.padded = math.ceil(call.vocab / plans.COLUMN_MULTIPLE) * plans.COLUMN_MULTIPLE
 
     def footprint(self) -> Footprint:
         call = self.call
@@ -176,7 +177,7 @@ class _Fused:
 
     def _chunk(self) -> int:
         """Logits and their gradient for one chunk of rows, where the forward stores any."""
-        each = (4 if self.is_tiled else 0) + (self.size if self.mode == "frozen" else 0)
+        each = (4 if self.plan.forward == "tile" else 0) + (self.size if self.mode == "frozen" else 0)
         rows = _chunk(self.call.num_rows, self.call.vocab * each, plans.ROW_MULTIPLE)
         return rows * self.padded * each
 
@@ -185,7 +186,7 @@ class _Fused:
         out = call.states(call.hidden.itemsize)
         if self.mode == "frozen":
             return out
-        each = self.size + (4 if self.is_tiled else 0)
+        each = self.size + (4 if self.plan.backward == "tile" else 0)
         width = _chunk(call.vocab, call.num_rows * each, plans.VOCAB_MULTIPLE)
         gradient = tile = 0
         if self.mode == "recompute":
