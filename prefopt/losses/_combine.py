@@ -28,7 +28,7 @@ from prefopt.losses._contract import (
     signature_of,
     stats_of,
 )
-from prefopt.losses._terms import Nll, answer_nll, desensitize, sampling_weight, scale_loss, stop
+from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
 from prefopt.types import INPUTS, LossOutput, Range, Stats
 
 Given = Mapping[str, Any]
@@ -63,18 +63,17 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
         Pang, Yuan, Cho, He, Sukhbaatar and Weston, "Iterative Reasoning Preference Optimization", 2024,
         arXiv 2404.19733; Liu et al., 2024, arXiv 2405.16436.
     """
-    settings = _admit(with_nll, loss, alpha=alpha, nll=nll)
+    settings = admit(with_nll, loss, alpha=alpha, nll=nll)
     alpha = settings["alpha"]
     signature = signature_of(loss)
     needs_length = Parameter("mean_chosen_length", Parameter.KEYWORD_ONLY, annotation=Tensor)
     added = [needs_length] if nll == "batch_token" else []
 
     def pay(given: Given) -> LossOutput:
-        output = loss(**_pick(given, signature))
         cost = answer_nll(given["policy"].chosen, nll, given.get("mean_chosen_length"))
-        return replace(output, loss=output.loss + alpha * cost, metrics={**output.metrics, "nll": stop(cost)})
+        return add_cost(loss(**pick(given, signature)), cost, alpha, nll=cost)
 
-    return _compose(with_nll, loss, _union("with_nll", [signature], added), pay)
+    return compose(with_nll, loss, union("with_nll", [signature], added), pay)
 
 
 def length_desensitized(
@@ -102,7 +101,7 @@ def length_desensitized(
     Source:
         Liu, Bai, Han, Weng, Xu, Cao, Wang and Cai, 2024, arXiv 2409.06411.
     """
-    settings = _admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
+    settings = admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
     alpha = settings["alpha"]
     if not apply_to_reference and not contract_of(loss).needs_reference:
         raise RecipeError(
@@ -114,7 +113,7 @@ def length_desensitized(
     def pay(given: Given) -> LossOutput:
         return loss(**{k: desensitize(v, alpha) if k in names else v for k, v in given.items()})
 
-    return _compose(length_desensitized, loss, _union("length_desensitized", [signature]), pay)
+    return compose(length_desensitized, loss, union("length_desensitized", [signature]), pay)
 
 
 def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> Loss:
@@ -140,13 +139,13 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
         Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", 2024,
         arXiv 2406.11827.
     """
-    max_weight = _admit(weighted, loss, max_weight=max_weight)["max_weight"]
+    max_weight = admit(weighted, loss, max_weight=max_weight)["max_weight"]
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:
         return scale_loss(loss(**given), sampling_weight(given["policy"], max_weight))
 
-    return _compose(weighted, loss, _union("weighted", [signature], stats=("log_sum_p2",)), pay)
+    return compose(weighted, loss, union("weighted", [signature], stats=("log_sum_p2",)), pay)
 
 
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
@@ -183,11 +182,11 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     labels = _labels([name_of(loss) for loss in losses])
 
     def pay(given: Given) -> LossOutput:
-        outputs = [loss(**_pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
+        outputs = [loss(**pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
         return _add_up(outputs, weights, labels)
 
     terms = [f"{w:g} * {name_of(loss)}" for w, loss in zip(weights, losses, strict=True)]
-    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", _union("mixed", signatures), pay)
+    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
 
 
 def bound(loss: Loss, **settings: Any) -> Loss:
@@ -208,7 +207,7 @@ def bound(loss: Loss, **settings: Any) -> Loss:
     return _named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
 
 
-def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
+def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
     """Refuse what ``transform`` cannot wrap; return its checked settings."""
     name, contract = name_of(transform), contract_of(loss)
     if contract.structure != "pairs":
@@ -220,7 +219,7 @@ def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[
     return check_settings(name, settings_of(transform), settings, name)
 
 
-def _compose(
+def compose(
     transform: Callable[..., Loss], loss: Loss, signature: Signature, pay: Callable[[Given], LossOutput]
 ) -> Loss:
     """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
@@ -243,11 +242,11 @@ def _named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given]
     return loss
 
 
-def _pick(given: Given, signature: Signature) -> dict[str, Any]:
+def pick(given: Given, signature: Signature) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in signature.parameters}
 
 
-def _union(
+def union(
     owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), stats: Sequence[str] = ()
 ) -> Signature:
     """Merge parameters by name: stats add up, an input required by one is required."""
