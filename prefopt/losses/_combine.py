@@ -23,13 +23,14 @@ from prefopt.losses._contract import (
     base_of,
     check_settings,
     contract_of,
+    is_handed_over,
+    marks_of,
     name_of,
     settings_of,
     signature_of,
-    stats_of,
 )
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, LossOutput, Range, Stats
+from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
 
@@ -145,7 +146,7 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
     def pay(given: Given) -> LossOutput:
         return scale_loss(loss(**given), sampling_weight(given["policy"], max_weight))
 
-    return compose(weighted, loss, union("weighted", [signature], stats=("log_sum_p2",)), pay)
+    return compose(weighted, loss, union("weighted", [signature], marks=[Stats("log_sum_p2")]), pay)
 
 
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
@@ -222,10 +223,16 @@ def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[s
 def compose(
     transform: Callable[..., Loss], loss: Loss, signature: Signature, pay: Callable[[Given], LossOutput]
 ) -> Loss:
-    """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
+    """Make the loss that ``transform`` returns: it hands its arguments, by name, to ``pay``.
+
+    Args:
+        transform: gives its name and docstring, and is noted in the signature.
+        loss: what was transformed.
+        signature: of the result, as ``union`` builds it.
+        pay: computes the result.
+    """
     parameters = dict(signature.parameters)
-    applies = (*contract_of(loss).applies, name_of(transform))
-    parameters["policy"] = _mark(parameters["policy"], stats_of(parameters["policy"]), applies)
+    parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
     signature = signature.replace(parameters=list(parameters.values()))
     return _named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
 
@@ -243,52 +250,60 @@ def _named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given]
 
 
 def pick(given: Given, signature: Signature) -> dict[str, Any]:
+    """Return those arguments that a function of that signature takes."""
     return {name: value for name, value in given.items() if name in signature.parameters}
 
 
 def union(
-    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), stats: Sequence[str] = ()
+    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), marks: Sequence[Any] = ()
 ) -> Signature:
-    """Merge parameters by name: stats add up, an input required by one is required."""
+    """Merge parameters by name: markers add up, an input required by one is required.
+
+    Args:
+        owner: who asks, for messages.
+        signatures: of the losses that are put together.
+        added: further parameters.
+        marks: further markers of ``policy``.
+    """
     merged: dict[str, Parameter] = {}
     for parameter in [*(p for s in signatures for p in s.parameters.values()), *added]:
         known = merged.get(parameter.name)
         if known is None:
             merged[parameter.name] = parameter
         elif parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
-            merged[parameter.name] = _merge_structures(known, parameter)
+            merged[parameter.name] = _mark(known, *marks_of(parameter))
         elif parameter.name in INPUTS:
             is_required = parameter.default is Parameter.empty
             merged[parameter.name] = parameter if is_required else known
+        elif is_handed_over(parameter):
+            raise RecipeError(
+                f"{owner}: more than one part carries '{parameter.name}' from step to step. Keep one of them."
+            )
         else:
             raise RecipeError(
                 f"{owner}: more than one part has the setting '{parameter.name}'. "
                 f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
             )
-    policy = merged["policy"]
-    merged["policy"] = _mark(policy, (*stats_of(policy), *stats), _applies(policy))
+    merged["policy"] = _mark(merged["policy"], *marks)
     order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
     return Signature(order, return_annotation=LossOutput)
 
 
-def _merge_structures(first: Parameter, second: Parameter) -> Parameter:
-    return _mark(first, (*stats_of(first), *stats_of(second)), (*_applies(first), *_applies(second)))
-
-
-def _applies(parameter: Parameter) -> tuple[str, ...]:
-    marks = getattr(parameter.annotation, "__metadata__", ())
-    return tuple(name for mark in marks if isinstance(mark, Applies) for name in mark.transforms)
-
-
-def _mark(parameter: Parameter, stats: Sequence[str], applies: Sequence[str]) -> Parameter:
-    """Return the parameter with exactly these markers, each name once."""
-    stats, applies = tuple(dict.fromkeys(stats)), tuple(dict.fromkeys(applies))
+def _mark(parameter: Parameter, *added: Any) -> Parameter:
+    """Return the parameter with further markers; markers of one kind become one, each name once."""
+    names: dict[type, dict[str, None]] = {}
+    for mark in (*marks_of(parameter), *added):
+        field = _NAMES_IN.get(type(mark))
+        names.setdefault(type(mark), {}).update(dict.fromkeys(getattr(mark, field) if field else ()))
     annotation = base_of(parameter)
-    if stats:
-        annotation = Annotated[annotation, Stats(*stats)]
-    if applies:
-        annotation = Annotated[annotation, Applies(*applies)]
+    for kind, found in names.items():
+        if found or kind not in _NAMES_IN:
+            annotation = Annotated[annotation, kind(*found)]
     return parameter.replace(annotation=annotation)
+
+
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms"}
+"""Markers that hold names, and under which attribute; any other kind is present or not."""
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -309,4 +324,5 @@ def _add_up(outputs: Sequence[LossOutput], weights: Sequence[float], labels: Seq
         metrics[f"{label}/loss"] = stop(output.loss)
         metrics.update({f"{label}/{name}": value for name, value in output.metrics.items()})
     rewarded = next((output for output in outputs if output.chosen_reward is not None), outputs[0])
-    return replace(rewarded, loss=total, metrics=metrics)
+    carried = {name: value for output in outputs for name, value in output.carried.items()}
+    return replace(rewarded, loss=total, metrics=metrics, carried=carried)

@@ -178,7 +178,8 @@ def scale_loss(output: LossOutput, weight: Tensor, name: str = "weight") -> Loss
 def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
     """Replace ``total`` by a sum that counts tokens beyond the shorter answer's length at ``alpha``."""
     shared = list(starmap(min, zip(pair.chosen.lengths, pair.rejected.lengths, strict=True)))
-    return PairLogps(
+    return replace(
+        pair,
         chosen=_down_weight_tail(pair.chosen, shared, alpha),
         rejected=_down_weight_tail(pair.rejected, shared, alpha),
     )

@@ -39,6 +39,7 @@ from prefopt.types import STATS, LossOutput, PairLogps, SeqLogps, SideLogps
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
 REJECTED_LENGTHS = (2, 5, 4, 1, 3)
+OTHER_LENGTHS = (4, 2, 1, 3, 5)
 
 
 def off_default(setting: Setting) -> list:
@@ -53,29 +54,50 @@ def off_default(setting: Setting) -> list:
     return legal[:1]
 
 
+COMPOSED = ("dpo", "ipo", "simpo", "focal", "wpo", "ld_dpo")
+"""Losses that meet every transform, setting of a transform and order of two; others meet all transforms at once."""
+
+
 def all_cases() -> dict[str, Loss]:
     cases: dict[str, Loss] = {}
     for name, loss in LOSSES.items():
         cases[name] = loss
         for key, setting in contract_of(loss).settings.items():
             cases |= {f"{name}-{key}={value}": bound(loss, **{key: value}) for value in off_default(setting)}
-    on_pairs = [name for name in LOSSES if contract_of(LOSSES[name]).structure == "pairs"]
-    for name in on_pairs:
-        fitting = [t for t in TRANSFORMS if t not in contract_of(LOSSES[name]).applies]
-        for transform in fitting:
-            cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
-            for key, setting in settings_of(TRANSFORMS[transform]).items():
-                if key == "apply_to_reference" and not contract_of(LOSSES[name]).needs_reference:
-                    continue
-                cases |= {
-                    f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
-                    for value in off_default(setting)
-                }
-        for inner, outer in permutations(fitting, 2):
-            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](LOSSES[name]))
-    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in on_pairs]
+        if name in COMPOSED:
+            cases |= compositions(name)
+        elif contract_of(loss).structure == "pairs":
+            cases |= all_at_once(name)
+    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in COMPOSED]
     cases["mixed-all"] = mixed(whole, [0.5 + 0.25 * i for i in range(len(whole))])
     cases["with_nll(mixed)"] = with_nll(mixed(whole[:2], [0.8, 0.2]), nll="batch_token")
+    return cases
+
+
+def fitting(loss: Loss) -> list[str]:
+    return [name for name in TRANSFORMS if name not in contract_of(loss).applies]
+
+
+def all_at_once(name: str) -> dict[str, Loss]:
+    built, text = LOSSES[name], name
+    for transform in fitting(built):
+        built, text = TRANSFORMS[transform](built), f"{transform}({text})"
+    return {text: built}
+
+
+def compositions(name: str) -> dict[str, Loss]:
+    cases: dict[str, Loss] = {}
+    for transform in fitting(LOSSES[name]):
+        cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
+        for key, setting in settings_of(TRANSFORMS[transform]).items():
+            if key == "apply_to_reference" and not contract_of(LOSSES[name]).needs_reference:
+                continue
+            cases |= {
+                f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
+                for value in off_default(setting)
+            }
+    for inner, outer in permutations(fitting(LOSSES[name]), 2):
+        cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](TRANSFORMS[inner](LOSSES[name]))
     return cases
 
 
@@ -94,13 +116,14 @@ def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed:
     return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
 
 
-def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int):
+def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, roles: Sequence[str] = ()):
     """Draw log-probs of ``NUM_UNITS`` units in the loss's structure; a new structure is taught here."""
     chosen = draw(CHOSEN_LENGTHS, stats, dtype, seed)
+    others = {role: draw(OTHER_LENGTHS, stats, dtype, seed + 2 + i) for i, role in enumerate(roles)}
     if structure == "pairs":
-        return PairLogps(chosen=chosen, rejected=draw(REJECTED_LENGTHS, stats, dtype, seed + 1))
+        return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
     if structure == "sides":
-        return SideLogps(answers=chosen, is_desirable=torch.tensor([True, False, True, True, False]))
+        return SideLogps(chosen, torch.tensor([True, False, True, True, False]), others)
     assert structure == "responses", f"the battery cannot draw {structure} yet"
     return chosen
 
@@ -108,13 +131,17 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int):
 def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
     """Everything the contract of ``loss`` asks for."""
     contract = contract_of(loss)
-    given = {"policy": units(contract.structure, contract.policy_stats, dtype, seed=0)}
+    roles = contract.roles
+    given = {"policy": units(contract.structure, contract.policy_stats, dtype, 0, roles)}
     if contract.needs_reference:
-        given["reference"] = units(contract.structure, contract.reference_stats, dtype, seed=10)
+        given["reference"] = units(contract.structure, contract.reference_stats, dtype, 10, roles)
     inputs = {
         "chosen_score": torch.linspace(0.5, 1.5, NUM_UNITS, dtype=dtype),
         "rejected_score": torch.linspace(0.7, -0.2, NUM_UNITS, dtype=dtype),
         "pair_margin": torch.linspace(0.0, 1.0, NUM_UNITS, dtype=dtype),
+        "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
+        "pair_seed": torch.arange(NUM_UNITS) + 1,
+        "answer_score": torch.linspace(1.5, -0.5, NUM_UNITS, dtype=dtype),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
     return given | {name: inputs[name] for name in contract.inputs}
@@ -122,14 +149,17 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
 
 def sides_of(value) -> list[SeqLogps]:
     if isinstance(value, PairLogps):
-        return [value.chosen, value.rejected]
-    return [value.answers] if isinstance(value, SideLogps) else [value]
+        return [value.chosen, value.rejected, *value.others.values()]
+    return [value.answers, *value.others.values()] if isinstance(value, SideLogps) else [value]
 
 
 def with_sides(value, sides: Sequence[SeqLogps]):
     if isinstance(value, PairLogps):
-        return PairLogps(*sides)
-    return replace(value, answers=sides[0]) if isinstance(value, SideLogps) else sides[0]
+        return PairLogps(*sides[:2], dict(zip(value.others, sides[2:], strict=True)))
+    if isinstance(value, SideLogps):
+        others = dict(zip(value.others, sides[1:], strict=True))
+        return replace(value, answers=sides[0], others=others)
+    return sides[0]
 
 
 def leaves(given: dict) -> list[Tensor]:
@@ -137,7 +167,7 @@ def leaves(given: dict) -> list[Tensor]:
     found: list[Tensor] = []
     for value in given.values():
         if isinstance(value, Tensor):
-            found.append(value)
+            found += [value] if value.is_floating_point() else []
         else:
             found += [t for side in sides_of(value) for t in (side.tokens, *side.stats.values())]
     return found
@@ -149,7 +179,7 @@ def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
     rebuilt = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
-            rebuilt[name] = next(remaining)
+            rebuilt[name] = next(remaining) if value.is_floating_point() else value
             continue
         sides = []
         for side in sides_of(value):
@@ -224,7 +254,7 @@ def test_finite_at_margins_of_ten_thousand_in_float32(loss, sign):
     setting = contract_of(loss).settings.get("beta")
     nats = -1e4 / (setting.default if setting else 0.01)
     sides = sides_of(given["policy"])
-    far = sides[-1] if sign > 0 else sides[0]
+    far = sides[min(1, len(sides) - 1)] if sign > 0 else sides[0]
     pushed = [replace(s, tokens=torch.full_like(s.tokens, nats)) if s is far else s for s in sides]
     given["policy"] = with_sides(given["policy"], pushed)
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
