@@ -11,12 +11,31 @@ from collections.abc import Callable
 
 from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
+from prefopt.losses.alphapo import alphapo
+from prefopt.losses.cpo import cpo
 from prefopt.losses.dpo import dpo
+from prefopt.losses.dpo_norm import dpo_norm
+from prefopt.losses.dpop import dpop
+from prefopt.losses.flex import flex
 from prefopt.losses.focal import focal
+from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.ipo import ipo
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.mappo import mappo, prior_scaled
+from prefopt.losses.offset import offset
+from prefopt.losses.orpo import orpo
+from prefopt.losses.rationale import rationale, with_rationale
+from prefopt.losses.rdpo_length import rdpo_length
+from prefopt.losses.ref_scale import ref_scale
+from prefopt.losses.reverse import reverse
+from prefopt.losses.reward_aware import reward_aware
+from prefopt.losses.reward_gap_weight import reward_gap_weight
 from prefopt.losses.sft import sft
+from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
+from prefopt.losses.soft_label import soft_label
+from prefopt.losses.spo_selfsup import spo_selfsup
+from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
 LOSSES: dict[str, Loss] = {
@@ -27,13 +46,34 @@ LOSSES: dict[str, Loss] = {
     "wpo": wpo,
     "ld_dpo": ld_dpo,
     "sft": sft,
+    "dpo_norm": dpo_norm,
+    "dpop": dpop,
+    "rdpo_length": rdpo_length,
+    "mappo": mappo,
+    "ref_scale": ref_scale,
+    "flex": flex,
+    "reward_aware": reward_aware,
+    "focal_hard": focal_hard,
+    "offset": offset,
+    "reverse": reverse,
+    "soft_label": soft_label,
+    "spo_selfsup": spo_selfsup,
+    "sgdpo": sgdpo,
+    "cpo": cpo,
+    "orpo": orpo,
+    "alphapo": alphapo,
+    "triple": triple,
+    "rationale": rationale,
 }
 """The losses a recipe can name."""
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
+    "prior_scaled": prior_scaled,
     "with_nll": with_nll,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
+    "reward_gap_weight": reward_gap_weight,
+    "with_rationale": with_rationale,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 
@@ -43,18 +83,39 @@ __all__ = [
     "Loss",
     "LossContract",
     "Setting",
+    "alphapo",
     "bound",
     "contract_of",
+    "cpo",
     "dpo",
+    "dpo_norm",
+    "dpop",
+    "flex",
     "focal",
+    "focal_hard",
     "ipo",
     "ld_dpo",
     "length_desensitized",
+    "mappo",
     "mixed",
+    "offset",
+    "orpo",
+    "prior_scaled",
+    "rationale",
+    "rdpo_length",
+    "ref_scale",
+    "reverse",
+    "reward_aware",
+    "reward_gap_weight",
     "settings_of",
     "sft",
+    "sgdpo",
     "simpo",
+    "soft_label",
+    "spo_selfsup",
+    "triple",
     "weighted",
     "with_nll",
+    "with_rationale",
     "wpo",
 ]
