@@ -12,16 +12,25 @@ from collections.abc import Callable
 from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
 from prefopt.losses.alphapo import alphapo
+from prefopt.losses.apo import apo_down, apo_zero
+from prefopt.losses.bco_pair import bco_pair
+from prefopt.losses.cal_dpo import cal_dpo
+from prefopt.losses.convex import convex
 from prefopt.losses.cpo import cpo
+from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
 from prefopt.losses.dpo_norm import dpo_norm
 from prefopt.losses.dpop import dpop
+from prefopt.losses.exo_pair import exo_pref, exo_rw
+from prefopt.losses.f_div import f_div
 from prefopt.losses.flex import flex
 from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
+from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.ld_dpo import ld_dpo
 from prefopt.losses.mappo import mappo, prior_scaled
+from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
 from prefopt.losses.rationale import rationale, with_rationale
@@ -30,11 +39,14 @@ from prefopt.losses.ref_scale import ref_scale
 from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
+from prefopt.losses.robust import robust
 from prefopt.losses.sft import sft
 from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
+from prefopt.losses.slic import slic
 from prefopt.losses.soft_label import soft_label
 from prefopt.losses.spo_selfsup import spo_selfsup
+from prefopt.losses.sppo import sppo, sppo_hard
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
@@ -64,12 +76,27 @@ LOSSES: dict[str, Loss] = {
     "alphapo": alphapo,
     "triple": triple,
     "rationale": rationale,
+    "robust": robust,
+    "hinge": hinge,
+    "slic": slic,
+    "convex": convex,
+    "discopop": discopop,
+    "exo_pref": exo_pref,
+    "exo_rw": exo_rw,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "nca_pair": nca_pair,
+    "bco_pair": bco_pair,
+    "sppo": sppo,
+    "sppo_hard": sppo_hard,
+    "cal_dpo": cal_dpo,
 }
 """The losses a recipe can name."""
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
-    "prior_scaled": prior_scaled,
     "with_nll": with_nll,
+    "prior_scaled": prior_scaled,
+    "f_div": f_div,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
     "reward_gap_weight": reward_gap_weight,
@@ -84,20 +111,31 @@ __all__ = [
     "LossContract",
     "Setting",
     "alphapo",
+    "apo_down",
+    "apo_zero",
+    "bco_pair",
     "bound",
+    "cal_dpo",
     "contract_of",
+    "convex",
     "cpo",
+    "discopop",
     "dpo",
     "dpo_norm",
     "dpop",
+    "exo_pref",
+    "exo_rw",
+    "f_div",
     "flex",
     "focal",
     "focal_hard",
+    "hinge",
     "ipo",
     "ld_dpo",
     "length_desensitized",
     "mappo",
     "mixed",
+    "nca_pair",
     "offset",
     "orpo",
     "prior_scaled",
@@ -107,12 +145,16 @@ __all__ = [
     "reverse",
     "reward_aware",
     "reward_gap_weight",
+    "robust",
     "settings_of",
     "sft",
     "sgdpo",
     "simpo",
+    "slic",
     "soft_label",
     "spo_selfsup",
+    "sppo",
+    "sppo_hard",
     "triple",
     "weighted",
     "with_nll",

@@ -1,4 +1,4 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix; and the parts to build more.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
 ``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
@@ -19,6 +19,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
     Applies,
     Loss,
+    Refuses,
     Setting,
     base_of,
     check_settings,
@@ -217,6 +218,8 @@ def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[s
         )
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
+    if name in contract.refuses:
+        raise RecipeError(f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}.")
     return check_settings(name, settings_of(transform), settings, name)
 
 
@@ -302,7 +305,7 @@ def _mark(parameter: Parameter, *added: Any) -> Parameter:
     return parameter.replace(annotation=annotation)
 
 
-_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms"}
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms", Refuses: "transforms"}
 """Markers that hold names, and under which attribute; any other kind is present or not."""
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.losses._contract import Refuses
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
 
 
 def sgdpo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Refuses("length_desensitized", "f_div")],
     reference: PairLogps,
     *,
     pair_seed: Tensor,

@@ -1,7 +1,8 @@
 """One battery for every loss and every composition: a new entry in ``LOSSES`` is picked up by itself.
 
 Each case is a loss with its settings fixed: all entries at their defaults and once more for each
-setting moved off its default, every transform on every loss it fits, and mixtures.
+setting moved off its default, every transform on every loss it fits, its settings and nestings on a
+few, and mixtures.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from prefopt.losses import (
     alphapo,
     bound,
     contract_of,
+    convex,
     cpo,
     dpo,
     dpop,
+    f_div,
     flex,
     focal,
     focal_hard,
+    hinge,
     ipo,
     ld_dpo,
     length_desensitized,
@@ -41,10 +45,13 @@ from prefopt.losses import (
     reverse,
     reward_aware,
     reward_gap_weight,
+    robust,
     settings_of,
     simpo,
     soft_label,
     spo_selfsup,
+    sppo,
+    sppo_hard,
     triple,
     weighted,
     with_nll,
@@ -73,7 +80,7 @@ def off_default(setting: Setting) -> list:
     return legal[:1]
 
 
-COMPOSED = ("dpo", "ipo", "simpo", "wpo")
+COMPOSED = ("dpo", "simpo")
 """Losses that meet every transform, setting of a transform and order of two; others meet all transforms at once."""
 
 
@@ -87,17 +94,21 @@ def all_cases() -> dict[str, Loss]:
             cases |= compositions(name)
         elif contract_of(loss).structure == "pairs":
             cases |= all_at_once(name)
-    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in COMPOSED]
+    whole = [bound(LOSSES[name], **defaults(LOSSES[name])) for name in ("dpo", "ipo", "simpo", "wpo", "cpo")]
     cases["mixed-all"] = mixed(whole, [0.5 + 0.25 * i for i in range(len(whole))])
     cases["with_nll(mixed)"] = with_nll(mixed(whole[:2], [0.8, 0.2]), nll="batch_token")
     return cases
 
 
 def fitting(loss: Loss) -> list[str]:
-    """List the transforms that a loss takes; prior_scaled refuses one that reads statistics of tokens."""
+    """List the transforms that a loss takes; ``test_combine`` and the losses' own tests hold the refusals."""
     contract = contract_of(loss)
-    taken = [name for name in TRANSFORMS if name not in contract.applies]
-    return [name for name in taken if not (name == "prior_scaled" and contract.policy_stats)]
+    names = [name for name in TRANSFORMS if name not in (*contract.applies, *contract.refuses)]
+    if not contract.needs_reference or "length_desensitized" in contract.applies:
+        names = [name for name in names if name != "f_div"]
+    if contract.policy_stats:
+        names = [name for name in names if name != "prior_scaled"]
+    return names
 
 
 def all_at_once(name: str) -> dict[str, Loss]:
@@ -129,6 +140,7 @@ def defaults(loss: Loss) -> dict:
     return {name: setting.default for name, setting in contract_of(loss).settings.items()}
 
 
+ON_PAIRS = [name for name, loss in LOSSES.items() if contract_of(loss).structure == "pairs"]
 CASES = all_cases()
 every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
 
@@ -330,6 +342,15 @@ def test_what_it_asks_for_matters(loss):
         assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
 
 
+@pytest.mark.parametrize(("name", "transform"), [(n, t) for n in ON_PAIRS for t in fitting(LOSSES[n])])
+def test_a_transform_that_is_accepted_acts(name, transform):
+    """A loss that walks past what a transform changes has to refuse it."""
+    loss = TRANSFORMS[transform](LOSSES[name])
+    given = arguments(loss)
+    plain = {key: value for key, value in given.items() if key in signature(LOSSES[name]).parameters}
+    assert not torch.equal(loss(**given).loss, LOSSES[name](**plain).loss)
+
+
 @pytest.mark.parametrize(
     "function", [*LOSSES.values(), *TRANSFORMS.values(), mixed], ids=lambda f: f.__name__
 )
@@ -380,6 +401,13 @@ REDUCES_TO = {
     "dpo without smoothing": (bound(dpo, label_smoothing=0.0), dpo, as_drawn),
     "focal gamma=0": (bound(focal, gamma=0.0), dpo, as_drawn),
     "focal gamma=0 detached": (bound(focal, gamma=0.0, detach_weight=True), dpo, as_drawn),
+    "robust label_smoothing=0": (bound(robust, label_smoothing=0.0), dpo, as_drawn),
+    "convex logistic": (bound(convex, link="logistic"), dpo, as_drawn),
+    "convex hinge": (bound(convex, link="hinge", beta=0.05), hinge, as_drawn),
+    "sppo with certain wins": (sppo, sppo_hard, certain),
+    "f_div reverse_kl of dpo": (f_div(dpo, divergence="reverse_kl"), dpo, as_drawn),
+    "f_div reverse_kl of ipo": (f_div(ipo, divergence="reverse_kl"), ipo, as_drawn),
+    "f_div alpha to 0 of dpo": (f_div(dpo, alpha=1e-15), dpo, as_drawn),
     "ld_dpo alpha=1": (bound(ld_dpo, alpha=1.0), dpo, as_drawn),
     "ld_dpo alpha=1 policy only": (bound(ld_dpo, alpha=1.0, apply_to_reference=False), dpo, as_drawn),
     "wpo at its cap": (bound(wpo, beta=0.1), dpo, at_the_cap),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prefopt.losses import dpo, sgdpo
+from prefopt.errors import RecipeError
+from prefopt.losses import contract_of, dpo, f_div, length_desensitized, sgdpo, with_nll
 from prefopt.losses.sgdpo import _pilot
 from prefopt.types import PairLogps, SeqLogps
 
@@ -89,3 +90,14 @@ def test_a_pair_pays_the_same_in_any_company(pairs):
     together = sgdpo(policy, reference, pair_seed=seeds(8, 9)).loss
     alone = [PairLogps(side.chosen.take([1]), side.rejected.take([1])) for side in (policy, reference)]
     assert torch.equal(together[1:], sgdpo(*alone, pair_seed=seeds(9)).loss)
+
+
+@pytest.mark.parametrize("transform", [length_desensitized, f_div])
+def test_transforms_of_sums_are_refused_for_they_would_not_reach_the_samples(transform):
+    name = transform.__name__
+    assert name in contract_of(with_nll(sgdpo)).refuses
+    for loss in (sgdpo, with_nll(sgdpo)):
+        with pytest.raises(
+            RecipeError, match=rf"^{name}: .*sgdpo.* reads tokens that it would not reach. Remove {name}"
+        ):
+            transform(loss)
