@@ -6,7 +6,6 @@ from dataclasses import replace
 from inspect import Parameter
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -14,7 +13,7 @@ from prefopt.losses._combine import Given, admit, compose, pick, union
 from prefopt.losses._contract import Applies, Loss, contract_of, signature_of
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
-from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
+from prefopt.types import LossOutput, PairLogps, Range
 
 
 def mappo(
@@ -113,13 +112,7 @@ def _with_gap(output: LossOutput, gap: Tensor) -> LossOutput:
 
 def _scale_rejected(pair: PairLogps, gap: Tensor) -> PairLogps:
     """Multiply every log-prob of each rejected answer by its pair's ``gap`` [P]."""
-    rejected = pair.rejected
-    of_token = torch.repeat_interleave(gap, torch.tensor(rejected.lengths, device=gap.device))
-    total = rejected.replaced_total
-    scaled = SeqLogps(
-        tokens=rejected.tokens * of_token,
-        lengths=rejected.lengths,
-        stats=rejected.stats,
-        replaced_total=None if total is None else total * gap,
-    )
+    rejected, total = pair.rejected, pair.rejected.replaced_total
+    tokens = rejected.tokens * gap.index_select(0, rejected.sequence_of)
+    scaled = replace(rejected, tokens=tokens, replaced_total=None if total is None else total * gap)
     return replace(pair, rejected=scaled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,9 +52,8 @@ def sgdpo(
         2025, arXiv 2505.12435; ``pdpo_loss`` and defaults as in the authors' code.
     """
     shorter = np.minimum(policy.chosen.lengths, policy.rejected.lengths)
-    seeds = pair_seed.tolist()
-    pilot_chosen = _pilot(policy.chosen, reference.chosen, shorter, chosen_share, seeds, side=0)
-    pilot_rejected = _pilot(policy.rejected, reference.rejected, shorter, rejected_share, seeds, side=1)
+    pilot_chosen = _pilot(policy.chosen, reference.chosen, chosen_share * shorter, pair_seed, side=1)
+    pilot_rejected = _pilot(policy.rejected, reference.rejected, rejected_share * shorter, pair_seed, side=2)
     chosen = log_ratio(policy.chosen, reference.chosen)
     rejected = log_ratio(policy.rejected, reference.rejected)
     against_pilot = logistic(beta * (chosen - pilot_rejected), label_smoothing)
@@ -62,16 +62,32 @@ def sgdpo(
 
 
 def _pilot(
-    policy: SeqLogps, reference: SeqLogps, shorter: np.ndarray, share: float, seeds: list[int], side: int
+    policy: SeqLogps, reference: SeqLogps, wanted: npt.NDArray[np.float64], seed: Tensor, side: int
 ) -> Tensor:
-    """Return the log-ratio over a sample of each answer's tokens, [P], detached."""
-    masks = []
-    for length, limit, seed in zip(policy.lengths, shorter, seeds, strict=True):
-        mask = np.zeros(length)
-        # modulo 2^64: numpy takes no negative seed
-        generator = np.random.default_rng([seed % 2**64, side])
-        mask[generator.permutation(length)[: max(1, int(share * limit))]] = 1.0
-        masks.append(mask)
-    # drawn on the host, where lengths and seeds are: one copy to the device and no sync
-    kept = torch.from_numpy(np.concatenate(masks)).to(policy.tokens)
-    return stop(policy.sum((policy.tokens - reference.tokens) * kept))
+    """Return the log-ratio over a sample of each answer's tokens, [P], detached.
+
+    Args:
+        policy: P answers.
+        reference: the same answers.
+        wanted: [P] tokens to draw from each answer, rounded down, at least one.
+        seed: int64 [P].
+        side: tells the two answers of a pair apart.
+    """
+    device, lengths = policy.tokens.device, np.asarray(policy.lengths)
+    answer = policy.sequence_of
+    place = torch.from_numpy(np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths))
+    place = place.to(device)  # int64 [M], of each token in its answer
+    count = torch.from_numpy(np.maximum(wanted.astype(np.int64), 1)).to(device)
+    key = _scramble(_scramble(seed.to(device) + side)[answer] + place)
+    # by answer, and by key within each: the place that a token gets there is its rank
+    order = key.argsort(stable=True)
+    order = order[answer[order].argsort(stable=True)]
+    is_drawn = torch.empty_like(place).index_copy(0, order, place) < count[answer]
+    return stop(policy.sum((policy.tokens - reference.tokens) * is_drawn))
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """Map int64 to int64 one to one, far inputs and near ones alike: splitmix64, the same on any device."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ (x >> shift & (1 << (64 - shift)) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)

@@ -1,11 +1,12 @@
 """SGDPO against sums worked by hand, and how it samples."""
 
+import numpy as np
 import pytest
 import torch
 
 from prefopt.errors import RecipeError
 from prefopt.losses import contract_of, dpo, f_div, length_desensitized, sgdpo, with_nll
-from prefopt.losses.sgdpo import _pilot
+from prefopt.losses.sgdpo import _pilot, _scramble
 from prefopt.types import PairLogps, SeqLogps
 
 
@@ -51,13 +52,13 @@ def test_sampled_tokens_carry_no_gradient_of_their_own(pairs):
     assert gradient.tolist() == pytest.approx([-0.05 * 0.4501660] * 3, rel=1e-6)
 
 
-def sampled(seed: int, length: int = 6, shorter: int = 6, share: float = 0.5, side: int = 0) -> set[int]:
+def sampled(seed: int, length: int = 6, shorter: int = 6, share: float = 0.5, side: int = 1) -> set[int]:
     """Read from the sum of powers of two which tokens were drawn."""
     tokens = 2.0 ** torch.arange(length, dtype=torch.float64)
     policy, zero = (
         SeqLogps(tokens=values, lengths=(length,)) for values in (tokens, torch.zeros_like(tokens))
     )
-    total = int(_pilot(policy, zero, [shorter], share, [seed], side).item())
+    total = int(_pilot(policy, zero, share * np.array([shorter]), seeds(seed), side).item())
     return {i for i in range(length) if total >> i & 1}
 
 
@@ -76,11 +77,18 @@ def test_a_seed_names_the_draw_and_every_token_has_its_turn():
     assert draws == [sampled(seed) for seed in range(600)]
     counts = [sum(token in draw for draw in draws) for token in range(6)]
     assert all(abs(count - 300) < 61 for count in counts)
-    assert draws[0] != sampled(0, side=1) or draws[1] != sampled(1, side=1)
+    assert draws != [sampled(seed, side=2) for seed in range(600)]
 
 
-def test_negative_seeds_serve_too():
-    assert len(sampled(-5)) == 3
+@pytest.mark.parametrize("seed", [-5, 2**63 - 1, -(2**63)])
+def test_every_seed_serves(seed):
+    assert len(sampled(seed)) == 3
+
+
+def test_the_draw_is_that_of_splitmix64():
+    """Its published sequence from 0 scrambles multiples of 0x9E3779B97F4A7C15: 0xE220A8397B1DCDAF comes first."""
+    first = _scramble(seeds(0x9E3779B97F4A7C15 - 2**64))
+    assert first.item() % 2**64 == 0xE220A8397B1DCDAF
 
 
 def test_a_pair_pays_the_same_in_any_company(pairs):
