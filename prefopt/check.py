@@ -54,7 +54,7 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
     console.print(recipe.to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
-    used = build_model.reference_name(recipe) if loss.contract.needs_reference else "not used"
+    used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
     console.print(f"reference {used}", markup=False)
     console.rule("data")
 

@@ -314,8 +314,6 @@ def _wrong_type(kind: str, value: Any, path: KeyPath, schema: Schema) -> str:
     if kind.startswith("string"):
         is_plain = isinstance(value, (int, float))
         return f"must be text, got {shown(value)}." + (" Put it in quotes if it is text." if is_plain else "")
-    if path == ("reference",) and isinstance(value, list):
-        return "several references are not supported in this version. Give one."
     return _wrong_block(kind, value, path, schema)
 
 
