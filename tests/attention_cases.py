@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ def random_forest(seed: int, num_segments: int, longest: int) -> Segments:
     """Draw a forest whose segments hang below any earlier one, or none."""
     numbers = np.random.default_rng(seed)
     lengths = numbers.integers(1, longest + 1, num_segments).tolist()
-    return forest(lengths, [int(numbers.integers(-1, index)) if index else -1 for index in range(num_segments)])
+    return forest(
+        lengths, [int(numbers.integers(-1, index)) if index else -1 for index in range(num_segments)]
+    )
 
 
 def draw(
@@ -107,7 +109,7 @@ class PlainOp:
 def _runs(at: Sequences) -> list[tuple[slice, slice]]:
     queries, keys = at.cu_queries.tolist(), at.cu_keys.tolist()
     assert at.longest_queries == max(np.diff(queries)) and at.longest_keys == max(np.diff(keys))
-    pairs = zip(zip(queries, queries[1:], strict=False), zip(keys, keys[1:], strict=False), strict=True)
+    pairs = zip(pairwise(queries), pairwise(keys), strict=True)
     return [(slice(*rows), slice(*cols)) for rows, cols in pairs]
 
 

@@ -157,5 +157,7 @@ def test_inputs_in_any_layout_and_an_expanded_upstream_gradient() -> None:
     leaves = [leaf.detach().mT.contiguous().mT.requires_grad_() for leaf in draw(segments)]
     out = varlen_attention(*leaves, None, segments, Rule(0.4), op=PlainOp())
     truth = dense_attention(*leaves, None, segments, Rule(0.4))
-    for a, b in zip(torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(truth.sum(), leaves), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(truth.sum(), leaves), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
