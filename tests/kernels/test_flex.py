@@ -6,7 +6,6 @@ form has them; here the refusal is lifted. Its GPU kernels are compared in ``tes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,16 +29,14 @@ CASES = {**FORESTS, **{f"random_{seed}": random_forest(seed, 12, 9) for seed in 
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Scores]:
+def eager(monkeypatch: pytest.MonkeyPatch) -> Scores:
     """Give FlexAttention without a compiler and with gradients; it holds all scores, which tests can afford."""
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
-    return lambda size: attend
+    return attend
 
 
-def assert_equals_dense(
-    segments: Segments, leaves: list[Tensor], rule: Rule, scores: Callable[[int], Scores]
-) -> None:
+def assert_equals_dense(segments: Segments, leaves: list[Tensor], rule: Rule, scores: Scores) -> None:
     """Compare output and every gradient."""
     query, key, value, *sinks = leaves
     given = (query, key, value, sinks[0] if sinks else None, segments, rule)
@@ -123,7 +120,7 @@ def test_the_mask_is_the_one_torch_makes_from_the_rule() -> None:
 
 
 @pytest.mark.parametrize("name", ["one_token", "five_answers", "deep_tree", "interleaved_trees"])
-def test_equals_dense_forward_and_backward(name: str, eager: Callable[[int], Scores]) -> None:
+def test_equals_dense_forward_and_backward(name: str, eager: Scores) -> None:
     """Windows, softcaps and sinks, grouped heads, values of another width; 1e-10 is float64 rounding."""
     segments = FORESTS[name]
     for window, softcap, sinks in ((None, 2.0, False), (None, None, True), (4, 2.0, True)):
@@ -134,7 +131,7 @@ def test_equals_dense_forward_and_backward(name: str, eager: Callable[[int], Sco
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: Callable[[int], Scores]) -> None:
+def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: Scores) -> None:
     """Sinks work on float32 log-sum-exps and leave half-precision outputs half."""
     segments = FORESTS["two_pairs"]
     query, key, value, sinks = (part.to(dtype) for part in draw(segments, sinks=True))
@@ -147,11 +144,11 @@ def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: Callable[[int], Scor
 
 # the compiler looks at gradients of tensors in the middle, and hides the warning where warnings are no errors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_equals_dense_as_the_compiler_sees_it(eager: Callable[[int], Scores]) -> None:
+def test_equals_dense_as_the_compiler_sees_it(eager: Scores) -> None:
     """Traced whole, forward and backward together, as for the GPU; only its kernels are not made."""
     segments = FORESTS["two_pairs"]
     traced = torch.compile(attend, backend="aot_eager", dynamic=False, fullgraph=True)
-    assert_equals_dense(segments, draw(segments, sinks=True), Rule(0.4, 6, 2.0), lambda size: traced)
+    assert_equals_dense(segments, draw(segments, sinks=True), Rule(0.4, 6, 2.0), traced)
 
 
 def test_sizes_are_two_in_every_octave() -> None:
@@ -179,20 +176,31 @@ def test_twenty_packings_are_one_compilation() -> None:
             segments = forest(numbers.integers(10, 40, 9).tolist(), [-1, 0, 0, -1, 3, 4, 3, -1, 7])
             query, key, value = (part.float() for part in draw(segments))
             rule = Rule(0.4, 30 if turn % 2 else None)
-            found = flex_attention(query, key, value, None, segments, rule, scores=lambda size: compiled)
+            found = flex_attention(query, key, value, None, segments, rule, scores=compiled)
             wanted = dense_attention(query, key, value, None, segments, rule)
             # float32 sums of a few hundred terms
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert len(graphs) <= len({filled_size(n) for n in range(90, 360)}) == 3
 
 
-def test_every_size_has_a_code_object_of_its_own() -> None:
-    """Torch gives up on a code object after eight compilations; ours are counted one by one."""
+def test_every_kind_of_problem_has_a_code_object_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives up on a code object after eight compilations; here eleven softcaps are served in turn."""
+    made: list[Any] = []
+
+    def remember(function: Any, **kwargs: Any) -> Any:
+        assert kwargs == {"dynamic": False, "fullgraph": True}
+        made.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", remember)
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     flex._compiled.cache_clear()
-    with torch.no_grad():
-        first, again, other = flex.compiled(128), flex.compiled(128), flex.compiled(256)
-    assert first is again and first is not other
-    assert flex.compiled(128) is not first
-    functions = [found._torchdynamo_orig_callable for found in (first, other)]  # type: ignore[attr-defined]
-    assert functions[0].__code__ is not functions[1].__code__
-    assert functions[0].__code__ is not attend.__code__
+    segments = FORESTS["pair"]
+    query, key, value = (part.detach() for part in draw(segments))
+    for _ in range(2):
+        for softcap in range(1, 12):
+            given = (query, key, value, None, segments, Rule(0.4, None, float(softcap)))
+            assert torch.equal(flex_attention(*given), flex_attention(*given, scores=attend))
+    flex._compiled.cache_clear()
+    assert len(made) == len({function.__code__ for function in made}) == 11
+    assert attend.__code__ not in [function.__code__ for function in made]

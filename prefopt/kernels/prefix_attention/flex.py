@@ -40,7 +40,7 @@ def flex_attention(
     segments: Segments,
     rule: Rule,
     *,
-    scores: Callable[[int], Scores] | None = None,
+    scores: Scores | None = None,
 ) -> Tensor:
     """Attend along every token's path under a mask of blocks.
 
@@ -51,7 +51,7 @@ def flex_attention(
         sinks: [Hq] or None.
         segments: the forest.
         rule: scaling, window and softcap.
-        scores: gives the function that attends in a row of so many tokens; None: compiled for that size.
+        scores: attends in a row that is filled up; None: ``compiled``.
 
     Returns:
         [1, T, Hq, dv].
@@ -59,9 +59,10 @@ def flex_attention(
     num_tokens = query.shape[2]
     size = filled_size(num_tokens)
     mask = mask_of(segments, rule.window, size, BLOCK, query.device)
-    run = (compiled if scores is None else scores)(size)
     q, k, v = (_fill(part, size) for part in (query, key, value))
-    out, lse = run(q, k, v, mask, rule.scaling, rule.softcap, sinks is not None)
+    out, lse = (compiled if scores is None else scores)(
+        q, k, v, mask, rule.scaling, rule.softcap, sinks is not None
+    )
     if sinks is not None:
         assert lse is not None
         # a sink adds e^sink to the sum of e^score, which scales every weight alike
@@ -111,16 +112,23 @@ def _bounded(softcap: float) -> Callable[..., Tensor]:
     return bounded
 
 
-def compiled(size: int) -> Scores:
-    """Return ``attend`` compiled for rows of ``size`` tokens, with or without gradients as is now enabled."""
-    return _compiled(size, torch.is_grad_enabled())
+def compiled(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scaling: float, softcap: float | None, wants_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Do what ``attend`` does, compiled at the first call of each kind of problem."""
+    tensors = tuple((part.shape, part.dtype, part.device, part.requires_grad) for part in (q, k, v))
+    kind = (tensors, scaling, softcap, wants_lse, torch.is_grad_enabled())
+    return _compiled(kind)(q, k, v, mask, scaling, softcap, wants_lse)
 
 
 @cache
-def _compiled(size: int, has_backward: bool) -> Scores:
-    # torch counts compilations per code object and gives up after eight, so each problem gets its own
-    code = attend.__code__.replace(co_name=f"attend_{size}_{'grad' if has_backward else 'no_grad'}")
-    own = FunctionType(code, attend.__globals__, code.co_name, attend.__defaults__, attend.__closure__)
+def _compiled(kind: tuple[object, ...]) -> Scores:
+    """Return a copy of ``attend`` for one kind of problem.
+
+    Torch counts compilations per code object and gives up after eight, so each kind gets its own.
+    """
+    name = f"attend_{_compiled.cache_info().currsize}"
+    own = FunctionType(attend.__code__.replace(co_name=name), attend.__globals__, name)
     function: Scores = torch.compile(own, dynamic=False, fullgraph=True)
     return function
 
