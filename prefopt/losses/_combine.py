@@ -1,4 +1,4 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, change the divergence, mix.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
 ``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
@@ -23,13 +23,23 @@ from prefopt.losses._contract import (
     base_of,
     check_settings,
     contract_of,
+    is_handed_over,
+    marks_of,
     name_of,
     settings_of,
     signature_of,
-    stats_of,
 )
-from prefopt.losses._terms import Nll, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, LossOutput, Range, Stats
+from prefopt.losses._terms import (
+    Divergence,
+    Nll,
+    answer_nll,
+    desensitize,
+    reshape_ratio,
+    sampling_weight,
+    scale_loss,
+    stop,
+)
+from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
 
@@ -149,6 +159,70 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
     return _compose(weighted, loss, _union("weighted", [signature], stats=("log_sum_p2",)), pay)
 
 
+def f_div(
+    loss: Loss,
+    *,
+    divergence: Divergence = "alpha",
+    alpha: Annotated[float, Range(gt=0, lt=1)] = 0.5,
+) -> Loss:
+    """Hold the policy to the reference by another f-divergence than the reverse KL.
+
+    The reverse KL of DPO seeks modes; towards the forward KL answers stay more varied, at some cost in
+    reward. "js" is mild, never overflows, and starts at half the slope, so it takes twice the beta; "alpha"
+    leads from the reverse KL (near 0) to the forward KL (near 1); "forward_kl" is steep: a log-ratio of
+    -20 counts as -e^20. A transform and not a loss of its own, because any loss that compares two
+    log-ratios takes it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and
+    more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
+    paper derives it.
+
+    Args:
+        loss: a loss over pairs that compares with a reference.
+        divergence: which one; "reverse_kl" changes nothing.
+        alpha: order of "alpha", as in the paper: the score is (1 - exp(-alpha * h)) / alpha. TRL's
+            ``f_alpha_divergence_coef`` is 1 - alpha.
+
+    Returns:
+        A loss over the same pairs, whose rewards are in scores in place of log-ratios. Exponents are
+        clamped at 40.
+
+    Formula:
+        h = policy - reference, for each answer, is replaced by f'(exp(h)) - f'(1):
+        reverse_kl  h
+        forward_kl  1 - exp(-h)
+        js          log sigmoid(h) + log 2
+        alpha       (1 - exp(-alpha * h)) / alpha
+
+    Raises:
+        RecipeError: ``loss`` is not over pairs, has no reference, already contains this transform or,
+            inside, ``length_desensitized``; or a setting is illegal.
+
+    Source:
+        Wang, Jiang, Yang, Liu and Chen, "Beyond Reverse KL: Generalizing Direct Preference Optimization
+        with Diverse Divergence Constraints", 2023, arXiv 2309.16240; f' as in the authors' code, up to
+        constants that cancel in a difference and are chosen here so that a score of 0 means no change.
+    """
+    settings = _admit(f_div, loss, divergence=divergence, alpha=alpha)
+    divergence, alpha = settings["divergence"], settings["alpha"]
+    contract = contract_of(loss)
+    if not contract.needs_reference:
+        raise RecipeError(f"f_div: {contract.name} has no reference to diverge from. Remove f_div.")
+    if "length_desensitized" in contract.applies:
+        raise RecipeError(
+            f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before length_desensitized."
+        )
+    if divergence != "alpha" and alpha != settings_of(f_div)["alpha"].default:
+        raise RecipeError(f"f_div.alpha: divergence '{divergence}' has no alpha. Remove the setting.")
+    signature = signature_of(loss)
+
+    def pay(given: Given) -> LossOutput:
+        policy, reference = given["policy"], given["reference"]
+        chosen = reshape_ratio(policy.chosen, reference.chosen, divergence, alpha)
+        rejected = reshape_ratio(policy.rejected, reference.rejected, divergence, alpha)
+        return loss(**{**given, "policy": replace(policy, chosen=chosen, rejected=rejected)})
+
+    return _compose(f_div, loss, _union("f_div", [signature]), pay)
+
+
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     """Add up several losses of one structure, each times its weight.
 
@@ -225,8 +299,7 @@ def _compose(
 ) -> Loss:
     """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
     parameters = dict(signature.parameters)
-    applies = (*contract_of(loss).applies, name_of(transform))
-    parameters["policy"] = _mark(parameters["policy"], stats_of(parameters["policy"]), applies)
+    parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
     signature = signature.replace(parameters=list(parameters.values()))
     return _named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
 
@@ -257,39 +330,39 @@ def _union(
         if known is None:
             merged[parameter.name] = parameter
         elif parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
-            merged[parameter.name] = _merge_structures(known, parameter)
+            merged[parameter.name] = _mark(known, *marks_of(parameter))
         elif parameter.name in INPUTS:
             is_required = parameter.default is Parameter.empty
             merged[parameter.name] = parameter if is_required else known
+        elif is_handed_over(parameter):
+            raise RecipeError(
+                f"{owner}: more than one part carries '{parameter.name}' from step to step. Keep one of them."
+            )
         else:
             raise RecipeError(
                 f"{owner}: more than one part has the setting '{parameter.name}'. "
                 f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
             )
-    policy = merged["policy"]
-    merged["policy"] = _mark(policy, (*stats_of(policy), *stats), _applies(policy))
+    merged["policy"] = _mark(merged["policy"], Stats(*stats))
     order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
     return Signature(order, return_annotation=LossOutput)
 
 
-def _merge_structures(first: Parameter, second: Parameter) -> Parameter:
-    return _mark(first, (*stats_of(first), *stats_of(second)), (*_applies(first), *_applies(second)))
-
-
-def _applies(parameter: Parameter) -> tuple[str, ...]:
-    marks = getattr(parameter.annotation, "__metadata__", ())
-    return tuple(name for mark in marks if isinstance(mark, Applies) for name in mark.transforms)
-
-
-def _mark(parameter: Parameter, stats: Sequence[str], applies: Sequence[str]) -> Parameter:
-    """Return the parameter with exactly these markers, each name once."""
-    stats, applies = tuple(dict.fromkeys(stats)), tuple(dict.fromkeys(applies))
+def _mark(parameter: Parameter, *added: Any) -> Parameter:
+    """Return the parameter with further markers; markers of one kind become one, each name once."""
+    names: dict[type, dict[str, None]] = {}
+    for mark in (*marks_of(parameter), *added):
+        field = _NAMES_IN.get(type(mark))
+        names.setdefault(type(mark), {}).update(dict.fromkeys(getattr(mark, field) if field else ()))
     annotation = base_of(parameter)
-    if stats:
-        annotation = Annotated[annotation, Stats(*stats)]
-    if applies:
-        annotation = Annotated[annotation, Applies(*applies)]
+    for kind, found in names.items():
+        if found or kind not in _NAMES_IN:
+            annotation = Annotated[annotation, kind(*found)]
     return parameter.replace(annotation=annotation)
+
+
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms"}
+"""Markers that hold names, and under which attribute; any other kind is present or not."""
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -310,4 +383,5 @@ def _add_up(outputs: Sequence[LossOutput], weights: Sequence[float], labels: Seq
         metrics[f"{label}/loss"] = stop(output.loss)
         metrics.update({f"{label}/{name}": value for name, value in output.metrics.items()})
     rewarded = next((output for output in outputs if output.chosen_reward is not None), outputs[0])
-    return replace(rewarded, loss=total, metrics=metrics)
+    carried = {name: value for output in outputs for name, value in output.carried.items()}
+    return replace(rewarded, loss=total, metrics=metrics, carried=carried)
