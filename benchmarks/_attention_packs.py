@@ -49,7 +49,9 @@ def pack(shape: Shape, tokens: int, numbers: np.random.Generator | None = None) 
         if lengths and sum(lengths) + sum(pair) > tokens:
             break
         lengths += pair
-    parents = [at if at < 0 else 3 * (index // 3) for index, at in enumerate([-1, 0, 0] * (len(lengths) // 3))]
+    parents = [
+        at if at < 0 else 3 * (index // 3) for index, at in enumerate([-1, 0, 0] * (len(lengths) // 3))
+    ]
     return Segments(tuple(accumulate([0, *lengths[:-1]])), tuple(lengths), tuple(parents))
 
 
@@ -112,12 +114,9 @@ class Repeated:
                     once.append(torch.full((lengths[node],), float(node != first or answer == first + 1)))
                 sequences.append(lengths[first] + lengths[answer])
         rows = torch.cat(runs).to(shared.query.device)
-        segments = Segments(
-            tuple(accumulate([0, *sequences[:-1]])), tuple(sequences), (-1,) * len(sequences)
-        )
+        segments = Segments(tuple(accumulate([0, *sequences[:-1]])), tuple(sequences), (-1,) * len(sequences))
         parts = [
-            part.transpose(1, 2)[:, rows].transpose(1, 2)
-            for part in (shared.query, shared.key, shared.value)
+            part.transpose(1, 2)[:, rows].transpose(1, 2) for part in (shared.query, shared.key, shared.value)
         ]
         keep = torch.cat(once).to(shared.upstream)[None, :, None, None]
         return cls(Inputs(segments, *parts, shared.upstream[:, rows] * keep), rows)

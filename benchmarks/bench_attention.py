@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,16 @@ from benchmarks._attention_packs import (
     truth,
     visible_pairs,
 )
-from benchmarks._runner import base_mib, clock, environment, peak_mib, save, table
+from benchmarks._runner import (
+    base_mib,
+    clock,
+    environment,
+    peak_mib,
+    relative_error,
+    save,
+    table,
+    time_in_turns,
+)
 from prefopt.kernels import tree_attention
 from prefopt.kernels.prefix_attention.choice import IMPLS, machine_of, obstacle, problem_of
 from prefopt.kernels.prefix_attention.flash_op import active_name
@@ -57,8 +67,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GATES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest norm of an error over the norm that is still right; a missing or a leaked key is off by far more."""
 PACKINGS = 20
-SECONDS = 60.0
-"""Time after which a contender's turns at one problem end."""
 
 
 @dataclass(slots=True)
@@ -92,23 +100,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     dtype = DTYPES[given.dtype or ("float32" if given.device == "cpu" else "bfloat16")]
     names = given.only or NAMES
+    tokens = given.tokens or TOKENS[given.device]
+    surroundings = environment(given.device, given.threads)
     lines: list[Line] = []
     for heads in given.heads or (["small"] if given.device == "cpu" else ["qwen3", "llama"]):
         for shape in given.shape or SHAPES[given.device]:
-            tokens = given.tokens or TOKENS[given.device]
-            found = measure(shape, heads, tokens, dtype, given.device, names, given.turns)
+            limits = (given.turns, given.seconds)
+            found = measure(shape, heads, tokens, dtype, given.device, names, limits)
             print(_report(shape, heads, tokens, found), flush=True)
             lines += found
-    record = {
-        "benchmark": "attention",
-        "environment": environment(given.device, given.threads),
-        "dtype": str(dtype).removeprefix("torch."),
-        "flash": active_name() if given.device == "cuda" else None,
-        "heads": HEADS,
-        "packings": PACKINGS,
-        "lines": lines,
-    }
-    print("stored in", save(given.name or f"attention_{given.device}", record))
+            record = {
+                "benchmark": "attention",
+                "environment": surroundings,
+                "dtype": str(dtype).removeprefix("torch."),
+                "flash": active_name() if given.device == "cuda" else None,
+                "heads": HEADS,
+                "packings": PACKINGS,
+                "lines": lines,
+            }
+            # after every problem, for a run may be cut short
+            stored = save(given.name or f"attention_{given.device}", record)
+    print("stored in", stored)
     return 0
 
 
@@ -119,9 +131,13 @@ def measure(
     dtype: torch.dtype,
     device: str,
     names: Sequence[str],
-    turns: int,
+    limits: tuple[int, float],
 ) -> list[Line]:
-    """Check everybody, then time those who passed in turns; the order rotates."""
+    """Check everybody, then time those who passed in turns.
+
+    ``limits`` are the timed turns of each, and the seconds after which one has had enough of them.
+    """
+    turns, seconds = limits
     segments = pack(shape, tokens)
     drawings = [draw(segments, HEADS[heads], dtype, device, seed) for seed in range(3)]
     expected = truth(drawings[0])
@@ -132,19 +148,10 @@ def measure(
         if not line.note:
             ready.append(line)
     del expected
-    spent = dict.fromkeys((line.name for line in ready), 0.0)
-    for turn in range(turns + 1):
-        shift = turn % max(1, len(ready))
-        for line in (*ready[shift:], *ready[:shift]):
-            if spent[line.name] > SECONDS and turn > 2:
-                continue
-            began = time.perf_counter()
-            forward, backward = _timed(line.name, drawings[turn % len(drawings)], device)
-            spent[line.name] += time.perf_counter() - began
-            if turn:  # the first one warms up
-                line.forward_ms.append(forward)
-                line.backward_ms.append(backward)
+    run = {line.name: partial(_timed, line.name, drawings, device) for line in ready}
+    times = time_in_turns(run, turns, seconds)
     for line in ready:
+        line.forward_ms, line.backward_ms = times[line.name]
         line.graphs = _compiled_anew(line.name, shape, heads, tokens, dtype, device)
     return lines
 
@@ -197,19 +204,17 @@ def _checked(line: Line, shared: Inputs, expected: list[Tensor], dtype: torch.dt
         line.peak_mib = peak_mib(device) - base
         again = _once(line.name, inputs)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what it held when memory ran out
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     line.layout_ms = statistics.median(_layout_ms(line.name, inputs.segments, device) for _ in range(5))
     line.repeats_bits = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     whole = found if repeated is None else repeated.fold(found, expected)
-    line.errors = [_relative(a, b) for a, b in zip(whole, expected, strict=True)]
-    for what, error in zip(("output", "dQ", "dK", "dV"), line.errors, strict=True):
-        if not error <= GATES[dtype]:
-            return f"wrong: {what} is off by {error:.2g} > {GATES[dtype]:g}"
+    line.errors = [relative_error(a, b) for a, b in zip(whole, expected, strict=True)]
+    for what, size in zip(("output", "dQ", "dK", "dV"), line.errors, strict=True):
+        if not size <= GATES[dtype]:
+            return f"wrong: {what} is off by {size:.2g} > {GATES[dtype]:g}"
     return ""
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def _layout_ms(name: str, segments: Segments, device: str) -> float:
@@ -228,17 +233,15 @@ def _layout_ms(name: str, segments: Segments, device: str) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def _timed(name: str, shared: Inputs, device: str) -> tuple[float, float]:
-    inputs, _ = _mine(name, shared)
+def _timed(name: str, drawings: Sequence[Inputs], device: str, turn: int) -> tuple[float, float]:
+    inputs, _ = _mine(name, drawings[turn % len(drawings)])
     leaves = inputs.leaves()
     kept: list[Tensor] = []
     forward = clock(lambda: kept.append(_forward(name, inputs, leaves)), device)
     return forward, clock(lambda: torch.autograd.grad(kept[0], leaves, inputs.upstream), device)
 
 
-def _compiled_anew(
-    name: str, shape: Shape, heads: str, tokens: int, dtype: torch.dtype, device: str
-) -> int:
+def _compiled_anew(name: str, shape: Shape, heads: str, tokens: int, dtype: torch.dtype, device: str) -> int:
     """Return how many graphs are compiled over other packings of like pairs to the same budget."""
     numbers = np.random.default_rng(0)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -260,8 +263,20 @@ def _report(shape: Shape, heads: str, tokens: int, lines: Sequence[Line]) -> str
             continue
         forward, backward = (statistics.median(times) for times in (line.forward_ms, line.backward_ms))
         ratio = f"{peer.total_ms / line.total_ms:.2f}" if peer is not None else ""
-        row = [line.name, f"{line.tokens}", f"{forward:.2f}", f"{backward:.2f}", f"{line.total_ms:.2f}", ratio]
-        row += [f"{line.layout_ms:.2f}", f"{line.first_seconds:.1f}", f"{line.graphs}", f"{line.peak_mib:.0f}"]
+        row = [
+            line.name,
+            f"{line.tokens}",
+            f"{forward:.2f}",
+            f"{backward:.2f}",
+            f"{line.total_ms:.2f}",
+            ratio,
+        ]
+        row += [
+            f"{line.layout_ms:.2f}",
+            f"{line.first_seconds:.1f}",
+            f"{line.graphs}",
+            f"{line.peak_mib:.0f}",
+        ]
         row += [*(f"{error:.1e}" for error in line.errors), "yes" if line.repeats_bits else "no"]
         rows.append(row)
     return f"\n{_title(shape, heads, tokens)}\n{table(head, rows)}"
@@ -294,11 +309,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, help="default float32 on the CPU, bfloat16 on a GPU")
     parser.add_argument("--shape", nargs="+", type=_shape, metavar="P,C,R")
     parser.add_argument("--heads", nargs="+", choices=HEADS)
-    parser.add_argument("--tokens", type=int, help="of the packed row; default 1024 on the CPU, 16384 on a GPU")
+    parser.add_argument(
+        "--tokens", type=int, help="of the packed row; default 1024 on the CPU, 16384 on a GPU"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, metavar="NAME", help="take part: " + "; ".join(NAMES)
     )
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="after which a contender's turns end")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--name", help="of the file in benchmarks/results; default attention_DEVICE")
     return parser
