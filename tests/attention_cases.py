@@ -73,6 +73,7 @@ class PlainOp:
     ) -> tuple[Tensor, Tensor]:
         """Return the output [Tq, Hq, d] and the log-sum-exps [Hq, Tq]."""
         self.calls.append("forward")
+        _check_layout(q, k, v)
         outs, totals = [], []
         for rows, cols in _runs(at):
             scores = _scores(q[rows], k[cols], scale, window)
@@ -94,6 +95,7 @@ class PlainOp:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Work from ``out`` and ``lse``, as the real op does."""
         self.calls.append("backward")
+        _check_layout(dout, q, k, v, out)
         dq, dk, dv = (torch.zeros_like(part) for part in (q, k, v))
         for rows, cols in _runs(at):
             weights = (_scores(q[rows], k[cols], scale, window) - lse[:, rows, None]).exp()
@@ -104,6 +106,11 @@ class PlainOp:
             dk[cols] = _fewer(dscores.mT @ q[rows].transpose(0, 1).to(weights.dtype), k)
             dv[cols] = _fewer(weights.mT @ do, v)
         return dq, dk, dv
+
+
+def _check_layout(*parts: Tensor) -> None:
+    """Demand what flash attention demands: heads whose numbers lie side by side."""
+    assert all(part.stride(-1) == 1 for part in parts)
 
 
 def _runs(at: Sequences) -> list[tuple[slice, slice]]:
