@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt import build, build_model
+from prefopt import build, build_model, build_reference
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable

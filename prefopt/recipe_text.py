@@ -87,7 +87,8 @@ class Schema:
         notes: dict[str, str] = {}
 
         def walk(block: Any, path: str) -> None:
-            blocks[path] = tuple(block.model_fields)
+            # where a setting takes blocks of more than one kind, their keys stand together
+            blocks[path] = tuple(dict.fromkeys((*blocks.get(path, ()), *block.model_fields)))
             for name, field in block.model_fields.items():
                 here = f"{path}.{name}" if path else name
                 notes[here] = field.description or ""

@@ -101,9 +101,7 @@ class SeveralReferences:
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
         first, *others = self.references
         found = first(batch, stats=own_stats(stats))
-        further = {
-            name: other(batch).tokens for name, other in zip(OTHER_REFERENCES, others, strict=False)
-        }
+        further = {name: other(batch).tokens for name, other in zip(OTHER_REFERENCES, others, strict=False)}
         return replace(found, stats={**found.stats, **further})
 
 

@@ -96,6 +96,8 @@ def test_refused_without_a_reference_or_twice() -> None:
 
 def test_what_changes_tokens_goes_inside() -> None:
     """Tails beyond the shorter answer are cut from the combined reference, not from the first one alone."""
-    with pytest.raises(RecipeError, match=r"^length_desensitized: .* Remove length_desensitized, or apply it first"):
+    with pytest.raises(
+        RecipeError, match=r"^length_desensitized: .* Remove length_desensitized, or apply it first"
+    ):
         length_desensitized(multi_ref(dpo))
     assert momentum_ref(length_desensitized(dpo))
