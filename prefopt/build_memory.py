@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,22 +10,25 @@ from torch import nn
 
 from prefopt import demo
 from prefopt.build_loss import BoundLoss
-from prefopt.build_model import DTYPES, REFERENCE_ADAPTER, ready, reference_name, source_of, with_lora
+from prefopt.build_model import (
+    DTYPES,
+    REFERENCE_ADAPTER,
+    named_references,
+    ready,
+    references_of,
+    source_of,
+    with_lora,
+)
 from prefopt.errors import RecipeError
-from prefopt.memory import Machine, MemoryPlan, Ranks, Sample, plan_of
+from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_of
 from prefopt.policy import Policy
 from prefopt.policy.load import load_config, skeleton, skeleton_adapter
-from prefopt.recipe import Recipe, ReferenceModel
+from prefopt.recipe import MovingReference, Recipe, ReferenceModel
+from prefopt.reference import own_stats
 
 
 def plan_memory(
-    recipe: Recipe,
-    loss: BoundLoss,
-    sample: Sample,
-    machine: Machine,
-    ranks: Ranks,
-    *,
-    accumulates: bool = True,
+    recipe: Recipe, loss: BoundLoss, sample: Sample, target: Target, ranks: Ranks, *, accumulates: bool = True
 ) -> MemoryPlan:
     """Plan the memory of the recipe's run on one rank; downloads configurations and nothing else.
 
@@ -32,13 +36,13 @@ def plan_memory(
         recipe: what is trained, and what it is compared with.
         loss: says whether a reference is needed, and which statistics.
         sample: what packs look like.
-        machine: which kernels run, and in which precision.
+        target: which kernels run, on what.
         ranks: how many processes share the work, and what of it.
         accumulates: steps have several packs.
 
     Raises:
         ModelError: a model cannot be found, or cannot be run without numbers.
-        RecipeError: the memory of the attention asked for is not planned.
+        RecipeError: the attention asked for cannot run on the target, or its memory is not planned.
     """
     if recipe.model.attention == "dense":
         raise recipe.located(
@@ -51,11 +55,11 @@ def plan_memory(
     return plan_of(
         model,
         sample,
-        machine,
+        target,
         ranks=ranks,
-        reference=_reference(recipe, model) if loss.contract.needs_reference else None,
+        references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
         stats=loss.contract.policy_stats,
-        reference_stats=loss.contract.reference_stats,
+        reference_stats=own_stats(loss.contract.reference_stats),
         accumulates=accumulates,
     )
 
@@ -70,30 +74,32 @@ def skeleton_of(recipe: Recipe) -> Policy:
             model = with_lora(recipe, base)
     elif settings.adapter is not None:
         model = skeleton_adapter(base, settings.adapter, key="model.adapter", is_trainable=True)
-        if reference_name(recipe) in ("initial", "cached"):
+        if not {"initial", "cached"}.isdisjoint(named_references(recipe)):
             skeleton_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
     return ready(recipe, base, model)
 
 
-def _reference(recipe: Recipe, model: nn.Module) -> nn.Module | str | None:
-    """Return what scores beside the policy in every step, in the words of ``plan_of``."""
-    match reference_name(recipe):
-        case "path":
-            assert isinstance(recipe.reference, ReferenceModel)
-            given = recipe.reference
-            other = _skeleton(
-                given.path, "reference.path", DTYPES[recipe.model.dtype], revision=given.revision
-            )
-            if given.adapter is not None:
-                other = skeleton_adapter(other, given.adapter, key="reference.adapter")
-            return Policy(other).model
-        case "adapter_off":
-            return "adapter_off"
-        case "initial" if recipe.model.adapter is not None:
-            return "adapter"
-        case "initial":
-            return "adapter_off" if recipe.model.lora is not None else model
-    return None
+def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
+    """Yield what scores beside the policy in every step, in the words of ``plan_of``."""
+    for entry in references_of(recipe):
+        match entry:
+            case ReferenceModel(cached=False):
+                yield _skeleton_of_reference(entry, DTYPES[recipe.model.dtype])
+            case MovingReference():
+                yield skeleton_of(recipe).model
+            case "adapter_off":
+                yield "adapter_off"
+            case "initial" if recipe.model.adapter is not None:
+                yield "adapter"
+            case "initial":
+                yield "adapter_off" if recipe.model.lora is not None else model
+
+
+def _skeleton_of_reference(reference: ReferenceModel, dtype: torch.dtype) -> nn.Module:
+    model = _skeleton(reference.path, "reference.path", dtype, revision=reference.revision)
+    if reference.adapter is not None:
+        model = skeleton_adapter(model, reference.adapter, key="reference.adapter")
+    return Policy(model).model
 
 
 def _skeleton(path: str, key: str, dtype: torch.dtype, **source: Any) -> Any:

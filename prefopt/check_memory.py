@@ -17,8 +17,7 @@ from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.errors import ModelError, RecipeError
-from prefopt.kernels import which_impl
-from prefopt.memory import GIB, Machine, MemoryPlan, Ranks, Sample
+from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target
 from prefopt.recipe import Recipe
 
 _SAMPLED_GROUPS = 64
@@ -76,7 +75,7 @@ def show_memory(
     accumulates = any(len(plan.step(at).ranks[0]) > 1 for at in range(min(8, plan.num_steps(1))))
 
     def planned(recipe: Recipe) -> MemoryPlan:
-        return plan_memory(recipe, loss, sample, machine_of(recipe, device), ranks, accumulates=accumulates)
+        return plan_memory(recipe, loss, sample, target_of(recipe, device), ranks, accumulates=accumulates)
 
     try:
         memory = planned(recipe)
@@ -98,16 +97,13 @@ def sample_of(table: GroupTable, share_prompts: bool) -> Sample:
     return Sample.of(pack([table[int(index)] for index in at], share_prompts=share_prompts))
 
 
-def machine_of(recipe: Recipe, device: Device) -> Machine:
+def target_of(recipe: Recipe, device: Device) -> Target:
     """Say which kernels a run takes on a device; a GPU that is not here counts as a new one."""
-    autocast = build_model.DTYPES[recipe.model.autocast] if recipe.model.autocast else None
-    if device.kind == "cpu":
-        return Machine("cpu", "segments", "chunked", autocast)
-    head = "fused"
-    if torch.cuda.is_available():
-        like = torch.empty((0, 0), dtype=build_model.DTYPES[recipe.model.dtype], device="cuda")
-        head = which_impl(like, like)
-    return Machine("cuda", recipe.model.attention, head, autocast)
+    settings, dtypes = recipe.model, build_model.DTYPES
+    autocast = dtypes[settings.autocast] if settings.autocast else None
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        return Target(attention=settings.attention, autocast=autocast)
+    return Target.of(device.kind, dtypes[settings.dtype], settings.attention, autocast)
 
 
 def _grid(memory: MemoryPlan, budget: int, device: Device, ranks: Ranks) -> Table:
@@ -172,7 +168,7 @@ def _changes(recipe: Recipe) -> Iterator[list[str]]:
     if not recipe.model.checkpointing:
         yield ["model.checkpointing=true"]
     is_trained_whole = recipe.model.lora is None and recipe.model.adapter is None
-    if is_trained_whole and build_model.reference_name(recipe) == "initial":
+    if is_trained_whole and build_model.references_of(recipe) == ("initial",):
         yield ["reference=cached"]
     if is_trained_whole:
         dtype = [] if recipe.model.dtype == "bfloat16" else ["model.dtype=bfloat16", "model.autocast=null"]

@@ -16,21 +16,20 @@ from torch import Tensor, nn
 
 from prefopt.kernels.footprint import Footprint
 from prefopt.optim import trainable
-from prefopt.policy.outline import (
+from prefopt.policy.outline import Outline, outline
+from prefopt.policy.stand_ins import (
     BACKWARD,
     FORWARD,
     HEAD,
     HEAD_BACKWARD,
     REFERENCE,
     REFERENCE_HEAD,
-    Machine,
-    Outline,
     Sample,
-    outline,
+    Target,
 )
 from prefopt.sharding import units_of
 
-__all__ = ["Machine", "MemoryPlan", "Ranks", "Sample", "plan_of"]
+__all__ = ["MemoryPlan", "Ranks", "Sample", "Target", "plan_of"]
 
 GIB = 1 << 30
 CONTEXT = 900 << 20
@@ -83,10 +82,10 @@ class MemoryPlan:
     moments: int  # the state of AdamW
     buckets: int  # copies of gradients on their way between ranks (DDP)
     gathered: int  # whole weights and gradients of the units at work (FSDP2)
-    reference: int  # a reference that is a model of its own
+    references: int  # those that are models of their own
     outline: Outline
     sample: Sample
-    machine: Machine
+    target: Target
     ranks: Ranks
     accumulates: bool  # gradients of earlier packs are there while a pack runs
 
@@ -96,7 +95,7 @@ class MemoryPlan:
         activations = min(peak.live, self.activations(tokens))
         found = {
             "weights": self.weights,
-            "reference": self.reference,
+            "references": self.references,
             "gradients": peak.gradients,
             "AdamW": self.moments,
             "gradients on their way (DDP)": self.buckets,
@@ -105,7 +104,7 @@ class MemoryPlan:
             f"working memory: {_PHASES[peak.phase]}": peak.live - activations,
         }
         found = {name: size for name, size in found.items() if size}
-        if self.machine.device == "cuda":
+        if self.target.device == "cuda":
             found["CUDA and allocator, estimated"] = self._overhead(sum(found.values()))
         return found
 
@@ -116,13 +115,13 @@ class MemoryPlan:
     def allocated(self, tokens: int) -> int:
         """Return the bytes of all tensors at the highest moment: what ``torch.cuda.max_memory_allocated`` reads."""
         peak = self.peak(tokens)
-        stays = self.weights + self.moments + self.buckets + self.gathered + self.reference
+        stays = self.weights + self.moments + self.buckets + self.gathered + self.references
         return stays + peak.live + peak.gradients
 
     def total(self, tokens: int) -> int:
         """Return all bytes that a device must have for packs of ``tokens``."""
         allocated = self.allocated(tokens)
-        return allocated + (self._overhead(allocated) if self.machine.device == "cuda" else 0)
+        return allocated + (self._overhead(allocated) if self.target.device == "cuda" else 0)
 
     def largest_budget(self, limit: int) -> int:
         """Return the most tokens per batch that fit into ``limit`` bytes; 0 if no pack fits."""
@@ -142,18 +141,18 @@ class MemoryPlan:
         head, *others = self._heads(tokens)
         extra = {HEAD: head.forward, HEAD_BACKWARD: head.backward, REFERENCE: head.kept}
         if others:
-            extra[REFERENCE_HEAD] = head.kept + others[0].forward
+            extra[REFERENCE_HEAD] = head.kept + max(other.forward for other in others)
         for phase, lines in self.outline.lines.items():
             for line in lines:
                 gradients = self.gradients if self.accumulates else line.gradients
                 yield Peak(phase, round(line.at(tokens)) + extra.get(phase, 0), gradients)
 
     def _heads(self, tokens: int) -> list[Footprint]:
-        """Count the head of the policy, and that of a reference that scores in the step."""
+        """Count the head of the policy, and those of references that score in the step."""
         scored = self.sample.scored(tokens)
-        calls = [call for call in (self.outline.head, self.outline.reference_head) if call is not None]
+        calls = (self.outline.head, *self.outline.reference_heads)
         sized = [replace(call, num_rows=scored, num_tokens=tokens) for call in calls]
-        return [call.footprint(self.machine.head) for call in sized]
+        return [call.footprint(self.target.head) for call in sized]
 
     def _overhead(self, allocated: int) -> int:
         between = COLLECTIVES if self.ranks.count > 1 else 0
@@ -163,10 +162,10 @@ class MemoryPlan:
 def plan_of(
     model: nn.Module,
     sample: Sample | None = None,
-    machine: Machine | None = None,
+    target: Target | None = None,
     *,
     ranks: Ranks | None = None,
-    reference: nn.Module | str | None = None,
+    references: Sequence[nn.Module | str] = (),
     stats: Sequence[str] = (),
     reference_stats: Sequence[str] = (),
     accumulates: bool = True,
@@ -177,23 +176,26 @@ def plan_of(
         model: a causal language model as it is trained, with its adapters and checkpointing, best on the
             meta device, where it takes no memory; ``policy.load.skeleton`` builds one from a config.
         sample: what packs look like; None takes a prompt of 512 tokens with two answers of 256.
-        machine: which kernels run; None is one of today's GPUs, without autocast.
+        target: which kernels run, on what; None is a GPU of today, without autocast.
         ranks: None is one process.
-        reference: a model of its own (the same one for a frozen copy of the start); ``adapter_off`` or
-            ``adapter`` for the policy's weights without or with an adapter; None where no reference
-            scores in the step.
+        references: what scores in every step: models of their own (``model`` again for a frozen copy of
+            the start), ``adapter_off`` or ``adapter`` for the policy's weights without or with an adapter.
+            References whose log-probs are cached take nothing.
         stats: statistics of the policy that the loss reads beside the log-probs.
-        reference_stats: those of the reference.
+        reference_stats: those of the references.
         accumulates: steps have several packs, so that gradients are there while a pack runs.
 
     Raises:
         ModelError: the model cannot run without numbers.
+        RecipeError: the attention asked for cannot run on the target.
     """
-    sample, machine, ranks = sample or Sample.uniform(), machine or Machine(), ranks or Ranks()
+    sample, target, ranks = sample or Sample.uniform(), target or Target(), ranks or Ranks()
     trained = list(trainable(model).values())
-    own = reference if isinstance(reference, nn.Module) else None
-    found = outline(model, sample, machine, stats=stats, reference=reference, reference_stats=reference_stats)
-    apart = [each for each in (model, own) if each is not None and ranks.is_sharded]
+    own = [each for each in references if isinstance(each, nn.Module)]
+    found = outline(
+        model, sample, target, stats=stats, references=references, reference_stats=reference_stats
+    )
+    apart = [model, *own] if ranks.is_sharded else []
     return MemoryPlan(
         weights=_held(model, ranks),
         gradients=sum(ranks.share(p) for p in trained),
@@ -201,10 +203,10 @@ def plan_of(
         moments=sum(2 * ranks.share(p) + 4 for p in trained),
         buckets=sum(p.nbytes for p in trained) if ranks.count > 1 and not ranks.is_sharded else 0,
         gathered=max((_gathered(each, ranks) for each in apart), default=0),
-        reference=_held(own, ranks) if own is not None else 0,
+        references=sum(_held(each, ranks) for each in own),
         outline=found,
         sample=sample,
-        machine=machine,
+        target=target,
         ranks=ranks,
         accumulates=accumulates or ranks.is_sharded,
     )

@@ -34,16 +34,18 @@ class AttentionCall:
         """Return what one layer holds on top.
 
         Args:
-            impl: ``segments``, ``varlen``, ``flex`` or ``auto``.
+            impl: ``segments``, ``varlen`` or ``flex``.
         """
-        return _COUNTS[self._fastest() if impl == "auto" else impl](self)
+        return _COUNTS[impl](self)
 
-    def _fastest(self) -> str:
-        """Return the back-end that ``auto`` takes on the CPU or a new GPU."""
-        if self.device != "cuda":
-            return "segments"
-        is_for_flash = self.itemsize == 2 and self.width == self.value_width and self.width % 8 == 0
-        return "varlen" if is_for_flash and self.width <= 256 and not self.is_explicit else "flex"
+    @property
+    def gathered(self) -> float:
+        """Keys that ``varlen`` reads for each token of the row, its copies of prompts included."""
+        return self.keys_read() / max(1, self.num_tokens)
+
+    def keys_read(self) -> int:
+        """Return how many keys all sequences of ``varlen`` read together."""
+        return sum(call.num_keys for call in plan_calls(self.segments, self.window, 0))
 
     @property
     def num_tokens(self) -> int:
@@ -107,7 +109,7 @@ def _count(call: AttentionCall, each: Call) -> Footprint:
 def _varlen(call: AttentionCall) -> Footprint:
     """Count ``varlen``: the keys and values of a prompt are copied for every answer but the first."""
     calls = plan_calls(call.segments, call.window, 0)
-    tokens, keys = call.num_tokens, sum(each.num_keys for each in calls)
+    tokens, keys = call.num_tokens, call.keys_read()
     copied = call.pairs(keys, call.key_heads, call.itemsize) if keys > tokens else 0
     kept = 4 * tokens * call.heads
     # flash attention adds up the queries' gradients in float32, with room between sequences, and makes
