@@ -31,7 +31,8 @@ def run(
     console: Console | None = None,
     *,
     gpu_memory: float | None = None,
-    ranks: Ranks | None = None,
+    gpus: int = 1,
+    fsdp: bool = False,
 ) -> None:
     """Read the recipe and the data, plan the run and say what was found; trains and loads no weights.
 
@@ -40,7 +41,8 @@ def run(
         overrides: ``key.path=value`` each.
         console: printed to; None is the terminal.
         gpu_memory: GiB of the GPU to plan for; None is the first GPU here.
-        ranks: how many processes share the work; None is one.
+        gpus: how many of them train together, a process each.
+        fsdp: the weights are spread over them.
 
     Raises:
         PrefoptError: what ``train`` would refuse before its first step.
@@ -60,7 +62,7 @@ def run(
     console.print()
     _show_example(console, tokenizer, data.train[0])
     _show_lengths(console, data.train)
-    plan = build.plan_of(loaded, data.train, loss, world=1 if ranks is None else ranks.count)
+    plan = build.plan_of(loaded, data.train, loss, world=gpus)
     _show_plan(console, loaded, loss, data, plan)
     show_memory(
         console,
@@ -70,7 +72,7 @@ def run(
         data.train,
         plan,
         Device.find(gpu_memory),
-        ranks or Ranks(),
+        Ranks(gpus, is_sharded=fsdp),
     )
     folder = RunFolder(Path(loaded.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"

@@ -91,12 +91,11 @@ def check(
 ) -> None:
     """Show what a recipe would do; train nothing."""
     if fsdp and gpus == 1:
-        raise RecipeError("command line: --fsdp spreads weights over GPUs. Give their number as --gpus.")
+        raise RecipeError("command line: --fsdp spreads weights over GPUs. Give their number with --gpus.")
     _read_first(recipe, overrides)
     from prefopt import check as verb
-    from prefopt.memory import Ranks
 
-    verb.run(recipe, overrides or [], gpu_memory=gpu_memory, ranks=Ranks(gpus, is_sharded=fsdp))
+    verb.run(recipe, overrides or [], gpu_memory=gpu_memory, gpus=gpus, fsdp=fsdp)
 
 
 class Dtype(str, Enum):

@@ -140,7 +140,8 @@ class _Run:
 
     def moments(self, sample: Sample) -> list[Moment]:
         """Run a pack of the sample's layout to see what layers hold, then one to count; return its moments."""
-        self._run(sample, Stack.observe, [])
+        if any(self.stacks[0].is_left_out):
+            self._run(sample, Stack.observe, [])
         return self._run(sample, Stack.count, self.references)
 
     def _run(

@@ -88,9 +88,10 @@ def _count(call: AttentionCall, each: Call) -> Footprint:
         scores = sum((high - low) * high for low, high in zip((0, *ends), ends, strict=False))
         block = call.heads * min(DENSE_ROWS, queries) * queries * call.wide
         operands = queries * row * call.wide if call.itemsize < call.wide else 0
-        outs = 2 * call.heads * queries * call.value_width * call.wide
-        backward = 2 * block + operands + queries * row * call.wide
-        return Footprint(block + operands + outs, scores * call.heads * call.wide, backward)
+        out = call.heads * queries * call.value_width * call.wide
+        # the upstream gradient is widened too, and products lay some operands out anew
+        backward = 2 * block + operands + (out if operands else 0) + queries * row * call.wide + 2 * out
+        return Footprint(block + operands + 2 * out, scores * call.heads * call.wide, backward)
     lse = call.heads * queries * call.wide
     # distances are counted in int64 before they are compared
     mask = 0 if each.is_causal(call.window) else 10 * queries * keys
