@@ -15,8 +15,8 @@ from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
 from prefopt.build_model import DTYPES
 from prefopt.cache import LogpCache
-from prefopt.data.choose import Structure
 from prefopt.data.loader import stream
+from prefopt.data.needs import Needs, Structure
 from prefopt.data.plan import Plan
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.report import DataReport
@@ -24,6 +24,7 @@ from prefopt.data.rows import Source
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import RecipeError
+from prefopt.losses import LossContract
 from prefopt.optim import OptimSettings
 from prefopt.recipe import DataSource, Recipe, parse_recipe
 from prefopt.reference import Reference, fill_cache
@@ -214,10 +215,17 @@ def _prepare(
         truncate=recipe.rows.truncate,
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
-        structure=cast(Structure, loss.contract.structure),
+        needs=needs_of(loss.contract),
         chat_template=recipe.model.chat_template,
         cache_dir=cache_folder() / "tokenized" if use_cache else None,
     )
+
+
+def needs_of(contract: LossContract) -> Needs:
+    """Return what a loss asks of the rows."""
+    required = tuple(name for name, is_required in contract.inputs.items() if is_required)
+    structure = cast(Structure, contract.structure)
+    return Needs(structure, contract.roles, required, contract.prompts, contract.name)
 
 
 def source_of(source: DataSource) -> Source:

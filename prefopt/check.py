@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt import build, build_model
+from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -109,7 +110,7 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     steps = build.num_steps(recipe, plan)
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())
-    unit = "pairs" if loss.contract.structure == "pairs" else "answers"
+    unit = UNIT_NAMES[loss.contract.structure]
     epoch = len(plan.epoch_steps(0))
     lines = [
         f"{len(data.train):,} groups with {int(plan.units.sum()):,} {unit} to train on"

@@ -25,6 +25,7 @@ from prefopt.types import (
     ListLogps,
     LossOutput,
     PairLogps,
+    Prompts,
     Range,
     Roles,
     SeqLogps,
@@ -117,8 +118,9 @@ class LossContract:
     """What a trainer must hand a loss, which settings it has, and what its docstring says of it.
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
-    transforms the loss contains, ``roles`` the responses it needs besides the answers, ``carried`` the
-    parameters through which it hands values to itself in the next optimizer step.
+    transforms the loss contains, ``roles`` the responses it needs besides the answers, ``prompts`` whether a
+    pair's answers may reply to different prompts, ``carried`` the parameters through which it hands values
+    to itself in the next optimizer step.
     """
 
     name: str
@@ -133,6 +135,7 @@ class LossContract:
     source: str  # its Source section, as one line
     applies: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
 
@@ -176,6 +179,7 @@ def contract_of(loss: Loss) -> LossContract:
         source=source,
         applies=_marked(positional[0], Applies, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
+        prompts=_marked(positional[0], Prompts, "names"),
         is_whole_step=is_whole_step,
         carried=carried,
     )
