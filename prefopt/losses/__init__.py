@@ -9,14 +9,25 @@ Adding a loss takes one file, one line in ``LOSSES`` and one test file with numb
 
 from collections.abc import Callable
 
-from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
+from prefopt.losses._combine import bound, f_div, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
+from prefopt.losses.apo import apo_down, apo_zero
+from prefopt.losses.bco_pair import bco_pair
+from prefopt.losses.cal_dpo import cal_dpo
+from prefopt.losses.convex import convex
+from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
+from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.focal import focal
+from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.nca_pair import nca_pair
+from prefopt.losses.robust import robust
 from prefopt.losses.sft import sft
 from prefopt.losses.simpo import simpo
+from prefopt.losses.slic import slic
+from prefopt.losses.sppo import sppo, sppo_hard
 from prefopt.losses.wpo import wpo
 
 LOSSES: dict[str, Loss] = {
@@ -27,11 +38,26 @@ LOSSES: dict[str, Loss] = {
     "wpo": wpo,
     "ld_dpo": ld_dpo,
     "sft": sft,
+    "robust": robust,
+    "hinge": hinge,
+    "slic": slic,
+    "convex": convex,
+    "discopop": discopop,
+    "exo_pref": exo_pref,
+    "exo_rw": exo_rw,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "nca_pair": nca_pair,
+    "bco_pair": bco_pair,
+    "sppo": sppo,
+    "sppo_hard": sppo_hard,
+    "cal_dpo": cal_dpo,
 }
 """The losses a recipe can name."""
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "with_nll": with_nll,
+    "f_div": f_div,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
 }
@@ -43,17 +69,32 @@ __all__ = [
     "Loss",
     "LossContract",
     "Setting",
+    "apo_down",
+    "apo_zero",
+    "bco_pair",
     "bound",
+    "cal_dpo",
     "contract_of",
+    "convex",
+    "discopop",
     "dpo",
+    "exo_pref",
+    "exo_rw",
+    "f_div",
     "focal",
+    "hinge",
     "ipo",
     "ld_dpo",
     "length_desensitized",
     "mixed",
+    "nca_pair",
+    "robust",
     "settings_of",
     "sft",
     "simpo",
+    "slic",
+    "sppo",
+    "sppo_hard",
     "weighted",
     "with_nll",
     "wpo",
