@@ -30,6 +30,19 @@ STATS = ("logsumexp", "entropy", "log_sum_p2", "is_top1", "mean_logit")
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
 
+OTHER_RESPONSES = {
+    "gold": "a gold answer in every row",
+    "rationale": "a rationale in every row",
+    "kl": "answers to other prompts, which are taken from the next row",
+}
+"""What the roles besides ``answer`` ask of the data."""
+
+PROMPTS = {
+    "two": "the answers of a pair may reply to different prompts",
+    "contrast": "a pair is one answer to two prompts",
+}
+"""What a loss over pairs may say of prompts; without a word both answers of a pair reply to one prompt."""
+
 
 class InputSpec(NamedTuple):
     """Describe one tensor that a trainer can hand to a loss besides log-probs."""
@@ -533,10 +546,6 @@ class Roles:
             if name not in ROLES[1:]:
                 raise ValueError(f"Roles: there is no role '{name}'. Choose from {', '.join(ROLES[1:])}.")
         object.__setattr__(self, "names", names)
-
-
-PROMPTS = ("two", "contrast")
-"""What a loss over pairs may say of prompts; without a word both answers of a pair reply to one prompt."""
 
 
 @dataclass(frozen=True, slots=True)

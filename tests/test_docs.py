@@ -15,6 +15,7 @@ import pytest
 
 from prefopt.build_loss import build_loss
 from prefopt.data.layouts import ALIASES, LAYOUTS, Layout, detect
+from prefopt.data.needs import Needs
 from prefopt.data.raw import RawRow
 from prefopt.data.rows import Source
 from prefopt.data.shapes import to_comparison
@@ -147,7 +148,7 @@ def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, r
     value = json.loads(row)
     found: Layout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
     assert found.name.split()[0] == (layout if layout in LAYOUTS else "text")
-    comparison = to_comparison(found, value, 0, "page:1")
+    comparison = to_comparison(found, value, 0, "page:1", Needs("all"))
     assert all(comparison.answers)
     for pair in comparison.preferences:
         assert "even" in str(comparison.answers[pair.chosen])  # seven is the prime on every row

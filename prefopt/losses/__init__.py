@@ -17,17 +17,26 @@ from prefopt.losses.cal_dpo import cal_dpo
 from prefopt.losses.convex import convex
 from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
+from prefopt.losses.exo_k import exo_k
 from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.focal import focal
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.nca_k import infonca_k, nca_k
 from prefopt.losses.nca_pair import nca_pair
+from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pro_rank import pro_rank
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.robust import robust
+from prefopt.losses.rrhf import rrhf
 from prefopt.losses.sft import sft
 from prefopt.losses.simpo import simpo
 from prefopt.losses.slic import slic
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.sppo_k import sppo_k
+from prefopt.losses.tree import tree
 from prefopt.losses.wpo import wpo
 
 LOSSES: dict[str, Loss] = {
@@ -52,6 +61,16 @@ LOSSES: dict[str, Loss] = {
     "sppo": sppo,
     "sppo_hard": sppo_hard,
     "cal_dpo": cal_dpo,
+    "joint_prompt": joint_prompt,
+    "prompt_contrast": prompt_contrast,
+    "plackett_luce": plackett_luce,
+    "pro_rank": pro_rank,
+    "rrhf": rrhf,
+    "infonca_k": infonca_k,
+    "nca_k": nca_k,
+    "exo_k": exo_k,
+    "tree": tree,
+    "sppo_k": sppo_k,
 }
 """The losses a recipe can name."""
 
@@ -78,23 +97,33 @@ __all__ = [
     "convex",
     "discopop",
     "dpo",
+    "exo_k",
     "exo_pref",
     "exo_rw",
     "f_div",
     "focal",
     "hinge",
+    "infonca_k",
     "ipo",
+    "joint_prompt",
     "ld_dpo",
     "length_desensitized",
     "mixed",
+    "nca_k",
     "nca_pair",
+    "plackett_luce",
+    "pro_rank",
+    "prompt_contrast",
     "robust",
+    "rrhf",
     "settings_of",
     "sft",
     "simpo",
     "slic",
     "sppo",
     "sppo_hard",
+    "sppo_k",
+    "tree",
     "weighted",
     "with_nll",
     "wpo",

@@ -7,7 +7,7 @@ unreduced. Settings and defaults are those of the loss of the same name, and so 
 sums are not enough. Build ``PairLogps.from_concatenated(logps, mask)`` (or ``SeqLogps.from_padded`` for
 ``sft``) from your per-token log-probs and call ``prefopt.losses.ld_dpo(policy, reference).loss``
 instead; ``wpo`` also needs ``log_sum_p2=`` beside the log-probs. The same values take transforms:
-``f_div(dpo, divergence="js")(policy, reference).loss``.
+``f_div(dpo, divergence="js")(policy, reference).loss``. Losses over lists take a ``ListLogps``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.focal import focal
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.nca_pair import nca_pair
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.robust import robust
 from prefopt.losses.simpo import simpo
 from prefopt.losses.sppo import sppo, sppo_hard
@@ -39,6 +41,8 @@ from prefopt.types import LossOutput, PairLogps, SeqLogps
 P = ParamSpec("P")
 
 SUMS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+
+LISTS = ("plackett_luce", "pro_rank", "rrhf", "infonca_k", "nca_k", "exo_k", "tree", "sppo_k")
 
 _INSTEAD = {
     "wpo_loss": "It averages per-token values. Build PairLogps.from_concatenated(logps, mask, log_sum_p2=...) "
@@ -49,6 +53,11 @@ _INSTEAD = {
     "per-token log-probs and call prefopt.losses.slic(policy).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
+    **{
+        f"{name}_loss": "It compares whole lists. Build ListLogps(SeqLogps.from_padded(logps, mask), group_sizes) from "
+        f"[S, T] per-token log-probs and call prefopt.losses.{name}(policy, ..., answer_score=scores)."
+        for name in LISTS
+    },
     "cdpo_loss": "Call dpo_loss with label_smoothing above 0.",
 }
 
@@ -133,6 +142,8 @@ bco_pair_loss = _on_sums(bco_pair)
 sppo_loss = _on_sums(sppo)
 sppo_hard_loss = _on_sums(sppo_hard)
 cal_dpo_loss = _on_sums(cal_dpo)
+joint_prompt_loss = _on_sums(joint_prompt)
+prompt_contrast_loss = _on_sums(prompt_contrast)
 
 
 def ipo_loss(

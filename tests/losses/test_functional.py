@@ -100,7 +100,7 @@ def test_integer_lengths_do(sums, lengths):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_here_with_its_defaults_or_says_what_to_build(name):
-    if name in ("wpo", "ld_dpo", "slic", "sft"):
+    if name in ("wpo", "ld_dpo", "slic", "sft", *functional.LISTS):
         with pytest.raises(AttributeError, match=rf"no {name}_loss. .*Logps.from_.*prefopt.losses.{name}\("):
             getattr(functional, f"{name}_loss")
         return
