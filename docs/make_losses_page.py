@@ -28,8 +28,9 @@ INTRODUCTION = """\
 <!-- Written by docs/make_losses_page.py from prefopt/losses/. Edit those, then run the script. -->
 
 A loss is a pure function of log-probs: it knows no model, device, rank or padding. It returns one cost per unit
-(a pair, an answer or a list of answers), and the trainer multiplies by the row's weight, adds up and divides by the units of the
-whole optimizer step. All log-probs are in nats; "log-prob" of an answer is the sum over its scored tokens.
+(a pair, an answer or a list of answers), and the trainer multiplies by the row's weight, adds up and divides by
+the units of the whole optimizer step. All log-probs are in nats; "log-prob" of an answer is the sum over its
+scored tokens.
 
 `prefopt losses` prints this list, `prefopt losses NAME` one entry. From your own code see
 [custom_trainer.md](custom_trainer.md).

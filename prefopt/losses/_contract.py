@@ -45,6 +45,14 @@ STRUCTURES: dict[type, str] = {
 }
 """The kind of unit a loss pays for, by the type of its first parameter."""
 
+_STRUCTURES_OF = {
+    "[P]": ("pairs",),
+    "int64 [P]": ("pairs",),
+    "[S]": ("sides", "lists"),
+    "[]": ("pairs", "responses", "sides"),
+}
+"""Which structures have an input of a shape; any other shape fits all."""
+
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
 
@@ -165,6 +173,15 @@ def contract_of(loss: Loss) -> LossContract:
     is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
+    inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
+    misplaced = next(
+        (i for i in inputs if structure not in _STRUCTURES_OF.get(INPUTS[i].shape, (structure,))), None
+    )
+    if misplaced is not None:
+        shape = INPUTS[misplaced].shape
+        raise TypeError(
+            f"loss {name}: '{misplaced}' is {shape}, but the loss learns from {structure}. Take it out."
+        )
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -172,7 +189,7 @@ def contract_of(loss: Loss) -> LossContract:
         needs_reference=len(positional) == 2,
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
-        inputs={p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS},
+        inputs=inputs,
         settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=formula,
