@@ -302,7 +302,7 @@ class _Builder:
             source.groups, source.pairs = int(mine.sum()), int(np.diff(table.group_pairs)[mine].sum())
         report.lengths = {
             "prompt": quantiles(table.prompt_lengths),
-            "answer": quantiles(table.response_lengths),
+            "answer": quantiles(table.response_lengths[table.is_answer]),
             "longest": quantiles(table.sizes(share_prompts=True).longest),
         }
         return Prepared(table, report)
