@@ -49,11 +49,12 @@ def cache_folder() -> Path:
 
 
 def loss_of(recipe: Recipe) -> BoundLoss:
-    """Build the recipe's loss and refuse a reference that it would not use."""
+    """Build the recipe's loss and refuse a reference that it would not use, or a metric that it has not."""
     try:
         loss = build_loss(recipe.loss)
     except RecipeError as error:
         raise recipe.located(error) from None
+    _check_metric(recipe, loss.contract)
     reference = recipe.reference
     if not loss.contract.needs_reference and reference not in (None, "none"):
         raise recipe.located(
@@ -70,6 +71,18 @@ def loss_of(recipe: Recipe) -> BoundLoss:
             )
         )
     return loss
+
+
+def _check_metric(recipe: Recipe, contract: LossContract) -> None:
+    metric = recipe.eval.metric if recipe.eval is not None else "loss"
+    known = {"sides": ("loss", "reward/margin"), "responses": ("loss",)}.get(contract.structure, (metric,))
+    if metric not in known:
+        raise recipe.located(
+            RecipeError(
+                f"eval.metric: {contract.name} learns from single answers and has no {metric}. "
+                f"Choose {' or '.join(known)}."
+            )
+        )
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:

@@ -236,6 +236,20 @@ def test_the_wrong_structure_is_one_line_and_leaves_nothing(
     assert not any((tmp_path / "run").rglob("*"))
 
 
+@pytest.mark.parametrize(
+    ("loss", "metric", "choices"),
+    [("sft", "reward/margin", "loss"), ("by_sides", "reward/accuracy", "loss or reward/margin")],
+)
+def test_a_metric_that_the_structure_has_not_is_refused(
+    loss: str, metric: str, choices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [labelled(number) for number in range(4)])
+    asked = recipe(tmp_path, f"{{name: {loss}}}", eval=f"{{split: 0.5, metric: {metric}, best: true}}")
+    assert main(["train", str(asked)]) == 2
+    message = f"eval.metric: {loss} learns from single answers and has no {metric}. Choose {choices}."
+    assert message in capsys.readouterr().err
+
+
 def test_check_shows_what_is_scored_besides_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
