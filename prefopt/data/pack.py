@@ -17,6 +17,8 @@ def group_of(
     responses: Sequence[Sequence[int]],
     preferences: Sequence[tuple[int, int]] = ((0, 1),),
     *,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[bool] | None = None,
     row_id: int = 0,
 ) -> TokenizedGroup:
     """Build a group from plain lists of token ids, for callers with their own data code.
@@ -25,6 +27,8 @@ def group_of(
         prompt: at least one token.
         responses: K lists of at least one token, the end-of-sequence token included.
         preferences: (chosen, rejected) indices into ``responses``.
+        scores: a number for each response, for losses that read scores.
+        labels: whether each response is desirable, for losses over labelled answers.
         row_id: names the row in errors.
 
     Raises:
@@ -39,6 +43,8 @@ def group_of(
         preferences=tuple(Preference(*pair) for pair in preferences),
         row_id=row_id,
         origin=f"row {row_id}",
+        scores=None if scores is None else tuple(scores),
+        labels=None if labels is None else tuple(labels),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
@@ -35,7 +36,8 @@ def tree(
         answer_score: [S] value of every answer.
         beta: reward per nat of log-ratio.
         ranks: what ranks the answers for the weights: the current rewards of the "policy", as in LambdaLoss,
-            or the "score" of the data, which keeps the weights constant.
+            or the "score" of the data, which keeps the weights constant. Rewards that are equal to one
+            decimal are ranked by score, for at the start all differ by rounding alone.
 
     Returns:
         Loss [G]; rewards [G], beta times the log-ratio: of the best answer, and the mean of the others'; metric
@@ -57,15 +59,18 @@ def tree(
     rewards = beta * log_ratio(policy.answers, reference.answers)
     table = grid.lay(rewards)
     pair_loss = logistic(table[:, :, None] - table[:, None, :])
-    weight = _swap_weight(grid, answer_score, rewards if ranks == "policy" else answer_score)
+    order = grid.best_first(answer_score)
+    if ranks == "policy":
+        level = grid.lay((10.0 * stop(rewards)).round(), -torch.inf).gather(1, order)
+        order = order.gather(1, level.argsort(dim=1, descending=True, stable=True))
+    weight = _swap_weight(grid.lay(safe_exp(answer_score * math.log(2.0))), order)
     loss = (pair_loss * weight * grid.is_better(answer_score)).sum(dim=(1, 2))
     return with_list_rewards(loss, grid, rewards, answer_score)
 
 
-def _swap_weight(grid: Grid, values: Tensor, ranked_by: Tensor) -> Tensor:
+def _swap_weight(gain: Tensor, order: Tensor) -> Tensor:
     """Return by how much the discounted gain of a ranking changes when two answers swap, [G, K, K]."""
-    gain = grid.lay(safe_exp(values * math.log(2.0)))
-    rank = grid.best_first(stop(ranked_by)).argsort(dim=1) + 1
+    rank = order.argsort(dim=1) + 1
     discount = 1.0 / (1.0 + rank).to(gain.dtype).log()
     gap = (gain[:, :, None] - gain[:, None, :]).abs()
     return gap * (discount[:, :, None] - discount[:, None, :]).abs()

@@ -38,6 +38,15 @@ def test_ranks_are_those_of_the_policy_or_of_the_scores(lists):
         assert got == pytest.approx(wanted, rel=1e-14)
 
 
+def test_rewards_that_differ_by_rounding_are_ranked_by_score(lists):
+    """At the start all rewards are zero but for noise, which must not decide the weights."""
+    reference, values = lists([[-1.0], [-1.0], [-1.0]]), scores(0, 2, 1)
+    quiet = tree(reference, reference, answer_score=values).loss.item()
+    noisy = tree(lists([[-1.001], [-0.999], [-0.99]]), reference, answer_score=values).loss.item()
+    assert noisy == pytest.approx(quiet, rel=1e-2)  # the pairs' own losses move by as much
+    assert quiet == pytest.approx(tree(reference, reference, answer_score=values, ranks="score").loss.item())
+
+
 def test_weights_are_held_constant(lists, pairs):
     """The gradient is that of DPO times the weight 0.532456."""
     policy, reference = lists([[-1.0], [-1.0]]), lists([[-1.0], [-2.0]])
