@@ -78,11 +78,8 @@ def test_an_existing_file_is_not_replaced_unasked(folder: Path, capsys: pytest.C
 
 def test_one_answer_to_two_prompts_is_scored_after_each(folder: Path) -> None:
     row = {"chosen_prompt": "w1 w2", "rejected_prompt": "w5", "completion": " w3 w4"}
-    plain = [
-        {"prompt": row[name], "chosen": " w3 w4", "rejected": " w6"}
-        for name in ("chosen_prompt", "rejected_prompt")
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [row, *plain]))
+    equal = [{**row, "rejected_prompt": "w1 w2"}, {**row, "chosen_prompt": "w5"}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [row, *equal]))
     both, *alone = scored(folder)
     assert both["lengths"] == [3, 3]
     for logp, line in zip(both["logps"], alone, strict=True):  # type: ignore[arg-type]
