@@ -238,9 +238,14 @@ def _prepare(
 
 def needs_of(contract: LossContract) -> Needs:
     """Return what a loss asks of the rows."""
-    required = tuple(name for name, is_required in contract.inputs.items() if is_required)
-    structure = cast(Structure, contract.structure)
-    return Needs(structure, contract.roles, required, contract.prompts, contract.name)
+    return Needs(
+        structure=cast(Structure, contract.structure),
+        roles=contract.roles,
+        inputs=tuple(name for name, is_required in contract.inputs.items() if is_required),
+        optional=tuple(name for name, is_required in contract.inputs.items() if not is_required),
+        prompts=contract.prompts,
+        loss=contract.name,
+    )
 
 
 def source_of(source: DataSource) -> Source:

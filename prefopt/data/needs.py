@@ -21,6 +21,7 @@ class Needs:
         structure: the units; "all" keeps every answer of every row, to be scored rather than learned from.
         roles: responses besides the answers, of ``types.ROLES``.
         inputs: the names of ``types.INPUTS`` that the loss cannot do without.
+        optional: those that it takes where the data has them.
         prompts: of ``types.PROMPTS``, whether a pair's answers may reply to different prompts.
         loss: what messages call it; the only field that changes nothing in the result.
     """
@@ -28,17 +29,19 @@ class Needs:
     structure: Structure = "pairs"
     roles: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     loss: str = "this loss"
 
     @property
     def key(self) -> list[str | list[str]]:
         """All that decides what becomes of a row, for the key of a cache."""
-        return [self.structure, sorted(self.roles), sorted(self.inputs), sorted(self.prompts)]
+        lists = (self.roles, self.inputs, self.optional, self.prompts)
+        return [self.structure, *(sorted(names) for names in lists)]
 
     def reads(self, column: str) -> bool:
         """Whether the loss reads a column that is left alone unless a loss asks for it."""
-        return READ_FOR[column] in (*self.roles, *self.inputs)
+        return READ_FOR[column] in (*self.roles, *self.inputs, *self.optional)
 
 
 PAIRS = Needs()

@@ -149,3 +149,10 @@ def test_a_weight_that_no_unit_can_carry_is_refused(structure: Any, write: Any, 
     path = write("d.jsonl", [{**PAIR, "weight": 2}])
     with pytest.raises(DataError, match="the row has a weight, which belongs to a pair or a list"):
         prepare([Source(path)], chatml, needs=Needs(structure))
+
+
+def test_what_a_loss_can_do_without_is_read_where_it_is(write: Any, chatml: Any) -> None:
+    needs = Needs(optional=("prompt_embedding",))
+    rows = [{**PAIR, "prompt_embedding": [1.0, 2.0]}]
+    assert prepare([Source(write("d.jsonl", rows))], chatml, needs=needs).table.prompt_embedding is not None
+    assert prepare([Source(write("e.jsonl", [PAIR]))], chatml, needs=needs).table.prompt_embedding is None
