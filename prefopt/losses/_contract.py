@@ -184,15 +184,6 @@ def contract_of(loss: Loss) -> LossContract:
     is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
-    inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
-    misplaced = next(
-        (i for i in inputs if structure not in _STRUCTURES_OF.get(INPUTS[i].shape, (structure,))), None
-    )
-    if misplaced is not None:
-        shape = INPUTS[misplaced].shape
-        raise TypeError(
-            f"loss {name}: '{misplaced}' is {shape}, but the loss learns from {structure}. Take it out."
-        )
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -200,7 +191,7 @@ def contract_of(loss: Loss) -> LossContract:
         needs_reference=len(positional) == 2,
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
-        inputs=inputs,
+        inputs=_inputs(name, structure, keyword),
         settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=formula,
@@ -212,6 +203,18 @@ def contract_of(loss: Loss) -> LossContract:
         is_whole_step=is_whole_step,
         carried=carried,
     )
+
+
+def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str, bool]:
+    """Return the inputs that a signature names, and whether it requires each."""
+    inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
+    for given in inputs:
+        shape = INPUTS[given].shape
+        if structure not in _STRUCTURES_OF.get(shape, (structure,)):
+            raise TypeError(
+                f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
+            )
+    return inputs
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
