@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from benchmarks._logp_plot import plot
 from benchmarks._logp_providers import PROVIDERS, TASKS, Inputs, Provider, draw, truth
-from benchmarks._runner import RESULTS, base_mib, environment, peak_mib, save, table
+from benchmarks._runner import RESULTS, base_mib, clock, environment, peak_mib, save, table
 
 Shape = tuple[int, int, int]
 SHAPES: dict[str, list[Shape]] = {
     "cpu": [(2048, 256, 32000), (2048, 512, 32000), (2048, 1024, 32000)],
     "cuda": [
         (rows, width, vocab)
+        for rows in (2048, 8192, 512)
         for width, vocab in ((1024, 151936), (2048, 151936), (4096, 128256))
-        for rows in (512, 2048, 8192)
     ],
 }
-"""Rows, hidden size, vocabulary: Qwen3 0.6B and 1.7B and Llama 3.1 8B on the GPU."""
+"""Rows, hidden size, vocabulary: Qwen3 0.6B and 1.7B and Llama 3.1 8B on the GPU; the most telling first."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GATES = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.15, 3e-2)}
 """Largest error of a log-prob in nats, and of a gradient relative to its norm, that is still right.
@@ -75,23 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     dtype = DTYPES[given.dtype or ("float32" if given.device == "cpu" else "bfloat16")]
     providers = [PROVIDERS[name] for name in given.only or PROVIDERS]
-    lines: list[Line] = []
-    floors: dict[str, float] = {}
-    for shape in given.shape or SHAPES[given.device]:
-        floors[_title(shape)] = rate = product_rate(shape, dtype, given.device)
-        for task in given.task or TASKS:
-            found = measure(shape, task, dtype, given.device, providers, given.turns, rate)
-            print(_report(shape, task, rate, found), flush=True)
-            lines += found
-    record = {
+    problems = [
+        (shape, task) for shape in given.shape or SHAPES[given.device] for task in given.task or TASKS
+    ]
+    record: dict[str, Any] = {
         "benchmark": "linear_logp",
         "environment": environment(given.device, given.threads),
         "dtype": str(dtype).removeprefix("torch."),
         "products": TASKS,
-        "product_tflops": floors,
-        "lines": lines,
+        "product_tflops": {},
+        "lines": [],
+        "left_out": [],
     }
-    name = given.name or f"linear_logp_{given.device}"
+    rates, lines = record["product_tflops"], record["lines"]
+    name, began = given.name or f"linear_logp_{given.device}", time.monotonic()
+    for shape, task in problems:
+        if time.monotonic() - began > given.seconds:
+            record["left_out"].append(f"{_title(shape)}, {task}")
+            continue
+        if _title(shape) not in rates:
+            rates[_title(shape)] = product_rate(shape, dtype, given.device)
+        rate = rates[_title(shape)]
+        found = measure(shape, task, dtype, given.device, providers, given.turns, rate)
+        print(_report(shape, task, rate, found), flush=True)
+        lines += found
+        save(name, record)  # whatever happens to the next one
+    for problem in record["left_out"]:
+        print(f"{problem}: left out, the time was up")
     print("stored in", save(name, record), "and", plot(lines, RESULTS / f"{name}.png"))
     return 0
 
@@ -106,6 +116,7 @@ def measure(
     rate: float,
 ) -> list[Line]:
     """Check everybody, then time those who passed in turns; the order rotates."""
+    torch.compiler.reset()  # it compiles a function for a few shapes only, then falls back to eager
     first = draw(shape, dtype, device, 0, None)
     drawings = [first, *(draw(shape, dtype, device, seed, first.weight) for seed in (1, 2))]
     expected = truth(first, task == "trained")
@@ -141,24 +152,9 @@ def product_rate(shape: Shape, dtype: torch.dtype, device: str) -> float:
     best = 0.0
     for rows, width, vocab in sizes:
         inputs = draw((rows, width, vocab), dtype, device, 0, None)
-        times = [_clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
+        times = [clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
         best = max(best, 2 * rows * width * vocab / statistics.median(times[2:]) / 1e9)
     return best
-
-
-def _clock(run: Callable[[], object], device: str) -> float:
-    """Return milliseconds."""
-    if device == "cpu":
-        began = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - began)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds
 
 
 def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -171,12 +167,12 @@ def _timed(provider: Provider, task: str, inputs: Inputs, device: str) -> tuple[
     hidden, weight, wanted = _leaves(inputs, task)
     kept: list[Any] = []
     with torch.set_grad_enabled(task != "no_grad"):
-        forward = _clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
+        forward = clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
     if not wanted:
         return forward, 0.0
     logps = kept.pop()
     upstream = inputs.upstream.to(logps.dtype)
-    return forward, _clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
+    return forward, clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
 
 
 def _once(provider: Provider, task: str, inputs: Inputs) -> list[Tensor]:
@@ -264,6 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="then no further problem is begun"
+    )
     parser.add_argument("--name", help="of the files in benchmarks/results; default linear_logp_DEVICE")
     return parser
 
