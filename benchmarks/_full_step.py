@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks._ladder import MODELS, PARTS, QUICK_STAGES, SMALL_FLOAT32, STAGES, WORKLOADS, Stage
-from benchmarks._lengths import uniform
+from benchmarks._ladder import PARTS, QUICK_STAGES, SMALL_FLOAT32, STAGES, Stage
+from benchmarks._lengths import WORKLOADS, uniform
+from benchmarks._models import MODELS
 from benchmarks._runner import RESULTS, environment, save
 from benchmarks._session import Pace, Session
 from benchmarks._step_plot import plot

@@ -91,7 +91,8 @@ def _quantiles(middle: int, spread: float, count: int, rng: np.random.Generator)
         return np.full(count, middle, np.int64)
     normal = NormalDist(0.0, spread)
     at = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
-    return np.maximum(1, np.round(middle * np.exp(rng.permutation(at)))).astype(np.int64)
+    lengths: Ints = np.maximum(1, np.round(middle * np.exp(rng.permutation(at)))).astype(np.int64)
+    return lengths
 
 
 def like(

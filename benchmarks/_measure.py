@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from benchmarks._ours import Prefopt, Way
 from benchmarks._runner import base_mib, peak_mib
 from benchmarks._task import NotAvailableError, Task
 from benchmarks._trl import Trl, TrlWay
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 
 LEAST_STEPS = 3
 """Timed before a contender that has used up its seconds is stopped."""
@@ -80,7 +81,8 @@ class Meter:
     def _mark(self) -> Any:
         if self.device == "cpu":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        make: Any = torch.cuda.Event
+        event = make(enable_timing=True)
         event.record()
         return event
 
@@ -143,9 +145,10 @@ def _measure(job: Job) -> dict[str, Any]:
     halvings = _Halvings()
     contender = job.contender()
     contender.load()
+    foreseen = _planned(contender)
     before = time.perf_counter()
     contender.build()
-    said: dict[str, Any] = {"build_seconds": time.perf_counter() - before, "note": ""}
+    said: dict[str, Any] = {"build_seconds": time.perf_counter() - before, "note": "", **foreseen}
     if job.task.checked:
         said["loss"], said["grad_norm"] = contender.check()
     gc.collect()
@@ -160,6 +163,20 @@ def _measure(job: Job) -> dict[str, Any]:
             "detail": "packs were halved",
         }
     return said | work_of(job, contender, len(said["step_seconds"]))
+
+
+def _planned(contender: Prefopt | Trl) -> dict[str, Any]:
+    """Return the memory that prefopt foresees for a way of its own, or why it foresees none; nothing waits for it."""
+    if isinstance(contender, Trl):
+        return {}
+    if importlib.util.find_spec("prefopt.memory") is None:
+        return {"planned_mib": None, "plan_note": "this version plans no memory"}
+    from benchmarks._planned import planned_mib
+
+    try:
+        return {"planned_mib": planned_mib(contender.task, contender.way)}
+    except (ModelError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        return {"planned_mib": None, "plan_note": f"failed: {type(error).__name__}: {error}"}
 
 
 def work_of(job: Job, contender: Prefopt | Trl, num_steps: int) -> dict[str, Any]:

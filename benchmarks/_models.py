@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,9 +93,9 @@ def build_base(model: Model, device: str, seed: int, attention: str | None = Non
     """
     torch.manual_seed(seed)
     chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    build: Callable[..., Any] = AutoModelForCausalLM.from_config
     with torch.device(device):
-        built: Any = AutoModelForCausalLM.from_config(model.config(), dtype=DTYPES[model.dtype], **chosen)
-    return built
+        return build(model.config(), dtype=DTYPES[model.dtype], **chosen)
 
 
 def adapter_config(model: Model, *, is_start: bool) -> Any:
@@ -123,7 +124,8 @@ def with_adapters(base: nn.Module, model: Model, *, seed: int, is_start: bool) -
 
     torch.manual_seed(seed)
     settings = adapter_config(model, is_start=is_start)
-    return get_peft_model(base, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    adapt: Callable[..., Any] = get_peft_model
+    return adapt(base, settings, autocast_adapter_dtype=False)
 
 
 def recompute_layers(model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -185,7 +185,8 @@ class PaddedPolicy:
         trunk = causal.model(input_ids=ids, attention_mask=mask, use_cache=False)
         hidden: Tensor = trunk.last_hidden_state.flatten(0, 1)  # [S * L, D]
         # looked up there, where a contender may have put another head
-        scored = head.token_logps(hidden, causal.lm_head.weight, batch.target_ids, rows=at)
+        score: Callable[..., TokenLogps] = vars(head)["token_logps"]
+        scored = score(hidden, causal.lm_head.weight, batch.target_ids, rows=at)
         return SeqLogps(tokens=scored.logps, lengths=batch.lengths)
 
 

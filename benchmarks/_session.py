@@ -21,7 +21,7 @@ from benchmarks._search import search
 from benchmarks._task import Task
 from benchmarks._trl import TrlWay
 from benchmarks._truth import tolerances, truth, verdict
-from benchmarks._worker import Worker, WorkError
+from benchmarks._worker import Doer, WorkError
 
 TRIED = 1.5
 """Batches of up to so many times the tokens that are expected to fit are tried."""
@@ -54,7 +54,7 @@ class Session:
     """Everything measured so far; ``keep`` is called after each contender, so that nothing is lost."""
 
     device: str
-    worker: Worker
+    worker: Doer
     pace: Pace
     keep: Callable[[dict[str, Any]], None] = lambda record: None
     say: Callable[[str], None] = print

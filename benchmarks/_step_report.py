@@ -21,7 +21,8 @@ LEGEND = (
 
 def product_rate(record: dict[str, Any]) -> float:
     """Return the median of the product rates measured during the run, operations per second."""
-    return 1e12 * statistics.median(found["product_tflops"] for found in record["ceilings"])
+    rates: list[float] = [found["product_tflops"] for found in record["ceilings"]]
+    return 1e12 * statistics.median(rates)
 
 
 def summarise(record: dict[str, Any]) -> None:
@@ -80,6 +81,8 @@ def report(record: dict[str, Any]) -> str:
             continue
         lines.append(table(HEAD, [_row(line) for line in entry["contenders"] if "summary" in line]))
         lines += [f"{line['name']}: {line['note']}" for line in entry["contenders"] if line["note"]]
+        plans = {line["plan_note"] for line in entry["contenders"] if line.get("plan_note")}
+        lines += [f"planned memory: {note}" for note in sorted(plans)]
         lines += [
             f"fastest TRL, {kind} reference: {name or '-'}" for kind, name in entry["fastest_trl"].items()
         ]
@@ -108,13 +111,13 @@ def headline(record: dict[str, Any]) -> str:
         best = {}
         for is_cached in (True, False):
             ours, theirs = (_fastest(timed, is_cached, of_trl) for of_trl in (False, True))
-            rates = [line and line["pairs_per_second"] for line in (ours, theirs)]
+            rates = [_value(line, "pairs_per_second") for line in (ours, theirs)]
             cells += [_cell(rate, ".2f") for rate in rates]
             cells.append(_cell(rates[0] / rates[1] if rates[0] and rates[1] else None, ".2f"))
             best[is_cached] = (ours, theirs)
         ours, theirs = best[True] if best[True][0] else best[False]
-        cells.append(_cell(ours and ours["summary"]["of_floor"], ".1%"))
-        cells += [_cell(line and line["summary"]["peak_gib"], ".2f") for line in (ours, theirs)]
+        cells.append(_cell(_value(ours, "of_floor"), ".1%"))
+        cells += [_cell(_value(line, "peak_gib"), ".2f") for line in (ours, theirs)]
         rows.append(cells)
     return table(head, rows)
 
@@ -134,6 +137,10 @@ def _fastest(timed: list[dict[str, Any]], is_cached: bool, of_trl: bool) -> dict
         if isinstance(line["way"], TrlWay) == of_trl and line["way"].is_cached == is_cached
     ]
     return max(lines, key=lambda line: float(line["pairs_per_second"]), default=None)
+
+
+def _value(line: dict[str, Any] | None, key: str) -> float | None:
+    return None if line is None else float(line["summary"][key])
 
 
 def _cell(value: float | None, form: str) -> str:

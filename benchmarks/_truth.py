@@ -51,7 +51,8 @@ def _truth(task: Task) -> dict[str, float]:
 
 def _logp(model: Any, ids: Tensor, start: int) -> Tensor:
     logits = model(input_ids=ids[None], use_cache=False).logits[0, start - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, ids[start:, None]).sum()
+    total: Tensor = logits.log_softmax(-1).gather(-1, ids[start:, None]).sum()
+    return total
 
 
 def tolerances(task: Task) -> dict[str, float]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,12 @@ Work = Callable[[Any], dict[str, Any]]
 
 class WorkError(RuntimeError):
     """A piece of work failed, ran out of time or took its process down."""
+
+
+class Doer(Protocol):
+    """Whatever can do a piece of work."""
+
+    def do(self, work: Work, argument: Any, seconds: float) -> dict[str, Any]: ...
 
 
 class Worker:

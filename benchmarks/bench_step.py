@@ -78,7 +78,7 @@ def _is_full_size(words: Sequence[str]) -> bool:
     first.add_argument("--device")
     first.add_argument("--quick", action="store_true")
     known, _ = first.parse_known_args(words)
-    return known.quick or known.device == "cuda"
+    return bool(known.quick or known.device == "cuda")
 
 
 def check_gate(task: Task, names: Sequence[str], threads: int) -> dict[str, Any]:

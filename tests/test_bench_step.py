@@ -1,0 +1,433 @@
+"""The full-size step benchmark on a tiny model: what is measured, what is refused, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import _full_step, bench_step
+from benchmarks._flops import Sizes, load_of, step_flops
+from benchmarks._ladder import QUICK_STAGES, STAGES, Stage, trl_changes, trl_name
+from benchmarks._lengths import Workload, uniform
+from benchmarks._measure import LEAST_STEPS, Job, Meter, measure, work_of
+from benchmarks._models import MODELS, SMALL
+from benchmarks._ours import Prefopt, Way, checked_rows, head_as
+from benchmarks._predict import fitting_tokens, fixed_bytes, token_bytes
+from benchmarks._rows import Rows
+from benchmarks._search import search
+from benchmarks._session import LATE, Pace, Session, _halved
+from benchmarks._step_plot import plot
+from benchmarks._step_report import headline, report, summarise
+from benchmarks._task import Task
+from benchmarks._trl import Trl, TrlWay
+from benchmarks._truth import tolerances, truth, verdict
+from benchmarks._worker import Work, Worker, WorkError
+from prefopt.policy import head
+
+TINY = replace(MODELS["Qwen3-0.6B"], name="tiny", sizes=Sizes(1, 16, 24, 2, 1, 8, 60), dtype="float32")
+FOUR = Workload("4 answers", 10, (4,) * 4, pairs_per_step=2)
+PACE = Pace(seconds=1e9, contender=0.0, warmup=1, steps=1)
+
+
+class Here:
+    """Do the work in this process."""
+
+    def do(self, work: Work, argument: Any, seconds: float) -> dict[str, Any]:
+        return work(argument)
+
+
+def session(pace: Pace = PACE, **settings: Any) -> Session:
+    return Session("cpu", Here(), pace, say=lambda line: None, **settings)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return session()._task(Stage(TINY, FOUR, ()), num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def expected(task: Task) -> dict[str, Any]:
+    return truth(task)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Way("padded", "logits"),
+        Way("padding-free", "logits", is_cached=True),
+        Way("shared", "chunked"),
+        Way("shared", is_cached=True, attention="dense"),
+        Way("shared", recomputes=True),
+    ],
+    ids=lambda way: f"{way.layout}-{way.head}",
+)
+def test_every_way_has_the_loss_and_gradient_of_the_truth(
+    way: Way, task: Task, expected: dict[str, Any]
+) -> None:
+    """Nothing of the truth is ours; the loss is far from ln 2, which any equal log-probs would give."""
+    said = measure(Job("it", task, way))
+    assert abs(expected["loss"] - 0.6931) > 0.001
+    assert verdict(said, expected, tolerances(task))["note"] == ""
+    assert len(said["step_seconds"]) == 1 and said["step_seconds"][0] > 0
+    assert said["step_pairs"] == [2] and said["step_tokens"] == [10 + 4 * 4]
+
+
+def test_adapters_are_compared_with_the_base_under_them(task: Task) -> None:
+    pytest.importorskip("peft")
+    adapted = replace(task, model=replace(TINY, rank=2))
+    expected = truth(adapted)
+    assert abs(expected["loss"] - 0.6931) > 0.001
+    for layout in ("shared", "padded"):
+        said = measure(Job("it", adapted, Way(layout)))
+        assert verdict(said, expected, tolerances(adapted))["note"] == ""
+
+
+@pytest.mark.filterwarnings("ignore")  # what TRL and transformers deprecate is not ours to fix
+@pytest.mark.parametrize("rank", [0, 2])
+def test_trl_has_the_loss_and_gradient_of_the_truth(task: Task, rank: int) -> None:
+    pytest.importorskip("trl", minversion="1.16")
+    adapted = replace(task, model=replace(TINY, rank=rank))
+    expected = truth(adapted)
+    said = measure(Job("it", adapted, TrlWay(is_cached=True), size=1))
+    assert verdict(said, expected, tolerances(adapted))["note"] == ""
+    assert said["batches_per_step"] == 2 and said["step_pairs"] == [2]
+
+
+def shifted(*args: Any, **kwargs: Any) -> Any:
+    kwargs["rows"] = kwargs["rows"] - (torch.arange(len(kwargs["rows"])) % 4 == 1).long()
+    return head_op(*args, **kwargs)
+
+
+head_op = head.token_logps
+
+
+def test_a_wrong_log_prob_is_seen(
+    task: Task, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second token of an answer is scored from the hidden state before its own."""
+    monkeypatch.setattr(head, "token_logps", shifted)
+    run = session()
+    line = run._attempt(Job("it", task, Way()), expected)
+    assert line["note"].startswith("wrong: loss is off by") and "pairs_per_second" not in line
+
+
+def test_verdict_refuses_what_is_no_number() -> None:
+    allowed = {"loss": 0.1, "grad_norm": 0.1}
+    good = verdict({"loss": 0.65, "grad_norm": 2.1}, {"loss": 0.7, "grad_norm": 2.0}, allowed)
+    assert good["note"] == "" and good["gaps"] == {
+        "loss": pytest.approx(0.05),
+        "grad_norm": pytest.approx(0.05),
+    }
+    bad = verdict({"loss": float("nan"), "grad_norm": 3.0}, {"loss": 0.7, "grad_norm": 2.0}, allowed)
+    assert bad["note"] == "wrong: loss is off by nan > 0.1 and grad_norm is off by 0.5 > 0.1"
+
+
+def test_tolerance_grows_with_depth_and_tokens(task: Task) -> None:
+    """bfloat16, 8 layers of 8 roundings: 2^-9 * 8; hidden 625: logits of 0.5; 2 rows of 4 answers of 4 tokens,
+    twice: sqrt(64) = 8, over 4 pairs: 3 * 0.1 * 2^-6 * 0.5 * 8 / 4 = 0.0047.
+    """
+    model = replace(TINY, dtype="bfloat16", sizes=replace(TINY.sizes, layers=8, hidden=625))
+    rows = checked_rows(task.rows.groups, 2, 1024)
+    allowed = tolerances(replace(task, model=model, checked=rows))
+    assert allowed["loss"] == pytest.approx(3 * 0.1 * 2**-6 * 0.5 * 8 / 4)
+    assert allowed["grad_norm"] == pytest.approx(allowed["loss"] + 3 * 2**-6)
+    assert tolerances(task) == {"loss": 1e-4, "grad_norm": 1e-3}
+
+
+def test_checked_rows_are_cut() -> None:
+    (row,) = checked_rows(Workload("x", 30, (9, 20)).groups(2, 60), 1, 40)
+    assert (len(row.prompts[0]), *map(len, row.responses)) == (20, 9, 10)
+
+
+def test_what_is_not_there_says_so(task: Task) -> None:
+    """A GPU kernel on a CPU, an attention of another version, and packages that nobody has."""
+    assert measure(Job("it", task, Way(head="fused")))["note"] == (
+        "not available: impl='fused' needs a GPU but hidden is on cpu"
+    )
+    missing = measure(Job("it", task, Way(attention="none such")))["note"]
+    assert missing == "not available: this version has no attention 'none such'"
+    flash = TrlWay(attention="flash_attention_2")
+    assert "flash_attn" in flash.obstacle(task)
+
+
+def tries(limit: int, gain: float = 2.0) -> Any:
+    """Return a contender that runs out of memory beyond ``limit``; doubling makes it faster by ``gain``."""
+    return lambda size: None if size > limit else gain ** (size.bit_length() - 1)
+
+
+def test_search_halves_until_it_fits() -> None:
+    found = search(tries(5), start=16, most=64)
+    assert found.rates == {16: None, 8: None, 4: 4.0} and found.best == 4
+
+
+def test_search_doubles_while_it_fits_and_pays() -> None:
+    assert search(tries(9), start=2, most=64).rates == {2: 2.0, 4: 4.0, 8: 8.0, 16: None}
+    assert search(tries(9), start=2, most=8).rates == {2: 2.0, 4: 4.0, 8: 8.0}
+    # the second doubling gains one per cent, so there is no third
+    slow = search(tries(64, 1.01), start=2, most=64)
+    assert list(slow.rates) == [2, 4] and slow.best == 4
+
+
+def test_search_ends_where_nothing_fits_or_something_is_wrong() -> None:
+    nothing = search(tries(0), start=8, most=8, least=2)
+    assert nothing.rates == {8: None, 4: None, 2: None} and nothing.best is None
+    assert search(lambda size: 0.0, start=2, most=64).rates == {2: 0.0}
+
+
+def test_out_of_memory_is_a_size_that_does_not_fit(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 26 tokens that fits only in packs of 26 at most: one try at 26, none larger."""
+
+    def build(self: Prefopt) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(Prefopt, "build", build)
+    said = measure(Job("it", task, Way()))
+    assert said["note"] == "does not fit into memory" and said["is_too_large"]
+    assert said["detail"] == "CUDA out of memory."
+
+
+def test_batches_are_whole_steps_or_parts_that_should_fit() -> None:
+    assert [_halved(100, limit) for limit in (1e9, 100, 99, 30, 0.5)] == [100, 100, 50, 25, 1]
+
+
+def test_prediction_counts_states_and_activations() -> None:
+    """Half precision, D 16, I 24, heads 2 + 1 of 8: a token keeps 2 (12 * 16 + 4 * 24 + 4 * 24) = 768 bytes a layer,
+    or with layers computed again 2 * 16 beside one layer; weights, gradients and moments are 4 times the weights.
+    """
+    model = replace(TINY, dtype="bfloat16")
+    assert token_bytes(model, recomputes=False) == 768
+    assert token_bytes(model, recomputes=True) == 32 + 768
+    weights = model.sizes.trunk + 60 * 16
+    assert fixed_bytes(model, has_second_model=False) == 2 * 4 * weights
+    assert fixed_bytes(model, has_second_model=True) == 2 * 5 * weights
+    room = 0.85 * 1e6 - 2 * 4 * weights
+    assert fitting_tokens(model, Way(is_cached=True), 10**6) == int(room // 768)
+
+
+def test_work_counts_what_each_layout_computes(task: Task) -> None:
+    """A prompt of 10 and 4 answers of 4: shared 26 tokens, apart 56; TRL takes two rows of 14 at a time."""
+    sizes = TINY.sizes
+    ours, theirs = Prefopt(task, Way()), Trl(replace(task, pairs_per_batch=1))
+    ours.plan = task.plan()
+    theirs.rows = [(10, (4, 4))] * 4
+    theirs.order = [0, 1, 2, 3]
+    shared = work_of(Job("it", task, Way()), ours, 1)
+    padded = work_of(Job("it", task, TrlWay()), theirs, 1)
+    row = [(10, (4,) * 4)]
+    assert shared["step_flops"] == [step_flops(sizes, load_of([row], "shared"))]
+    assert padded["step_flops"] == [step_flops(sizes, load_of([row], "padding-free"))]
+    assert shared["least_flops"] == shared["step_flops"][0]
+    assert padded["batches_per_step"] == 2 and shared["batches_per_step"] == 1
+
+
+def test_meter_times_steps_after_the_warm_up_and_stops_when_late() -> None:
+    meter = Meter("cpu", warmup=2, seconds=0.0)
+    said = [meter(None) for _ in range(2 + LEAST_STEPS)]
+    assert said == [False] * (1 + LEAST_STEPS) + [True]
+    time.sleep(0.02)
+    meter(None)
+    found = meter.result()
+    assert len(found["step_seconds"]) == LEAST_STEPS + 1
+    assert found["step_seconds"][-1] >= 0.02 > found["step_seconds"][0] >= 0
+    assert found["graphs"] == found["graphs_while_timed"] == 0
+
+
+def test_a_head_is_put_in_for_a_block_only() -> None:
+    with head_as("logits"):
+        assert head.token_logps is not head_op
+    assert head.token_logps is head_op
+
+
+def test_a_worker_outlives_failures_and_endless_work() -> None:
+    """One process serves several pieces; one that fails, dies or takes too long is replaced at the next."""
+    worker = Worker(threads=1)
+    try:
+        assert worker.do(dict, {"value": 8}, 60.0) == {"value": 8}
+        process = worker._process
+        with pytest.raises(WorkError, match="TypeError: 'int' object is not iterable"):
+            worker.do(dict, 5, 60.0)
+        with pytest.raises(WorkError, match="ended with exit code 3"):
+            worker.do(os._exit, 3, 60.0)
+        assert process is not None and process.exitcode is not None
+        with pytest.raises(WorkError, match="not done after 0 s"):
+            worker.do(time.sleep, 60, 0.2)
+    finally:
+        worker.close()
+
+
+def test_the_ladder_leaves_out_what_is_not_there_and_goes_on() -> None:
+    kept: list[int] = []
+    stage = Stage(TINY, uniform(8, 4, 4, 2), ("ladder",))
+    run = session(replace(PACE, warmup=1, steps=2), keep=lambda record: kept.append(len(record["stages"])))
+    run.measure_ceilings()
+    run.run_stage(stage)
+    (entry,) = run.record["stages"]
+    lines = {line["name"]: line for line in entry["contenders"]}
+    names = ["padded", "padding-free", "+ prefix sharing", "+ fused head", "+ cached reference", "+ compile"]
+    assert list(lines)[:6] == names and len(kept) == len(lines)
+    assert lines["+ fused head"]["note"].startswith("not available: ")
+    # the head stays that of the rung before
+    assert lines["+ cached reference"]["way"] == Way("shared", "logits", is_cached=True)
+    assert lines["+ cached reference"]["before"] == "+ prefix sharing"
+    assert lines["padding-free"]["pairs_per_second"] > 0
+    summarise(run.record)
+    assert lines["+ prefix sharing"]["summary"]["speedup_limit"] == pytest.approx(
+        sum(lines["padding-free"]["step_flops"]) / sum(lines["+ prefix sharing"]["step_flops"])
+    )
+    text = report(run.record)
+    assert "+ fused head: not available" in text and "tiny, 8 + 4 / 4" in text
+
+
+def test_no_contender_starts_when_the_time_is_up() -> None:
+    run = session(replace(PACE, seconds=0.0))
+    record = run.run([QUICK_STAGES[0], QUICK_STAGES[1]], None)
+    assert [entry["note"] for entry in record["stages"]] == [LATE, LATE]
+    assert len(record["ceilings"]) == 1
+
+
+def test_trl_is_tuned_change_by_change(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouping and checkpointing are slower here, liger faster, flash absent: the cached runs build on liger."""
+    rates = {"sdpa": 5.0, "liger": 7.0, "grouped by length": 4.0, "checkpointing": 6.0}
+    asked: list[str] = []
+
+    def add(self: Session, entry: Any, name: str, task: Any, way: TrlWay, expected: Any) -> dict[str, Any]:
+        asked.append(name)
+        if way.attention != "sdpa":
+            return {"note": "not available"}
+        slow = [rate for part, rate in rates.items() if part in name.split(", ")]
+        return {"pairs_per_second": slow[-1] if len(slow) > 1 else 5.0, "note": ""}
+
+    monkeypatch.setattr(Session, "_add", add)
+    run = session()
+    run._tune_trl({}, task, {}, is_uniform=False)
+    assert run.best_trl == TrlWay(liger=True)
+    assert asked[:3] == ["TRL, sdpa", "TRL, sdpa, grouped by length", "TRL, sdpa, liger"]
+    assert asked[-2:] == ["TRL, sdpa, liger, precomputed reference", "TRL, sdpa, precomputed reference"]
+    assert [name for name, _ in trl_changes(is_uniform=True)] == ["liger", "flash attention", "checkpointing"]
+    assert trl_name(TrlWay(compiles=True)) == "TRL, sdpa, compile"
+
+
+def line(name: str, way: Any, seconds: float, flops: float, **more: Any) -> dict[str, Any]:
+    timed = {
+        "step_seconds": [seconds] * 3 + [2 * seconds],
+        "step_flops": [flops] * 3 + [2 * flops],
+        "step_pairs": [4] * 4,
+        "step_tokens": [100] * 4,
+        "least_flops": 5e10,
+        "peak_mib": 2048.0,
+        "first_step_seconds": 1.0,
+        "graphs_while_timed": 0,
+        "gaps": {"loss": 0.0, "grad_norm": 0.0},
+        "pairs_per_second": 16 / (5 * seconds),
+    }
+    return {"name": name, "way": way, "note": "", "size": 8, **timed, **more}
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """Four steps, the last with twice the work and time: 5 units of 0.1 s and of 1e10 operations."""
+    lines = [
+        line("padding-free", Way("padding-free"), 0.2, 1.5e10),
+        line("+ prefix sharing", Way(), 0.1, 1e10, before="padding-free"),
+        line("TRL, sdpa", TrlWay(), 0.4, 2e10),
+        line("TRL, sdpa, liger", TrlWay(liger=True), 0.3, 2e10),
+        {"name": "+ compile", "way": Way(compiles=True), "note": LATE},
+    ]
+    real = {"rows": 4, "prompt_median": 5, "answer_median": 2, "prompt_to_answer": 2.5}
+    entry = {"name": "m, w", "model": "m", "realised": real, "sharing_limit": 1.5, "padding": 1.2}
+    rate = {"product": "8^3", "product_tflops": 0.2, "copy_tbs": 1.0}
+    return {"ceilings": [rate], "float32": {}, "stages": [{**entry, "contenders": lines}]}
+
+
+def test_summary_sets_steps_against_the_device_and_each_other(record: dict[str, Any]) -> None:
+    """5e10 operations in 0.5 s at a rate of 0.2e12: half of it. Sharing: twice as fast where 1.5 is the limit.
+    TRL's faster way takes 1.5 s for the 16 pairs that take ours 0.5 s. Time per operation never varies.
+    """
+    summarise(record)
+    said = record["stages"][0]["contenders"][1]["summary"]
+    assert said["pairs_per_second"] == pytest.approx(32) and said["tokens_per_second"] == pytest.approx(800)
+    assert said["mfu"] == pytest.approx(0.5) and said["of_floor"] == pytest.approx(0.5)
+    assert said["speedup"] == pytest.approx(2) and said["speedup_limit"] == pytest.approx(1.5)
+    assert said["speedup_over_trl"] == pytest.approx(3) and said["peak_gib"] == 2
+    assert said["jitter"] == pytest.approx(0)
+    assert record["stages"][0]["fastest_trl"] == {"live": "TRL, sdpa, liger", "cached": None}
+
+
+def test_report_ends_with_a_line_per_stage(record: dict[str, Any]) -> None:
+    summarise(record)
+    text = report(record)
+    assert f"+ compile: {LATE}" in text
+    last = text.splitlines()[-1]
+    assert last == headline(record).splitlines()[-1]
+    assert last.split() == [
+        "m,",
+        "w",
+        "2.00",
+        "133%",
+        "-",
+        "-",
+        "-",
+        "32.00",
+        "10.67",
+        "3.00",
+        "50.0%",
+        "2.00",
+        "2.00",
+    ]
+
+
+def test_plot_draws_what_was_timed(record: dict[str, Any], tmp_path: Path) -> None:
+    assert plot(record, tmp_path / "x.png") == "no plot: nothing was timed"
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    summarise(record)
+    assert plot(record, tmp_path / "x.png") == str(tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_stored_and_its_exit_code_tells_of_failures(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Session, "run", lambda self, stages, small: record)
+    words = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--name", "it"]
+    assert bench_step.main(words) == 0
+    stored = json.loads((tmp_path / "it.json").read_text())
+    assert stored["stages"][0]["contenders"][1]["summary"]["speedup"] == pytest.approx(2)
+    assert {"settings", "environment", "pace"} <= stored.keys()
+    assert "stored in" in capsys.readouterr().out
+    record["stages"][0]["contenders"].append({"name": "x", "way": Way(), "note": "failed: no"})
+    assert bench_step.main(words) == 1
+
+
+def test_stages_can_be_chosen() -> None:
+    def chosen(*words: str) -> list[Stage]:
+        return _full_step._stages(_full_step._parser().parse_args(words))
+
+    assert chosen() == list(STAGES)
+    (one,) = chosen("--model", "Qwen3-0.6B", "--workload", "like HH", "--part", "short")
+    assert one.name == "Qwen3-0.6B, like HH" and one.parts == ("short",)
+    with pytest.raises(SystemExit):
+        chosen("--quick", "--model", "Qwen3-0.6B")
+
+
+def test_rows_are_enough_for_every_stage() -> None:
+    for stage in (*STAGES, *QUICK_STAGES):
+        count = 15 * stage.workload.pairs_per_step // stage.workload.pairs_per_row
+        tokens = max(prompt + sum(owns) for prompt, owns in stage.workload.rows(count))
+        assert count * stage.workload.pairs_per_row == 15 * stage.workload.pairs_per_step
+        assert tokens <= stage.model.positions
+
+
+def test_the_cpu_benchmark_keeps_its_own_model() -> None:
+    task = Task(Rows([], "", ""), num_steps=1)
+    assert task.model is SMALL
+    assert (task.config.hidden_size, task.config.num_hidden_layers, task.config.vocab_size) == (256, 4, 8192)
