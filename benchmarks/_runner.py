@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -313,7 +313,7 @@ def peak_mib(device: str) -> float:
 
 
 def clock(run: Callable[[], object], device: str) -> float:
-    """Return the milliseconds that ``run`` takes on the device."""
+    """Return how long a call takes, milliseconds."""
     if device == "cpu":
         began = time.perf_counter()
         run()
@@ -326,6 +326,41 @@ def clock(run: Callable[[], object], device: str) -> float:
     end.synchronize()
     milliseconds: float = start.elapsed_time(end)
     return milliseconds
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[int], tuple[float, float]]], turns: int, seconds: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Let everybody run turn by turn, in an order that rotates; the first turn warms up.
+
+    Args:
+        contenders: name -> a function of the turn that returns milliseconds of forward and backward.
+        turns: timed ones.
+        seconds: after which a contender has had enough of them, if it had two.
+
+    Returns:
+        The milliseconds of each contender's turns.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
+    spent = dict.fromkeys(contenders, 0.0)
+    for turn in range(turns + 1):
+        shift = turn % max(1, len(contenders))
+        order = list(contenders)
+        for name in (*order[shift:], *order[:shift]):
+            if spent[name] > seconds and turn > 2:
+                continue
+            began = time.perf_counter()
+            found = contenders[name](turn)
+            spent[name] += time.perf_counter() - began
+            if turn:
+                for kept, milliseconds in zip(times[name], found, strict=True):
+                    kept.append(milliseconds)
+    return times
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the error over the norm of what is expected."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def save(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,17 @@ from torch import Tensor
 
 from benchmarks._logp_plot import plot
 from benchmarks._logp_providers import PROVIDERS, TASKS, Inputs, Provider, draw, truth
-from benchmarks._runner import RESULTS, base_mib, clock, environment, peak_mib, save, table
+from benchmarks._runner import (
+    RESULTS,
+    base_mib,
+    clock,
+    environment,
+    peak_mib,
+    relative_error,
+    save,
+    table,
+    time_in_turns,
+)
 
 Shape = tuple[int, int, int]
 SHAPES: dict[str, list[Shape]] = {
@@ -40,8 +51,8 @@ GATES = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.15, 3e-2)}
 
 Logits rounded to bfloat16 are off by 0.06 at a size of 16; a wrong term would be off by far more.
 """
-SECONDS = 60.0
-"""Time after which a contender's turns at one problem end."""
+SQUARE = {"cpu": 1024, "cuda": 8192}
+"""Size of the square product whose rate counts as well; long thin ones run below it on a CPU."""
 
 
 @dataclass(slots=True)
@@ -90,16 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates, lines = record["product_tflops"], record["lines"]
     name, began = given.name or f"linear_logp_{given.device}", time.monotonic()
     for shape, task in problems:
-        if time.monotonic() - began > given.seconds:
+        if time.monotonic() - began > given.within:
             record["left_out"].append(f"{_title(shape)}, {task}")
             continue
         if _title(shape) not in rates:
             rates[_title(shape)] = product_rate(shape, dtype, given.device)
         rate = rates[_title(shape)]
-        found = measure(shape, task, dtype, given.device, providers, given.turns, rate)
+        found = measure(shape, task, dtype, given.device, providers, (given.turns, given.seconds), rate)
         print(_report(shape, task, rate, found), flush=True)
         lines += found
-        save(name, record)  # whatever happens to the next one
+        save(name, record)  # after every problem, for a run may be cut short
     for problem in record["left_out"]:
         print(f"{problem}: left out, the time was up")
     print("stored in", save(name, record), "and", plot(lines, RESULTS / f"{name}.png"))
@@ -112,11 +123,15 @@ def measure(
     dtype: torch.dtype,
     device: str,
     providers: Sequence[Provider],
-    turns: int,
+    limits: tuple[int, float],
     rate: float,
 ) -> list[Line]:
-    """Check everybody, then time those who passed in turns; the order rotates."""
+    """Check everybody, then time those who passed in turns; the order rotates.
+
+    ``limits`` are the timed turns of each, and the seconds after which one has had enough of them.
+    """
     torch.compiler.reset()  # it compiles a function for a few shapes only, then falls back to eager
+    turns, seconds = limits
     first = draw(shape, dtype, device, 0, None)
     drawings = [first, *(draw(shape, dtype, device, seed, first.weight) for seed in (1, 2))]
     expected = truth(first, task == "trained")
@@ -127,18 +142,10 @@ def measure(
         if not line.note:
             ready.append((provider, line))
     del expected
-    spent = dict.fromkeys((line.provider for _, line in ready), 0.0)
-    for turn in range(turns + 1):
-        shift = turn % max(1, len(ready))
-        for provider, line in (*ready[shift:], *ready[:shift]):
-            if spent[line.provider] > SECONDS and turn > 2:
-                continue
-            began = time.perf_counter()
-            forward, backward = _timed(provider, task, drawings[turn % len(drawings)], device)
-            spent[line.provider] += time.perf_counter() - began
-            if turn:  # the first one warms up
-                line.forward_ms.append(forward)
-                line.backward_ms.append(backward)
+    run = {line.provider: partial(_timed, provider, task, drawings, device) for provider, line in ready}
+    times = time_in_turns(run, turns, seconds)
+    for _, line in ready:
+        line.forward_ms, line.backward_ms = times[line.provider]
     operations = 2 * shape[0] * shape[1] * shape[2] * TASKS[task]
     for _, line in ready:
         line.tflops = operations / line.total_ms / 1e9
@@ -147,10 +154,9 @@ def measure(
 
 
 def product_rate(shape: Shape, dtype: torch.dtype, device: str) -> float:
-    """Return the best rate of the library's products, TFLOP/s: at this problem's shape and, on a GPU, at 8192^3."""
-    sizes = [shape] if device == "cpu" else [shape, (8192, 8192, 8192)]
+    """Return the best rate of the library's products, TFLOP/s: at this shape and of a square one."""
     best = 0.0
-    for rows, width, vocab in sizes:
+    for rows, width, vocab in (shape, (SQUARE[device],) * 3):
         inputs = draw((rows, width, vocab), dtype, device, 0, None)
         times = [clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
         best = max(best, 2 * rows * width * vocab / statistics.median(times[2:]) / 1e9)
@@ -163,7 +169,10 @@ def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     return hidden, weight, [leaf for leaf in (hidden, weight) if leaf.requires_grad]
 
 
-def _timed(provider: Provider, task: str, inputs: Inputs, device: str) -> tuple[float, float]:
+def _timed(
+    provider: Provider, task: str, drawings: Sequence[Inputs], device: str, turn: int
+) -> tuple[float, float]:
+    inputs = drawings[turn % len(drawings)]
     hidden, weight, wanted = _leaves(inputs, task)
     kept: list[Any] = []
     with torch.set_grad_enabled(task != "no_grad"):
@@ -202,7 +211,7 @@ def _checked(
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     line.repeats_bits = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     line.logp_error = (found[0].double() - expected[0]).abs().max().item()
-    errors = [_relative(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
+    errors = [relative_error(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
     line.hidden_error, line.weight_error = (*errors, 0.0, 0.0)[:2]
     most, most_grad = GATES[dtype]
     if not line.logp_error <= most:
@@ -210,10 +219,6 @@ def _checked(
     if not max(errors, default=0.0) <= most_grad:
         return f"wrong: a gradient is off by {max(errors):.2g} > {most_grad:g}"
     return ""
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def _report(shape: Shape, task: str, rate: float, lines: Sequence[Line]) -> str:
@@ -259,9 +264,10 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=PROVIDERS, metavar="NAME", help="take part: " + "; ".join(PROVIDERS)
     )
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="after which a contender's turns end")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="then no further problem is begun"
+        "--within", type=float, default=float("inf"), help="seconds after which no further problem is begun"
     )
     parser.add_argument("--name", help="of the files in benchmarks/results; default linear_logp_DEVICE")
     return parser

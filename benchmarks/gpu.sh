@@ -80,11 +80,11 @@ if [ "$call" = 1 ]; then
   # only the files with such tests: others may need packages that are not there
   mapfile -t tests < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | sort)
   part tests "$(share 27)" "$python" -m pytest -m gpu -q -p no:cacheprovider "${tests[@]}"
-  logp=(--device "$device" --threads "$threads" --seconds "$(share 30)")
+  logp=(--device "$device" --threads "$threads" --within "$(share 28)")
   [ -z "$quick" ] || logp+=(--shape 64,32,300 --turns 3)
   part linear_logp "$(share 37)" "$python" -m benchmarks.bench_linear_logp "${logp[@]}"
-  attention=(--device "$device")
-  [ -z "$quick" ] || attention+=(--quick)
+  attention=(--device "$device" --threads "$threads" --within "$(share 22)")
+  [ -z "$quick" ] || attention+=(--shape 64,32,32 --heads small --tokens 256 --turns 3)
   part attention "$(share 33)" "$python" -m benchmarks.bench_attention "${attention[@]}"
 else
   step=(--device "$device" --threads "$threads" --seconds "$(share 88)" --out "$out")

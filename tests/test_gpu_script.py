@@ -92,7 +92,7 @@ def test_calls_name_the_parts_and_where_results_go(stub: Path, tmp_path: Path) -
     tests, logp, attention = (tmp_path / "calls").read_text().splitlines()[-3:]
     assert "-m pytest -m gpu" in tests and "tests/kernels/test_fused_gpu.py" in tests
     assert "bench_linear_logp --device cpu --threads 1" in logp and "--shape 64,32,300" in logp
-    assert attention.endswith("-m benchmarks.bench_attention --device cpu --quick")
+    assert "bench_attention --device cpu --threads 1" in attention and "--heads small" in attention
 
 
 @pytest.mark.slow
@@ -100,5 +100,5 @@ def test_calls_name_the_parts_and_where_results_go(stub: Path, tmp_path: Path) -
 def test_all_of_it_runs_on_a_cpu(tmp_path: Path, call: str) -> None:
     done = run(call, str(tmp_path), PYTHON=sys.executable, QUICK="1", DEVICE="cpu", SECONDS="300")
     assert done.returncode == 0, done.stdout[-4000:]
-    expected = {"1": {"linear_logp_cpu.json"}, "2": {"step_full_quick_cpu.json"}}[call]
+    expected = {"1": {"linear_logp_cpu.json", "attention_cpu.json"}, "2": {"step_full_quick_cpu.json"}}[call]
     assert expected <= {path.name for path in tmp_path.iterdir()}
