@@ -26,12 +26,12 @@ LADDER: tuple[Change, ...] = (
 """Each on top of those before it, but for those that are not available."""
 
 SIDES: tuple[Change, ...] = (
-    ("attention segments", {"attention": "segments"}),
-    ("attention dense", {"attention": "dense"}),
     ("attention varlen", {"attention": "varlen"}),
     ("attention flex", {"attention": "flex"}),
     ("chunked head", {"head": "chunked"}),
     ("layers recomputed", {"recomputes": True}),
+    ("attention segments", {"attention": "segments"}),
+    ("attention dense", {"attention": "dense"}),
 )
 """Each alone, on top of sharing, the fused head and the cached reference."""
 SIDES_ON = Way(is_cached=True)
@@ -62,7 +62,6 @@ def trl_name(way: TrlWay) -> str:
         "liger": way.liger,
         "grouped by length": way.sorts,
         "checkpointing": way.recomputes,
-        "compile": way.compiles,
         "precomputed reference": way.is_cached,
     }
     return ", ".join([*parts, *(name for name, is_on in names.items() if is_on)])

@@ -149,12 +149,15 @@ def _measure(job: Job) -> dict[str, Any]:
     before = time.perf_counter()
     contender.build()
     said: dict[str, Any] = {"build_seconds": time.perf_counter() - before, "note": "", **foreseen}
+    before = time.perf_counter()
     if job.task.checked:
         said["loss"], said["grad_norm"] = contender.check()
+    said["check_seconds"] = time.perf_counter() - before
     gc.collect()
     with halvings.counting():
         meter = Meter(job.task.device, job.task.warmup, job.seconds)
-        contender.train(meter)
+        # once a pack was halved this size is out, so the rest need not be trained
+        contender.train(lambda loss: meter(loss) or halvings.count > 0)
         said |= meter.result()
     if halvings.count:
         return said | {

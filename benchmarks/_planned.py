@@ -14,13 +14,15 @@ from prefopt.data.pack import pack
 
 
 def planned_mib(task: Task, way: Way) -> float | None:
-    """Return the most that tensors take while a step runs, MiB; None for ways that are the benchmark's own.
+    """Return the most that tensors take while a step runs, MiB.
+
+    None for ways that are the benchmark's own, and for compiled layers, whose memory is the compiler's choice.
 
     Args:
         task: its ``tokens_per_batch`` is the budget that is planned for.
         way: of ours; its largest pack is planned, with its very segments.
     """
-    if way.layout == "padded" or way.head == "logits":
+    if way.layout == "padded" or way.head == "logits" or way.compiles:
         return None
     shares = way.layout == "shared"
     plan = task.plan(shares)

@@ -35,7 +35,6 @@ class TrlWay:
         attention: ``sdpa``, or a name out of ``FLASH``.
         liger: take Liger's kernels for the layers.
         recomputes: gradient checkpointing.
-        compiles: ``torch_compile``.
     """
 
     is_cached: bool = False
@@ -43,7 +42,6 @@ class TrlWay:
     attention: str = "sdpa"
     liger: bool = False
     recomputes: bool = False
-    compiles: bool = False
 
     def obstacle(self, task: Task) -> str:
         """Say why this cannot run here, or nothing."""
@@ -154,7 +152,6 @@ class Trl:
             "precompute_ref_batch_size": self._scored_at_once() if self.way.is_cached else None,
             "bf16": task.model.autocast,
             "use_liger_kernel": self.way.liger,
-            "torch_compile": self.way.compiles,
             "gradient_checkpointing": self.way.recomputes,
             "logging_strategy": "no",
             "save_strategy": "no",

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import _full_step, bench_step
 from benchmarks._flops import Sizes, load_of, step_flops
-from benchmarks._ladder import QUICK_STAGES, STAGES, Stage, trl_changes, trl_name
+from benchmarks._ladder import QUICK_STAGES, STAGES, Stage, trl_changes
 from benchmarks._lengths import Workload, uniform
 from benchmarks._measure import LEAST_STEPS, Job, Meter, measure, work_of
 from benchmarks._models import MODELS, SMALL
@@ -30,6 +30,8 @@ from benchmarks._trl import Trl, TrlWay
 from benchmarks._truth import tolerances, truth, verdict
 from benchmarks._worker import Work, Worker, WorkError
 from prefopt.policy import head
+from prefopt.trainer import Trainer
+from prefopt.types import PackedBatch
 
 TINY = replace(MODELS["Qwen3-0.6B"], name="tiny", sizes=Sizes(1, 16, 24, 2, 1, 8, 60), dtype="float32")
 FOUR = Workload("4 answers", 10, (4,) * 4, pairs_per_step=2)
@@ -193,6 +195,24 @@ def test_out_of_memory_is_a_size_that_does_not_fit(task: Task, monkeypatch: pyte
     assert said["detail"] == "CUDA out of memory."
 
 
+def test_halved_packs_are_a_size_that_does_not_fit(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our trainer goes on with halves; the benchmark stops after that step and takes the size for too large."""
+    steps: list[int] = []
+
+    def forward(self: Trainer, batch: PackedBatch, *rest: Any) -> Any:
+        if len(batch.row_ids) > 1:
+            raise torch.OutOfMemoryError("no room")
+        steps.append(len(steps))
+        return original(self, batch, *rest)
+
+    original = Trainer._forward
+    monkeypatch.setattr(Trainer, "_forward", forward)
+    two = session()._task(Stage(TINY, replace(FOUR, pairs_per_step=4), ()), num_steps=3)
+    said = measure(Job("it", replace(two, checked=()), Way()))
+    assert said["note"] == "does not fit into memory" and said["detail"] == "packs were halved"
+    assert len(steps) == 2  # both halves of the first step
+
+
 def test_batches_are_whole_steps_or_parts_that_should_fit() -> None:
     assert [_halved(100, limit) for limit in (1e9, 100, 99, 30, 0.5)] == [100, 100, 50, 25, 1]
 
@@ -311,7 +331,6 @@ def test_trl_is_tuned_change_by_change(task: Task, monkeypatch: pytest.MonkeyPat
     assert asked[:3] == ["TRL, sdpa", "TRL, sdpa, grouped by length", "TRL, sdpa, liger"]
     assert asked[-2:] == ["TRL, sdpa, liger, precomputed reference", "TRL, sdpa, precomputed reference"]
     assert [name for name, _ in trl_changes(is_uniform=True)] == ["liger", "flash attention", "checkpointing"]
-    assert trl_name(TrlWay(compiles=True)) == "TRL, sdpa, compile"
 
 
 def line(name: str, way: Any, seconds: float, flops: float, **more: Any) -> dict[str, Any]:
@@ -323,6 +342,7 @@ def line(name: str, way: Any, seconds: float, flops: float, **more: Any) -> dict
         "least_flops": 5e10,
         "peak_mib": 2048.0,
         "first_step_seconds": 1.0,
+        "check_seconds": 2.0,
         "graphs_while_timed": 0,
         "gaps": {"loss": 0.0, "grad_norm": 0.0},
         "pairs_per_second": 16 / (5 * seconds),
