@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,6 +214,15 @@ def work_of(job: Job, contender: Prefopt | Trl, num_steps: int) -> dict[str, Any
         "least_flops": sum(least),
         "batches_per_step": sum(map(len, steps)) / max(1, len(steps)),
     }
+
+
+def typical_seconds(said: dict[str, Any]) -> float:
+    """Return what the timed steps take together when each takes the median time per operation.
+
+    A stall of the host in one step would otherwise decide between contenders; it shows in the jitter.
+    """
+    per_flop = [time / work for time, work in zip(said["step_seconds"], said["step_flops"], strict=True)]
+    return statistics.median(per_flop) * float(sum(said["step_flops"]))
 
 
 def head_kind(job: Job) -> str:

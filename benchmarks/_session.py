@@ -12,7 +12,7 @@ from benchmarks._ceilings import ceilings
 from benchmarks._flops import LAYOUTS, load_of, step_flops
 from benchmarks._ladder import LADDER, SHORT, SIDES, SIDES_ON, Change, Stage, trl_changes, trl_name
 from benchmarks._lengths import describe, rows_of
-from benchmarks._measure import Job, measure
+from benchmarks._measure import Job, measure, typical_seconds
 from benchmarks._models import EOS, PAD
 from benchmarks._ours import Way, checked_rows
 from benchmarks._predict import fitting_tokens
@@ -263,7 +263,7 @@ class Session:
         found = verdict(said, expected, tolerances(job.task))
         said |= found
         if not found["note"]:
-            said["pairs_per_second"] = sum(said["step_pairs"]) / sum(said["step_seconds"])
+            said["pairs_per_second"] = sum(said["step_pairs"]) / typical_seconds(said)
         return said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks._measure import typical_seconds
 from benchmarks._runner import table
 from benchmarks._trl import TrlWay
 
@@ -42,10 +43,11 @@ def summarise(record: dict[str, Any]) -> None:
 def _summary(
     line: dict[str, Any], before: dict[str, Any] | None, peer: dict[str, Any] | None, rate: float
 ) -> dict[str, float]:
-    seconds, flops, pairs = sum(line["step_seconds"]), sum(line["step_flops"]), sum(line["step_pairs"])
+    seconds, flops, pairs = typical_seconds(line), sum(line["step_flops"]), sum(line["step_pairs"])
     per_flop = [time / work for time, work in zip(line["step_seconds"], line["step_flops"], strict=True)]
     said = {
         "pairs_per_second": pairs / seconds,
+        "pairs_per_second_of_totals": pairs / sum(line["step_seconds"]),
         "tokens_per_second": sum(line["step_tokens"]) / seconds,
         "mfu": flops / seconds / rate,
         "of_floor": line["least_flops"] / seconds / rate,

@@ -39,8 +39,8 @@ command -v "$python" >/dev/null || { echo "PREFOPT_BENCH_PYTHON: there is no '$p
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PREFOPT_BENCH_RESULTS="$out"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-wheels=
-trap '[ -z "$wheels" ] || rm -rf "$wheels"' EXIT
+scratch=
+trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 
 table=()
 failed=0
@@ -71,9 +71,10 @@ share() { echo $((seconds * $1 / 100)); }
 } >"$out/environment.log" 2>&1
 
 if [ -n "$given" ]; then
-  wheels=$(mktemp -d)
-  part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --target "$wheels" "$given"/*.whl
-  export PYTHONPATH="$PYTHONPATH:$wheels"
+  scratch=$(mktemp -d)
+  # dill, which datasets pickles with, takes modules in folders of another name for a script's own
+  part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --target "$scratch/site-packages" "$given"/*.whl
+  export PYTHONPATH="$PYTHONPATH:$scratch/site-packages"
 fi
 
 if [ "$call" = 1 ]; then

@@ -16,7 +16,7 @@ from benchmarks import _full_step, bench_step
 from benchmarks._flops import Sizes, load_of, step_flops
 from benchmarks._ladder import QUICK_STAGES, STAGES, Stage, trl_changes
 from benchmarks._lengths import Workload, uniform
-from benchmarks._measure import LEAST_STEPS, Job, Meter, measure, work_of
+from benchmarks._measure import LEAST_STEPS, Job, Meter, measure, typical_seconds, work_of
 from benchmarks._models import MODELS, SMALL
 from benchmarks._ours import Prefopt, Way, checked_rows, head_as
 from benchmarks._predict import fitting_tokens, fixed_bytes, token_bytes
@@ -257,6 +257,12 @@ def test_meter_times_steps_after_the_warm_up_and_stops_when_late() -> None:
     assert len(found["step_seconds"]) == LEAST_STEPS + 1
     assert found["step_seconds"][-1] >= 0.02 > found["step_seconds"][0] >= 0
     assert found["graphs"] == found["graphs_while_timed"] == 0
+
+
+def test_a_stall_counts_once_in_the_jitter() -> None:
+    """Steps of 1, 2 and 1 units of work in 0.1, 0.2 and 5 s: 0.1 s a unit, so 0.4 s."""
+    said = {"step_seconds": [0.1, 0.2, 5.0], "step_flops": [1e9, 2e9, 1e9]}
+    assert typical_seconds(said) == pytest.approx(0.4)
 
 
 def test_a_head_is_put_in_for_a_block_only() -> None:
