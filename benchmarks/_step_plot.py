@@ -48,6 +48,7 @@ def plot(record: dict[str, Any], path: Path) -> str:
             values = [line["summary"][key] for line in lines][::-1]
             bars = panel.barh(labels, values, color=colors)
             panel.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+            panel.margins(x=0.15)  # room for the labels
             panel.set_title(name if column == 0 else "", fontsize=9, loc="left")
             panel.set_xlabel(title, fontsize=8)
             panel.tick_params(labelsize=7)
