@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prefopt.cache import LogpCache
 from prefopt.errors import ModelError
-from prefopt.policy import Policy
+from prefopt.policy import Policy, RowStates
 from prefopt.types import PackedBatch, SeqLogps
+
+Reduce = Callable[[Tensor], Tensor]
+"""What is kept of a decoder layer's output at the scored rows, [M, D]."""
+
+Scored = tuple[SeqLogps, RowStates]
 
 
 class Reference(Protocol):
@@ -25,6 +30,15 @@ class Reference(Protocol):
     is_start: bool
 
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps: ...
+
+
+@runtime_checkable
+class LiveReference(Reference, Protocol):
+    """A reference with a model at hand, which can also hand over its hidden states; see ``Policy.with_rows``."""
+
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored: ...
 
 
 class FrozenReference:
@@ -41,6 +55,13 @@ class FrozenReference:
         assert not self.policy.model.training, "the reference was put in training mode"
         return self.policy(batch, stats=stats).detach()
 
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        assert not self.policy.model.training, "the reference was put in training mode"
+        return self.policy.with_rows(batch, stats=stats, layers=layers)
+
 
 class SelfReference:
     """Score with the policy itself, before training has moved it."""
@@ -54,6 +75,13 @@ class SelfReference:
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
         with _scoring(self.policy, self.policy.model):
             return self.policy(batch, stats=stats).detach()
+
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        with _scoring(self.policy, self.policy.model):
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
 class AdapterOffReference:
@@ -78,6 +106,14 @@ class AdapterOffReference:
         model = self._unwrap(self.policy.model)
         with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
             return self.policy(batch, stats=stats).detach()
+
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
 class FrozenAdapterReference:
@@ -104,6 +140,14 @@ class FrozenAdapterReference:
         model = self._unwrap(self.policy.model)
         with _scoring(self.policy, model), self._switched(model):
             return self.policy(batch, stats=stats).detach()
+
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), self._switched(model):
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
 
     @contextmanager
     def _switched(self, model: nn.Module) -> Iterator[None]:

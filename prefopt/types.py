@@ -25,7 +25,19 @@ Text = str | Sequence[Message]
 IntArray = npt.NDArray[np.int32]
 
 STATS = ("logsumexp", "entropy", "log_sum_p2", "is_top1", "mean_logit")
-"""Per-token statistics a policy can return beside the log-prob; ``is_top1`` has no gradient."""
+"""Per-token statistics of one head, beside the log-prob; ``is_top1`` has no gradient."""
+
+PAIRED_STATS = ("kl",)
+"""Those of the policy's head against the reference's: ``kl`` is KL(reference || policy), nats."""
+
+BATCH_STATS = ("token_id", "weight")
+"""What the data says of each scored token: its id (int64), and its weight, 1 where no weights are given."""
+
+MASK_STATS = ("activation", "mask", "kl_mask")
+"""Weights made from the reference's hidden states: from 0 to 1 without gradient, or by a trained module."""
+
+TOKEN_STATS = (*STATS, *PAIRED_STATS, *BATCH_STATS, *MASK_STATS)
+"""The closed table of what a loss can ask for per token, by name."""
 
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
@@ -495,9 +507,9 @@ class Stats:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            if name not in STATS:
+            if name not in TOKEN_STATS:
                 raise ValueError(
-                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
+                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(TOKEN_STATS)}."
                 )
         object.__setattr__(self, "names", names)
 
