@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -25,8 +25,8 @@ from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import RecipeError
 from prefopt.optim import OptimSettings
-from prefopt.recipe import DataSource, Recipe, parse_recipe
-from prefopt.reference import Reference, fill_cache
+from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
+from prefopt.reference import Reference, fill_cache, needs_live_reference
 from prefopt.strict_yaml import dump_yaml
 
 
@@ -68,7 +68,23 @@ def loss_of(recipe: Recipe) -> BoundLoss:
                 f"Leave the line out for the start weights, or name one."
             )
         )
+    changed = _changed(recipe.optim, ("mask_lr", "mask_weight_decay"))
+    if changed and not {"mask", "kl_mask"} & set(loss.contract.row_stats):
+        raise recipe.located(
+            RecipeError(
+                f"optim.{changed[0]}: {loss.contract.name} learns no token weights, so it has no effect. Take the "
+                f"line out."
+            )
+        )
+    if loss.contract.row_stats and reference == "cached":
+        message = needs_live_reference(loss.contract.name, loss.contract.row_stats)
+        raise recipe.located(RecipeError(message))
     return loss
+
+
+def _changed(block: Optim, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that are not at their default."""
+    return [name for name in names if getattr(block, name) != type(block).model_fields[name].default]
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:

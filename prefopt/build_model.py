@@ -25,9 +25,11 @@ from prefopt.reference import (
     CachedReference,
     FrozenAdapterReference,
     FrozenReference,
+    LiveReference,
     Reference,
     SelfReference,
 )
+from prefopt.weighting import TokenMasks
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,21 @@ def reference_of(
             source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
             return CachedReference(score(source), is_start=True, device=engine.device)
     raise AssertionError(f"unknown reference {recipe.reference!r}")
+
+
+def masks_of(recipe: Recipe, loss: BoundLoss, reference: Reference | None) -> TokenMasks | None:
+    """Build the module that learns token weights, where the loss asks for them.
+
+    Args:
+        recipe: its seed draws the first weights.
+        loss: says which masks it reads.
+        reference: its hidden states are what the weights are made from.
+    """
+    wanted = {"mask", "kl_mask"} & set(loss.contract.row_stats)
+    if not wanted or not isinstance(reference, LiveReference):
+        return None
+    torch.manual_seed(recipe.seed)
+    return TokenMasks(*reference.policy.depth_and_width, wanted)
 
 
 def check_reference_tokenizer(recipe: Recipe, tokenizer: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.cache import LogpCache
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, RowStates
 from prefopt.types import PackedBatch, SeqLogps
 
@@ -35,6 +35,8 @@ class Reference(Protocol):
 @runtime_checkable
 class LiveReference(Reference, Protocol):
     """A reference with a model at hand, which can also hand over its hidden states; see ``Policy.with_rows``."""
+
+    policy: Policy
 
     def with_rows(
         self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
@@ -175,6 +177,36 @@ class CachedReference:
         missing = set(stats) - set(self.cache.stats)
         assert not missing, f"the cache was filled without {missing}"
         return self.cache.get(batch, self.device)
+
+
+def check_rows(loss: str, stats: Sequence[str], policy: Policy, reference: Reference | None) -> None:
+    """Refuse a reference that cannot hand over what per-token statistics are made from.
+
+    Args:
+        loss: its name, for messages.
+        stats: those of the loss that need the reference's hidden states.
+        policy: the model to train.
+        reference: what it is compared with.
+
+    Raises:
+        RecipeError: the reference has no model at hand or, for "kl", another vocabulary.
+    """
+    if not isinstance(reference, LiveReference):
+        raise RecipeError(needs_live_reference(loss, stats))
+    own, other = policy.vocabulary, reference.policy.vocabulary
+    if "kl" in stats and own != other:
+        raise RecipeError(
+            f"reference: {loss} measures the KL divergence over the vocabulary, but the reference's head has "
+            f"{other} tokens and the policy's {own}. Choose a reference with the policy's vocabulary."
+        )
+
+
+def needs_live_reference(loss: str, stats: Sequence[str]) -> str:
+    """Say in one line why a reference that only remembers log-probs will not do."""
+    return (
+        f"reference: {loss} reads '{stats[0]}', which is made from the reference's hidden states, and a cache of "
+        f"log-probs holds none. Use initial, adapter_off or a model's path."
+    )
 
 
 def fill_cache(

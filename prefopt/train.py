@@ -194,6 +194,9 @@ class _Run:
         )
         if isinstance(reference, FrozenReference):
             self._check_fits(reference.policy)
+        masks = build_model.masks_of(self.recipe, self.loss, reference)
+        if masks is not None and saved is not None:
+            masks.load_state_dict(load_file(str(saved / "masks.safetensors")))
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -203,6 +206,7 @@ class _Run:
             reference=reference,
             optim=build.optim_of(self.recipe),
             engine=self.engine,
+            masks=masks,
             share_prompts=self.recipe.batch.share_prompts,
             on_nonfinite=self.recipe.train.on_nonfinite,
             start_step=self.origin.step if self.origin is not None else 0,
@@ -347,6 +351,8 @@ class _Run:
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if self.trainer.masks is not None:
+                save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
 
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}

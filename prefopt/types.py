@@ -309,6 +309,10 @@ class SeqLogps:
             replaced_total=None if total is None else total.detach(),
         )
 
+    def with_stats(self, stats: Mapping[str, Tensor]) -> SeqLogps:
+        """Return the same tokens with further statistics, name -> [M]."""
+        return replace(self, stats={**self.stats, **stats}) if stats else self
+
     def with_total(self, total: Tensor) -> SeqLogps:
         """Return the same tokens with another ``total`` [S]."""
         return replace(self, replaced_total=total)

@@ -21,6 +21,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from prefopt.errors import RecipeError
 from prefopt.types import (
     INPUTS,
+    MASK_STATS,
+    PAIRED_STATS,
+    STATS,
     Carried,
     ListLogps,
     LossOutput,
@@ -148,6 +151,11 @@ class LossContract:
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
 
+    @property
+    def row_stats(self) -> tuple[str, ...]:
+        """The statistics for which a live reference must hand over its hidden states."""
+        return tuple(name for name in self.policy_stats if name in (*PAIRED_STATS, *MASK_STATS))
+
 
 @lru_cache(maxsize=256)
 def contract_of(loss: Loss) -> LossContract:
@@ -174,6 +182,7 @@ def contract_of(loss: Loss) -> LossContract:
     is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
+    _check_stats(name, positional)
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -192,6 +201,16 @@ def contract_of(loss: Loss) -> LossContract:
         is_whole_step=is_whole_step,
         carried=carried,
     )
+
+
+def _check_stats(name: str, positional: list[Parameter]) -> None:
+    """Refuse statistics that nobody could supply."""
+    for stat in stats_of(positional[0]):
+        if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
+            raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
+    for stat in stats_of(positional[1]) if len(positional) == 2 else ():
+        if stat not in STATS:
+            raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

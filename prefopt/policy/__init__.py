@@ -274,6 +274,12 @@ class Policy:
         head: Any = head_of(causal_model(self.model))
         return int(head.weight.shape[0])
 
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """How many decoder layers there are, and the size of the hidden states between them."""
+        config = causal_model(self.model).config.get_text_config()
+        return int(config.num_hidden_layers), int(config.hidden_size)
+
     def describe(self) -> dict[str, str]:
         """Say which attention and which head are in use."""
         core = causal_model(self.model)
