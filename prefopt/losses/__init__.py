@@ -29,6 +29,7 @@ from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.mapo import mapo
 from prefopt.losses.mappo import mappo, prior_scaled
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
@@ -45,8 +46,12 @@ from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
 from prefopt.losses.slic import slic
 from prefopt.losses.soft_label import soft_label
+from prefopt.losses.sparse_mask import sparse_mask, sparse_mask_independent
 from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.suffix_from_divergence import suffix_from_divergence
+from prefopt.losses.tdpo import tdpo
+from prefopt.losses.token_weighted import token_weighted
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
@@ -90,6 +95,10 @@ LOSSES: dict[str, Loss] = {
     "sppo": sppo,
     "sppo_hard": sppo_hard,
     "cal_dpo": cal_dpo,
+    "tdpo": tdpo,
+    "mapo": mapo,
+    "sparse_mask": sparse_mask,
+    "sparse_mask_independent": sparse_mask_independent,
 }
 """The losses a recipe can name."""
 
@@ -101,6 +110,8 @@ TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "weighted": weighted,
     "reward_gap_weight": reward_gap_weight,
     "with_rationale": with_rationale,
+    "token_weighted": token_weighted,
+    "suffix_from_divergence": suffix_from_divergence,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 
@@ -133,6 +144,7 @@ __all__ = [
     "ipo",
     "ld_dpo",
     "length_desensitized",
+    "mapo",
     "mappo",
     "mixed",
     "nca_pair",
@@ -152,9 +164,14 @@ __all__ = [
     "simpo",
     "slic",
     "soft_label",
+    "sparse_mask",
+    "sparse_mask_independent",
     "spo_selfsup",
     "sppo",
     "sppo_hard",
+    "suffix_from_divergence",
+    "tdpo",
+    "token_weighted",
     "triple",
     "weighted",
     "with_nll",

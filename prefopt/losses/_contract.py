@@ -50,6 +50,9 @@ STRUCTURES: dict[type, str] = {
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
 
+RESUMMING = ("length_desensitized", "token_weighted", "suffix_from_divergence")
+"""The transforms that add up an answer's tokens anew; of two of them, one would undo the other."""
+
 _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
