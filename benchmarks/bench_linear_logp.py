@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,17 @@ from torch import Tensor
 
 from benchmarks._logp_plot import plot
 from benchmarks._logp_providers import PROVIDERS, TASKS, Inputs, Provider, draw, truth
-from benchmarks._runner import RESULTS, base_mib, environment, peak_mib, save, table
+from benchmarks._runner import (
+    RESULTS,
+    base_mib,
+    clock,
+    environment,
+    peak_mib,
+    relative_error,
+    save,
+    table,
+    time_in_turns,
+)
 
 Shape = tuple[int, int, int]
 SHAPES: dict[str, list[Shape]] = {
@@ -122,18 +132,10 @@ def measure(
         if not line.note:
             ready.append((provider, line))
     del expected
-    spent = dict.fromkeys((line.provider for _, line in ready), 0.0)
-    for turn in range(turns + 1):
-        shift = turn % max(1, len(ready))
-        for provider, line in (*ready[shift:], *ready[:shift]):
-            if spent[line.provider] > seconds and turn > 2:
-                continue
-            began = time.perf_counter()
-            forward, backward = _timed(provider, task, drawings[turn % len(drawings)], device)
-            spent[line.provider] += time.perf_counter() - began
-            if turn:  # the first one warms up
-                line.forward_ms.append(forward)
-                line.backward_ms.append(backward)
+    run = {line.provider: partial(_timed, provider, task, drawings, device) for provider, line in ready}
+    times = time_in_turns(run, turns, seconds)
+    for _, line in ready:
+        line.forward_ms, line.backward_ms = times[line.provider]
     operations = 2 * shape[0] * shape[1] * shape[2] * TASKS[task]
     for _, line in ready:
         line.tflops = operations / line.total_ms / 1e9
@@ -146,24 +148,9 @@ def product_rate(shape: Shape, dtype: torch.dtype, device: str) -> float:
     best = 0.0
     for rows, width, vocab in (shape, (SQUARE[device],) * 3):
         inputs = draw((rows, width, vocab), dtype, device, 0, None)
-        times = [_clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
+        times = [clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
         best = max(best, 2 * rows * width * vocab / statistics.median(times[2:]) / 1e9)
     return best
-
-
-def _clock(run: Callable[[], object], device: str) -> float:
-    """Return milliseconds."""
-    if device == "cpu":
-        began = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - began)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds
 
 
 def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -172,16 +159,19 @@ def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     return hidden, weight, [leaf for leaf in (hidden, weight) if leaf.requires_grad]
 
 
-def _timed(provider: Provider, task: str, inputs: Inputs, device: str) -> tuple[float, float]:
+def _timed(
+    provider: Provider, task: str, drawings: Sequence[Inputs], device: str, turn: int
+) -> tuple[float, float]:
+    inputs = drawings[turn % len(drawings)]
     hidden, weight, wanted = _leaves(inputs, task)
     kept: list[Any] = []
     with torch.set_grad_enabled(task != "no_grad"):
-        forward = _clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
+        forward = clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
     if not wanted:
         return forward, 0.0
     logps = kept.pop()
     upstream = inputs.upstream.to(logps.dtype)
-    return forward, _clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
+    return forward, clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
 
 
 def _once(provider: Provider, task: str, inputs: Inputs) -> list[Tensor]:
@@ -211,7 +201,7 @@ def _checked(
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     line.repeats_bits = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     line.logp_error = (found[0].double() - expected[0]).abs().max().item()
-    errors = [_relative(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
+    errors = [relative_error(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
     line.hidden_error, line.weight_error = (*errors, 0.0, 0.0)[:2]
     most, most_grad = GATES[dtype]
     if not line.logp_error <= most:
@@ -219,10 +209,6 @@ def _checked(
     if not max(errors, default=0.0) <= most_grad:
         return f"wrong: a gradient is off by {max(errors):.2g} > {most_grad:g}"
     return ""
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def _report(shape: Shape, task: str, rate: float, lines: Sequence[Line]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.arrange import (
     Values,
@@ -33,8 +33,8 @@ from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.policy import Policy, RowStates
-from prefopt.reference import LiveReference, Reference, check_rows
-from prefopt.types import PAIRED_STATS, STATS, LossOutput, PackedBatch, SeqLogps, Step, Totals
+from prefopt.reference import LiveReference, MovingReference, Reference, check_rows
+from prefopt.types import LEARNED_MASKS, PAIRED_STATS, STATS, LossOutput, PackedBatch, SeqLogps, Step, Totals
 from prefopt.weighting import TokenMasks, mask_stats, needs_layers
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Trainer:
         reference: needed by losses whose signature has ``reference``.
         optim: settings of AdamW and its schedule.
         engine: devices and ranks; None is one process on the default device.
-        masks: makes the token weights that a loss may ask for as "mask" and "kl_mask"; trained along.
+        masks: makes the token weights that a loss may ask for as ``types.LEARNED_MASKS``.
         share_prompts: compute each prompt once for all its responses.
         on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
         start_step: first step to run, for a resumed run.
@@ -110,7 +110,7 @@ class Trainer:
             )
         if self.contract.row_stats:
             check_rows(self.contract.name, self.contract.row_stats, policy, reference)
-        if {"mask", "kl_mask"} & set(self.contract.row_stats) and masks is None:
+        if set(LEARNED_MASKS) & set(self.contract.row_stats) and masks is None:
             raise RecipeError(
                 f"masks: {self.contract.name} learns its token weights, but there is no module."
             )
@@ -124,12 +124,16 @@ class Trainer:
         self.masks = None if masks is None else masks.to(self.engine.device)
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
         self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
-        if self.masks is not None:
-            self.parameters |= {f"masks.{name}": p for name, p in trainable(self.masks).items()}
         self.identity: float | None = None  # step-0 difference, once checked
         self._is_first_step = False
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Everything that the optimizer changes, by name: the policy's parameters and those of the masks."""
+        masks = {} if self.masks is None else trainable(self.masks)
+        return self.parameters | {f"masks.{name}": parameter for name, parameter in masks.items()}
 
     def __iter__(self) -> Iterator[StepResult]:
         """Run the steps that are left, yielding each when its weights are in place."""
@@ -205,7 +209,7 @@ class Trainer:
         self._is_first_step = False
         if self.masks is not None:
             self.engine.average_gradients(self.masks)
-        norm = self.engine.clip(self.parameters.values(), self.settings.clip)
+        norm = self.engine.clip(self.trained.values(), self.settings.clip)
         loss = sums.values["loss"]
         is_bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         flags = torch.stack([is_bad.to(torch.int32), *self._request_bits(norm.device)])
@@ -217,6 +221,8 @@ class Trainer:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.reference, MovingReference):
+            self.reference.follow(self.parameters, step.index + 1)
         return sums, norm, bool(found)
 
     def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:

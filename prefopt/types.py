@@ -33,11 +33,17 @@ PAIRED_STATS = ("kl",)
 BATCH_STATS = ("token_id", "weight")
 """What the data says of each scored token: its id (int64), and its weight, 1 where no weights are given."""
 
-MASK_STATS = ("activation", "mask", "kl_mask")
-"""Weights made from the reference's hidden states: from 0 to 1 without gradient, or by a trained module."""
+LEARNED_MASKS = ("reward_mask", "kl_mask")
+"""Weights that a module learns to make from the reference's hidden states, along with the policy."""
+
+MASK_STATS = ("activation", *LEARNED_MASKS)
+"""All weights made from those hidden states; ``activation`` is from 0 to 1 and has no gradient."""
 
 TOKEN_STATS = (*STATS, *PAIRED_STATS, *BATCH_STATS, *MASK_STATS)
 """The closed table of what a loss can ask for per token, by name."""
+
+OTHER_REFERENCES = tuple(f"reference_{number}" for number in range(2, 9))
+"""Per-token log-probs under further references, which a combined reference returns beside its own."""
 
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
@@ -511,7 +517,7 @@ class Stats:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            if name not in TOKEN_STATS:
+            if name not in (*TOKEN_STATS, *OTHER_REFERENCES):
                 raise ValueError(
                     f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(TOKEN_STATS)}."
                 )

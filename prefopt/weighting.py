@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from prefopt.types import MASK_STATS
+from prefopt.types import LEARNED_MASKS, MASK_STATS
 
 
 def needs_layers(stats: Collection[str]) -> Callable[[Tensor], Tensor] | None:
     """Return what to keep of every layer's hidden states [M, D] for ``stats``; None where nothing is needed."""
-    if {"mask", "kl_mask"} & set(stats):
+    if set(LEARNED_MASKS) & set(stats):
         return torch.Tensor.detach
     return mean_activation if "activation" in stats else None
 
@@ -31,7 +31,7 @@ def mask_stats(
         stats: names.
         layers: of every decoder layer, what ``needs_layers`` keeps.
         lengths: [S] scored tokens per response.
-        masks: makes "mask" and "kl_mask".
+        masks: makes those of ``types.LEARNED_MASKS``.
     """
     found: dict[str, Tensor] = {}
     if "activation" in stats:
@@ -76,12 +76,12 @@ class TokenMasks(nn.Module):
     """Weigh every token by a function of the reference's hidden states that is trained along with the policy.
 
     Each layer's hidden state is normalised, mapped to one number and cut at zero; a mix of these, cut at
-    zero again, is the token's weight. One such stack makes "mask", another, if asked for, "kl_mask".
+    zero again, is the token's weight. There is one such stack for every mask.
 
     Args:
         num_layers: decoder layers of the reference.
         width: D, of its hidden states.
-        stats: names out of "mask" and "kl_mask".
+        stats: names, of which those in ``types.LEARNED_MASKS`` are made.
         dropout: share of numbers that are dropped after each cut, in training.
 
     Source:
@@ -91,7 +91,7 @@ class TokenMasks(nn.Module):
 
     def __init__(self, num_layers: int, width: int, stats: Collection[str], dropout: float = 0.01) -> None:
         super().__init__()
-        names = [name for name in ("mask", "kl_mask") if name in stats]
+        names = [name for name in LEARNED_MASKS if name in stats]
         self.stacks = nn.ModuleDict({name: _Stack(num_layers, width, dropout) for name in names})
 
     def forward(self, layers: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ from prefopt.losses.orpo import orpo
 from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
+from prefopt.losses.references import momentum_ref, multi_ref, spo_sequential
 from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
@@ -112,6 +113,9 @@ TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "with_rationale": with_rationale,
     "token_weighted": token_weighted,
     "suffix_from_divergence": suffix_from_divergence,
+    "multi_ref": multi_ref,
+    "momentum_ref": momentum_ref,
+    "spo_sequential": spo_sequential,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 
@@ -147,6 +151,8 @@ __all__ = [
     "mapo",
     "mappo",
     "mixed",
+    "momentum_ref",
+    "multi_ref",
     "nca_pair",
     "offset",
     "orpo",
@@ -167,6 +173,7 @@ __all__ = [
     "sparse_mask",
     "sparse_mask_independent",
     "spo_selfsup",
+    "spo_sequential",
     "sppo",
     "sppo_hard",
     "suffix_from_divergence",

@@ -228,7 +228,9 @@ def admit(
             f"{name}: {contract.name} adds up tokens anew by {again[0]}, and one would undo the other. Keep one."
         )
     if name in contract.refuses:
-        raise RecipeError(f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}.")
+        raise RecipeError(
+            f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}, or apply it first."
+        )
     return check_settings(name, settings_of(transform), settings, name)
 
 

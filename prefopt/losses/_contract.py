@@ -22,6 +22,7 @@ from prefopt.errors import RecipeError
 from prefopt.types import (
     INPUTS,
     MASK_STATS,
+    OTHER_REFERENCES,
     PAIRED_STATS,
     STATS,
     Carried,
@@ -52,6 +53,9 @@ RESERVED = ("name", "with", "of", "weight")
 
 RESUMMING = ("length_desensitized", "token_weighted", "suffix_from_divergence")
 """The transforms that add up an answer's tokens anew; of two of them, one would undo the other."""
+
+COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
+"""The transforms that compare with several references at once, whose hidden states are not at hand."""
 
 _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -212,7 +216,7 @@ def _check_stats(name: str, positional: list[Parameter]) -> None:
         if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
             raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
     for stat in stats_of(positional[1]) if len(positional) == 2 else ():
-        if stat not in STATS:
+        if stat not in (*STATS, *OTHER_REFERENCES):
             raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
 
 

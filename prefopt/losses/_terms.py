@@ -8,7 +8,7 @@ takes finite differences.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -16,6 +16,7 @@ from itertools import starmap
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -218,7 +219,7 @@ def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
     return found.with_stats({"kl": answers.stats["kl"] * weights} if "kl" in answers.stats else {})
 
 
-def places(lengths: Sequence[int], device: torch.device) -> Tensor:
+def places(lengths: npt.ArrayLike, device: torch.device) -> Tensor:
     """Return where each token stands in its answer, from 0, int64 [M]."""
     sizes = np.asarray(lengths, dtype=np.int64)
     return torch.from_numpy(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)).to(device)

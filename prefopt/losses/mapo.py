@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import RESUMMING, Refuses
+from prefopt.losses._contract import COMBINING, RESUMMING, Refuses
 from prefopt.losses.sparse_mask import masked_tdpo
 from prefopt.types import LossOutput, PairLogps, Range, Stats
 
 
 def mapo(
-    policy: Annotated[PairLogps, Stats("kl", "activation"), Refuses(*RESUMMING, "f_div")],
+    policy: Annotated[PairLogps, Stats("kl", "activation"), Refuses(*RESUMMING, *COMBINING, "f_div")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._contract import RESUMMING, Refuses
+from prefopt.losses._contract import COMBINING, RESUMMING, Refuses
 from prefopt.losses._terms import logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps, Stats
 
 
 def sparse_mask(
-    policy: Annotated[PairLogps, Stats("kl", "mask"), Refuses(*RESUMMING, "f_div")],
+    policy: Annotated[PairLogps, Stats("kl", "reward_mask"), Refuses(*RESUMMING, *COMBINING, "f_div")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -26,7 +26,7 @@ def sparse_mask(
     zero. The module has a learning rate of its own, ``optim.mask_lr``.
 
     Args:
-        policy: P pairs under the model being trained, with the stats ``kl`` and ``mask`` per token.
+        policy: P pairs under the model being trained, with the stats ``kl`` and ``reward_mask``.
         reference: the same P pairs under the reference.
         beta: reward per nat.
         l1: cost of each unit of mask.
@@ -45,11 +45,13 @@ def sparse_mask(
         of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, one mask for both; l1 as its authors set
         it on HH-RLHF.
     """
-    return masked_tdpo(policy, reference, "mask", "mask", beta, l1)
+    return masked_tdpo(policy, reference, "reward_mask", "reward_mask", beta, l1)
 
 
 def sparse_mask_independent(
-    policy: Annotated[PairLogps, Stats("kl", "mask", "kl_mask"), Refuses(*RESUMMING, "f_div")],
+    policy: Annotated[
+        PairLogps, Stats("kl", "reward_mask", "kl_mask"), Refuses(*RESUMMING, *COMBINING, "f_div")
+    ],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -62,7 +64,8 @@ def sparse_mask_independent(
     start.
 
     Args:
-        policy: P pairs under the model being trained, with the stats ``kl``, ``mask`` and ``kl_mask``.
+        policy: P pairs under the model being trained, with the stats ``kl``, ``reward_mask``
+            and ``kl_mask``.
         reference: the same P pairs under the reference.
         beta: reward per nat.
         l1: cost of each unit of either mask.
@@ -78,7 +81,7 @@ def sparse_mask_independent(
         Christopoulou, Cardenas, Lampouras, Bou-Ammar and Wang, "SparsePO: Controlling Preference Alignment
         of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, independent masks.
     """
-    return masked_tdpo(policy, reference, "mask", "kl_mask", beta, l1)
+    return masked_tdpo(policy, reference, "reward_mask", "kl_mask", beta, l1)
 
 
 def masked_tdpo(

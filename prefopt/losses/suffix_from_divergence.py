@@ -72,7 +72,7 @@ def _first_difference(one: SeqLogps, other: SeqLogps) -> Tensor:
     """Return at which token the answers of each pair part, int64 [P]; the shorter's length if they do not."""
     device = one.tokens.device
     shared = np.minimum(one.lengths, other.lengths).astype(np.int64)
-    at = places(shared.tolist(), device)
+    at = places(shared, device)
     ids = []
     for side in (one, other):
         lengths = np.asarray(side.lengths, dtype=np.int64)

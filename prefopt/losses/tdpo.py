@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._contract import Refuses
+from prefopt.losses._contract import COMBINING, Refuses
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Stats
 
 
 def tdpo(
-    policy: Annotated[PairLogps, Stats("kl"), Refuses("f_div")],
+    policy: Annotated[PairLogps, Stats("kl"), Refuses(*COMBINING, "f_div")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,

@@ -41,9 +41,9 @@ def token_weighted(loss: Loss, *, source: Literal["data", "activations"] = "data
             reference to take activations from.
 
     Source:
-        Per-token weights in a sequence log-ratio: Liu, Bai, Lu, Jiang, Shan, Zhang and Chen, "TIS-DPO:
-        Token-level Importance Sampling for Direct Preference Optimization With Estimated Weights", 2024,
-        arXiv 2410.04350; from activations: Christopoulou et al., 2024, arXiv 2410.05102.
+        Per-token weights in a sequence log-ratio: Liu et al., "TIS-DPO: Token-level Importance Sampling for
+        Direct Preference Optimization With Estimated Weights", 2024, arXiv 2410.04350; from activations:
+        Christopoulou et al., 2024, arXiv 2410.05102.
     """
     settings = admit(token_weighted, loss, ("pairs", "sides", "lists"), source=source)
     contract, stat = contract_of(loss), _STATS[settings["source"]]

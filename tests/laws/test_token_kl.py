@@ -229,7 +229,9 @@ def test_a_cache_and_another_vocabulary_are_refused() -> None:
     """One line each, from ``check_rows``, before anything is scored."""
     policy = toy.policy()
     cached = CachedReference(LogpCache(), is_start=True)
-    with pytest.raises(RecipeError, match="reads 'kl', which is made from the reference's hidden states"):
+    with pytest.raises(
+        RecipeError, match="reads 'kl', which is made from the hidden states of one reference"
+    ):
         check_rows("tdpo", ("kl",), policy, cached)
     config = LlamaConfig(
         vocab_size=70, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefopt.errors import RecipeError
 from prefopt.losses import (
     LOSSES,
     TRANSFORMS,
@@ -64,9 +65,9 @@ from prefopt.losses import (
     with_rationale,
     wpo,
 )
-from prefopt.losses._contract import RESUMMING, Loss, Setting
+from prefopt.losses._contract import Loss, Setting
 from prefopt.losses._terms import recording_stops, replaying_stops
-from prefopt.types import STATS, TOKEN_STATS, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import OTHER_REFERENCES, STATS, TOKEN_STATS, LossOutput, PairLogps, SeqLogps, SideLogps
 
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
@@ -106,43 +107,35 @@ def all_cases() -> dict[str, Loss]:
     return cases
 
 
-def fitting(loss: Loss) -> list[str]:
-    """List the transforms that a loss takes; ``test_combine`` and the losses' own tests hold the refusals."""
-    contract = contract_of(loss)
-    names = [name for name in TRANSFORMS if name not in (*contract.applies, *contract.refuses)]
-    if any(name in RESUMMING for name in contract.applies):
-        names = [name for name in names if name not in (*RESUMMING, "f_div")]
-    if not contract.needs_reference:
-        names = [name for name in names if name != "f_div"]
-    if contract.policy_stats:
-        names = [name for name in names if name != "prior_scaled"]
-    return names
+def tried(loss: Loss, transform: str, **settings: object) -> Loss | None:
+    """Apply a transform, or return None where it refuses; ``test_combine`` and the losses' own tests hold refusals."""
+    try:
+        return TRANSFORMS[transform](loss, **settings)
+    except RecipeError:
+        return None
 
 
 def all_at_once(name: str) -> dict[str, Loss]:
     built, text = LOSSES[name], name
-    for transform in fitting(built):
-        if transform in fitting(built):
-            built, text = TRANSFORMS[transform](built), f"{transform}({text})"
+    for transform in TRANSFORMS:
+        if applied := tried(built, transform):
+            built, text = applied, f"{transform}({text})"
     return {text: built}
 
 
 def compositions(name: str) -> dict[str, Loss]:
-    cases: dict[str, Loss] = {}
-    for transform in fitting(LOSSES[name]):
-        cases[f"{transform}({name})"] = TRANSFORMS[transform](LOSSES[name])
+    cases: dict[str, Loss | None] = {}
+    for transform in TRANSFORMS:
+        cases[f"{transform}({name})"] = tried(LOSSES[name], transform)
         for key, setting in settings_of(TRANSFORMS[transform]).items():
-            if key in ("apply_to_reference", "source") and not contract_of(LOSSES[name]).needs_reference:
-                continue
             cases |= {
-                f"{transform}({name})-{key}={value}": TRANSFORMS[transform](LOSSES[name], **{key: value})
+                f"{transform}({name})-{key}={value}": tried(LOSSES[name], transform, **{key: value})
                 for value in off_default(setting)
             }
-    for inner, outer in permutations(fitting(LOSSES[name]), 2):
-        within = TRANSFORMS[inner](LOSSES[name])
-        if outer in fitting(within):
-            cases[f"{outer}({inner}({name}))"] = TRANSFORMS[outer](within)
-    return cases
+    for inner, outer in permutations(TRANSFORMS, 2):
+        within = tried(LOSSES[name], inner)
+        cases[f"{outer}({inner}({name}))"] = within and tried(within, outer)
+    return {text: loss for text, loss in cases.items() if loss is not None}
 
 
 def defaults(loss: Loss) -> dict:
@@ -156,12 +149,12 @@ every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
 
 def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed: int) -> SeqLogps:
     generator = torch.Generator().manual_seed(seed)
-    size = (1 + len(TOKEN_STATS), sum(lengths))
-    values = torch.rand(size, generator=generator, dtype=torch.float64).to(dtype)
+    known = (*STATS, *OTHER_REFERENCES, *TOKEN_STATS[len(STATS) :])
+    values = torch.rand(1 + len(known), sum(lengths), generator=generator, dtype=torch.float64).to(dtype)
     kept = {}
-    for name, value in zip(TOKEN_STATS, values[1:], strict=True):
+    for name, value in zip(known, values[1:], strict=True):
         if name in stats:
-            kept[name] = -value if name in STATS else value
+            kept[name] = -value if name in (*STATS, *OTHER_REFERENCES) else value
     if "token_id" in stats:
         kept["token_id"] = (kept["token_id"] < 0.5).long()  # two ids, so that some answers begin alike
     return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
@@ -362,7 +355,9 @@ def test_what_it_asks_for_matters(loss):
         assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
 
 
-@pytest.mark.parametrize(("name", "transform"), [(n, t) for n in ON_PAIRS for t in fitting(LOSSES[n])])
+@pytest.mark.parametrize(
+    ("name", "transform"), [(n, t) for n in ON_PAIRS for t in TRANSFORMS if tried(LOSSES[n], t)]
+)
 def test_a_transform_that_is_accepted_acts(name, transform):
     """A loss that walks past what a transform changes has to refuse it."""
     loss = TRANSFORMS[transform](LOSSES[name])
@@ -415,7 +410,7 @@ def right_in_three_of_four(given: dict) -> dict:
 
 def counting_all(given: dict) -> dict:
     """Give every token the weight 1, by whatever name."""
-    names = ("weight", "activation", "mask", "kl_mask")
+    names = ("weight", "activation", "reward_mask", "kl_mask")
     sides = [
         side.with_stats({name: torch.ones_like(side.tokens) for name in names if name in side.stats})
         for side in sides_of(given["policy"])
