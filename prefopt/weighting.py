@@ -76,7 +76,8 @@ class TokenMasks(nn.Module):
     """Weigh every token by a function of the reference's hidden states that is trained along with the policy.
 
     Each layer's hidden state is normalised, mapped to one number and cut at zero; a mix of these, cut at
-    zero again, is the token's weight. There is one such stack for every mask.
+    zero again, is the token's weight. There is one such stack for every mask. The mix starts as the average:
+    drawn at random it could be negative for every token, and a mask of zeros never learns.
 
     Args:
         num_layers: decoder layers of the reference.
@@ -105,6 +106,7 @@ class _Stack(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, 1) for _ in range(num_layers))
         self.mixer = nn.Linear(num_layers, 1, bias=False)
+        nn.init.constant_(self.mixer.weight, 1 / num_layers)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
