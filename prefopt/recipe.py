@@ -344,9 +344,7 @@ class Recipe(Block):
         ]
         | None
     ) = None
-    """initial, adapter_off, cached, none, {path: ...}, {name: moving} or a list.
-
-    Left out: adapter_off with lora, else initial."""
+    """A name, {path: ...}, {name: moving} or a list. Left out: adapter_off with lora, else initial."""
     data: Sources
     """Rows to train on: one source or a list."""
     rows: Rows = Rows()
