@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
+from prefopt.ragged import on_device
 from prefopt.types import PackedBatch, PairLogps, SeqLogps, Totals
 
 Values = PairLogps | SeqLogps
@@ -60,7 +61,7 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals) -> Ten
             return batch.pair_margin
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
-            return torch.tensor(mean, dtype=torch.float32, device=batch.input_ids.device)
+            return torch.full((), mean, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
                 raise RecipeError(
@@ -68,6 +69,6 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals) -> Ten
                     f"Map a score column, or choose a loss without one."
                 )
             side = 0 if name == "chosen_score" else 1
-            index = torch.tensor([pair[side] for pair in batch.pairs], device=batch.scores.device)
+            index = on_device([pair[side] for pair in batch.pairs], batch.scores.device, torch.int64)
             return batch.scores.index_select(0, index)
     raise AssertionError(f"types.INPUTS names '{name}', which nothing supplies")

@@ -121,6 +121,7 @@ class Trainer:
             stop=self.num_steps,
             rank=self.engine.rank,
             share_prompts=self.share_prompts,
+            device=self.engine.device,
         ):
             lr = learning_rate(self.settings, step.index, self.num_steps)
             sums, norm, skipped = self._step(step, lr)
@@ -161,9 +162,10 @@ class Trainer:
                 stop=plan.num_steps(1),
                 rank=self.engine.rank,
                 share_prompts=self.share_prompts,
+                device=self.engine.device,
             ):
                 for batch in step.packs:
-                    part, _ = self._forward(batch.to(self.engine.device), totals)
+                    part, _ = self._forward(self._on_device(batch), totals)
                     sums.merge(part, is_ghost=batch.is_ghost)
         finally:
             self.policy.model = wrapped
@@ -192,7 +194,8 @@ class Trainer:
 
     def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:
         bits = [self.requests >> i & 1 for i in range(2)]
-        return tuple(torch.tensor(bits, dtype=torch.int32, device=device).unbind())
+        # filled there: a list would have to be copied to the device, which waits for it
+        return tuple(torch.full((), bit, dtype=torch.int32, device=device) for bit in bits)
 
     def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
@@ -205,7 +208,7 @@ class Trainer:
                     torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
                     is_last = at == len(packs) - 1
                     with self.engine.accumulate(self.policy.model, is_last=is_last):
-                        part, numerator = self._forward(batch.to(self.engine.device), step.totals)
+                        part, numerator = self._forward(self._on_device(batch), step.totals)
                         self.engine.backward(numerator / self.units(step.totals))
                     losses.append(numerator.detach())
                     sums.merge(part, is_ghost=batch.is_ghost)
@@ -218,6 +221,9 @@ class Trainer:
                 packs[at : at + 1] = [
                     pack([self.groups[i] for i in half], share_prompts=self.share_prompts) for half in halves
                 ]
+
+    def _on_device(self, batch: PackedBatch) -> PackedBatch:
+        return batch.to(self.engine.device, non_blocking=True)
 
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError

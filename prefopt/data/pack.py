@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefopt.ragged import Lengths
 from prefopt.types import IntArray, PackedBatch, Preference, Segments, TokenizedGroup
+
+_HOST = torch.device("cpu")
 
 
 def group_of(
@@ -74,6 +77,10 @@ def pack(
         offsets.append(first + len(group.responses))
         layout.add(group, share_prompts)
     preferences = [p for group in groups for p in group.preferences]
+    lengths = Lengths(len(target) for target in layout.targets)
+    for side in zip(*pairs, strict=True):  # made here, off the step: see prefopt.ragged
+        lengths.take(side, _HOST)
+    lengths.on(_HOST)
     weights = [0.0 if is_ghost else p.weight for p in preferences]
     return PackedBatch(
         input_ids=_join(layout.ids),
@@ -81,7 +88,7 @@ def pack(
         segments=layout.segments(),
         score_at=_join(layout.score_at),
         target_ids=_join(layout.targets),
-        lengths=tuple(len(target) for target in layout.targets),
+        lengths=lengths,
         pairs=tuple(pairs),
         pair_weight=torch.tensor(weights, dtype=torch.float32),
         pair_margin=torch.tensor([p.margin for p in preferences], dtype=torch.float32),

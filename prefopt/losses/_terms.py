@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, SeqLogps
 
 Norm = Literal["sum", "mean"]
@@ -174,7 +175,7 @@ def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
 
 def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> SeqLogps:
     runs = [(keep, length - keep) for keep, length in zip(shared, answers.lengths, strict=True)]
-    # laid out on the host, where the lengths are: one copy to the device and no sync
+    # laid out on the host, where the lengths are: one copy to the device, which nobody waits for
     weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
-    weights = torch.from_numpy(weight).to(device=answers.tokens.device, dtype=answers.tokens.dtype)
+    weights = on_device(torch.from_numpy(weight), answers.tokens.device, answers.tokens.dtype)
     return answers.with_total(answers.sum(answers.tokens * weights))
