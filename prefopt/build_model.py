@@ -17,8 +17,9 @@ from prefopt.cache import LogpCache
 from prefopt.data.tokenize import Renderer
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
-from prefopt.policy import Policy
+from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
+from prefopt.policy.quantize import is_quantized
 from prefopt.recipe import Model, Recipe, ReferenceModel
 from prefopt.reference import (
     AdapterOffReference,
@@ -40,6 +41,8 @@ _VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "spiece*", "*.tiktoken")
 def quiet_libraries() -> None:
     """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # it says at every product that int8 inputs pass through float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def default_device() -> torch.device:
@@ -82,6 +85,13 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     """
     adapted = recipe.model.lora is not None or recipe.model.adapter is not None
     base = _load_model(recipe, None if adapted else weights)
+    if is_quantized(base) and not adapted:
+        raise recipe.located(
+            ModelError(
+                f"model.path: {recipe.model.path!r} stores its weights quantised, so they cannot be trained. "
+                f"Set model.lora, or choose full weights."
+            )
+        )
     model = _with_adapter(recipe, base, weights) if adapted else base
     if recipe.model.checkpointing:
         _enable_checkpointing(base)
@@ -91,9 +101,34 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
             attention=recipe.model.attention,
             dropout=recipe.model.dropout,
             adapter_dropout=recipe.model.lora is not None,
+            compile_for=_compiled_tokens(recipe),
         )
     except RecipeError as error:
         raise recipe.located(error) from None
+
+
+def check_quantization(recipe: Recipe, engine: Engine) -> None:
+    """Refuse ``model.quantization`` where this machine, this launch or this model cannot serve it.
+
+    Raises:
+        RecipeError: says what is missing.
+    """
+    settings = recipe.model
+    if settings.quantization is None:
+        return
+    try:
+        quantize.check_quantization(
+            settings.quantization,
+            engine.device,
+            is_sharded=engine.sharding is not None,
+            is_builtin=demo.is_builtin(settings.path),
+        )
+    except RecipeError as error:
+        raise recipe.located(error) from None
+
+
+def _compiled_tokens(recipe: Recipe) -> int | None:
+    return recipe.batch.tokens_per_batch if recipe.model.compile else None
 
 
 def reference_name(recipe: Recipe) -> str:
@@ -218,7 +253,19 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
         return load_model(
             str(weights), dtype=dtype, key="model.path", trust_remote_code=settings.trust_remote_code
         )
-    return load_model(settings.path, dtype=dtype, key="model.path", **_source(settings))
+    return load_model(
+        settings.path,
+        dtype=dtype,
+        key="model.path",
+        quantization=_quantization(settings),
+        **_source(settings),
+    )
+
+
+def _quantization(settings: Model) -> Any:
+    if settings.quantization is None:
+        return None
+    return quantize.settings_of(settings.quantization, DTYPES[settings.autocast or settings.dtype])
 
 
 def _source(settings: Model) -> dict[str, Any]:
@@ -268,7 +315,7 @@ def _by_path(recipe: Recipe, engine: Engine) -> Reference:
     note = check_reference_tokenizer(recipe, tokenizer_of(recipe))
     if note is not None:
         log.warning(note)
-    policy = _frozen(_load_reference(recipe, recipe.reference), engine, recipe.model.attention)
+    policy = _frozen(recipe, _load_reference(recipe, recipe.reference), engine)
     try:
         policy.self_check()
     except ModelError as error:
@@ -281,7 +328,7 @@ def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
         return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
     if recipe.model.lora is not None:
         return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
-    return FrozenReference(_frozen(_load_model(recipe, None), engine, recipe.model.attention), is_start=True)
+    return FrozenReference(_frozen(recipe, _load_model(recipe, None), engine), is_start=True)
 
 
 def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
@@ -300,7 +347,7 @@ def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
     return load_adapter(model, reference.adapter, key="reference.adapter")
 
 
-def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
-    policy = Policy(model, attention=attention)
+def _frozen(recipe: Recipe, model: Any, engine: Engine) -> Policy:
+    policy = Policy(model, attention=recipe.model.attention, compile_for=_compiled_tokens(recipe))
     policy.model = engine.place(policy.model)
     return policy

@@ -228,7 +228,8 @@ class Trainer:
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
     ) -> list[tuple[int, ...]]:
-        if self.engine.world > 1 or len(members) < 2:
+        # compiled layers fill a half up again
+        if self.engine.world > 1 or len(members) < 2 or self.policy.compiled is not None:
             raise RecipeError(
                 f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
                 f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing."

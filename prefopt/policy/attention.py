@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention.opaque import opaque_attention
 from prefopt.types import Segments
 
 # transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
@@ -25,6 +27,7 @@ class Layout:
 
     segments: Segments
     impl: str
+    table: Tensor | None = None  # the segments once more, for compiled layers
     num_layers: int = 0
     num_windows: int = 0
 
@@ -61,20 +64,20 @@ def attend(
         )
     if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
+    options: dict[str, Any] = {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "window": sliding_window,
+        "softcap": softcap,
+        "sinks": s_aux,
+        "impl": layout.impl,
+    }
+    if torch.compiler.is_compiling():
+        # neither the segments nor a count may be read here: the graph would be good for this batch only
+        assert layout.table is not None, "a compiled layer got a batch that was not laid out for it"
+        return opaque_attention(query, key, value, layout.table, **options), None
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
-    out = tree_attention(
-        query,
-        key,
-        value,
-        layout.segments,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-        impl=layout.impl,
-    )
-    return out, None
+    return tree_attention(query, key, value, layout.segments, **options), None
 
 
 _register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register

@@ -84,6 +84,7 @@ class ScoringHead:
         self.score_at, self.targets = score_at, targets
         self.stats, self.transform = tuple(stats), transform
         self.packed: Tensor | None = None
+        self.impl = ""  # the back-end that scored
 
     def score(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, **extra: Any) -> Tensor:
         """Return [1, M, 1 + stats]: where logits would be, a log-prob and statistics per target."""
@@ -99,6 +100,7 @@ class ScoringHead:
             stats=self.stats,
             **extra,
         )
+        self.impl = result.impl
         columns = [result.logps, *(getattr(result, name) for name in self.stats)]
         # a new tensor and no view: sharding libraries hang their backward hooks on it
         self.packed = torch.cat([column.view(1, -1, 1) for column in columns], dim=-1)
