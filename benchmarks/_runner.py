@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -280,6 +280,56 @@ def peak_mib(device: str) -> float:
         return int(line.split()[1]) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def clock(run: Callable[[], object], device: str) -> float:
+    """Return how long a call takes, milliseconds."""
+    if device == "cpu":
+        began = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - began)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[int], tuple[float, float]]], turns: int, seconds: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Let everybody run turn by turn, in an order that rotates; the first turn warms up.
+
+    Args:
+        contenders: name -> a function of the turn that returns milliseconds of forward and backward.
+        turns: timed ones.
+        seconds: after which a contender has had enough of them, if it had two.
+
+    Returns:
+        The milliseconds of each contender's turns.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
+    spent = dict.fromkeys(contenders, 0.0)
+    for turn in range(turns + 1):
+        shift = turn % max(1, len(contenders))
+        order = list(contenders)
+        for name in (*order[shift:], *order[:shift]):
+            if spent[name] > seconds and turn > 2:
+                continue
+            began = time.perf_counter()
+            found = contenders[name](turn)
+            spent[name] += time.perf_counter() - began
+            if turn:
+                for kept, milliseconds in zip(times[name], found, strict=True):
+                    kept.append(milliseconds)
+    return times
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the error over the norm of what is expected."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def save(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:

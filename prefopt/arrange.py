@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,29 +49,63 @@ def origin_of_unit(structure: str, batch: PackedBatch, unit: int) -> str:
     return batch.origins[group]
 
 
-def inputs_of(names: Iterable[str], structure: str, batch: PackedBatch, totals: Totals) -> dict[str, Tensor]:
+def inputs_of(
+    names: Iterable[str], structure: str, batch: PackedBatch, totals: Totals, seed: int = 0
+) -> dict[str, Tensor]:
     """Return the tensors, of ``types.INPUTS``, that a loss's signature names.
+
+    Args:
+        names: as the signature has them.
+        structure: of the loss.
+        batch: the pack that is scored.
+        totals: of the optimizer step.
+        seed: of this optimizer step, from which every pair's own seed is drawn.
 
     Raises:
         RecipeError: the data lacks a column that the loss needs.
     """
-    return {name: _input(name, structure, batch, totals) for name in names}
+    return {name: _input(name, structure, batch, totals, seed) for name in names}
 
 
-def _input(name: str, structure: str, batch: PackedBatch, totals: Totals) -> Tensor:
+def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: int) -> Tensor:
     match name:
         case "pair_margin":
             return batch.pair_margin
+        case "soft_label":
+            if batch.pair_soft_label is None:
+                raise _missing(name, batch, "'soft_label' column")
+            return batch.pair_soft_label
+        case "pair_seed":
+            return _pair_seeds(batch, seed)
+        case "answer_score":
+            if batch.scores is None:
+                raise _missing(name, batch, "scores")
+            return batch.scores
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
             return torch.full((), mean, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
-                raise RecipeError(
-                    f"{batch.origins[0]}: the loss needs '{name}', but the data has no scores. "
-                    f"Map a score column, or choose a loss without one."
-                )
+                raise _missing(name, batch, "scores")
             side = 0 if name == "chosen_score" else 1
             index = on_device([pair[side] for pair in batch.pairs], batch.scores.device, torch.int64)
             return batch.scores.index_select(0, index)
     raise AssertionError(f"types.INPUTS names '{name}', which nothing supplies")
+
+
+def _missing(name: str, batch: PackedBatch, what: str) -> RecipeError:
+    return RecipeError(
+        f"{batch.origins[0]}: the loss needs '{name}', but the data has no {what}. "
+        f"Map a column to it, or choose a loss without one."
+    )
+
+
+def _pair_seeds(batch: PackedBatch, seed: int) -> Tensor:
+    """Draw a seed for every pair from its row and its place there, so that no split of the step matters."""
+    seeds: list[int] = []
+    for chosen, rejected in batch.pairs:
+        group = bisect_right(batch.groups, chosen) - 1
+        first = batch.groups[group]
+        key = np.array([seed, batch.row_ids[group], chosen - first, rejected - first], dtype="<i8").tobytes()
+        seeds.append(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
+    return on_device(seeds, batch.input_ids.device, torch.int64)

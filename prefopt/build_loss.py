@@ -48,21 +48,22 @@ class BoundLoss:
         Args:
             policy: log-probs in the contract's structure.
             reference: the same under the reference; may be left out where none is needed.
-            inputs: tensors named in ``types.INPUTS``; None counts as not given.
+            inputs: tensors named in ``types.INPUTS`` or carried over; None counts as not given.
 
         Raises:
             ValueError: a reference or a required input is missing, or an input is unknown.
         """
-        unknown = inputs.keys() - INPUTS.keys()
+        unknown = inputs.keys() - INPUTS.keys() - set(self.contract.carried)
         if unknown:
             raise ValueError(
                 f"{self.description}: unknown input '{min(unknown)}'. A loss may take {', '.join(INPUTS)}."
             )
-        given = {n: v for n, v in inputs.items() if n in self.contract.inputs and v is not None}
+        wanted = {*self.contract.inputs, *self.contract.carried}
+        given = {n: v for n, v in inputs.items() if n in wanted and v is not None}
         missing = [name for name, required in self.contract.inputs.items() if required and name not in given]
         if missing:
-            wanted = "; ".join(f"{name} {INPUTS[name].shape}, {INPUTS[name].source}" for name in missing)
-            raise ValueError(f"{self.description}: an input is missing. Give {wanted}.")
+            needs = "; ".join(f"{name} {INPUTS[name].shape}, {INPUTS[name].source}" for name in missing)
+            raise ValueError(f"{self.description}: an input is missing. Give {needs}.")
         if not self.contract.needs_reference:
             return self.loss(policy, **given)
         if reference is None:

@@ -317,7 +317,8 @@ def _by_path(recipe: Recipe, engine: Engine) -> Reference:
         log.warning(note)
     policy = _frozen(recipe, _load_reference(recipe, recipe.reference), engine)
     try:
-        policy.self_check()
+        with engine.autocast():
+            policy.self_check()
     except ModelError as error:
         raise ModelError(f"reference.path: {recipe.reference.path!r}: {error}") from None
     return FrozenReference(policy, is_start=False)

@@ -106,8 +106,8 @@ class Model(Block):
     """Compute in this dtype while the weights keep theirs."""
     chat_template: Text | None = None
     """A Jinja file, or the template itself; in place of the tokenizer's own."""
-    attention: Literal["auto", "segments", "dense"] = "auto"
-    """Attention kernel; auto takes the fastest exact one."""
+    attention: Literal["auto", "segments", "dense", "varlen", "flex"] = "auto"
+    """Attention kernel; auto takes the fastest exact one. varlen and flex run on NVIDIA GPUs."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     compile: bool = False

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import plotext
 from rich.console import Console
 from rich.table import Table
 
 from prefopt.errors import RecipeError
+from prefopt.loss_curves import Curve, curves_of
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
 from prefopt.types import INPUTS
 
@@ -58,13 +60,39 @@ def _list_all() -> None:
 def _explain_loss(name: str) -> None:
     contract = contract_of(LOSSES[name])
     _say(f"{name}: learns from {_UNITS[contract.structure]}, reference {_reference(contract)}")
-    if contract.policy_stats or contract.inputs:
+    if contract.policy_stats or contract.roles or contract.inputs:
         _say(f"also needs: {_extras(contract)}")
     for given in contract.inputs:
         _say(f"  {given}: {INPUTS[given].source}")
     _say(f"\n{inspect.getdoc(LOSSES[name])}\n")
     _settings(contract.settings)
+    _plot(name)
     _say(f"\nloss: {_example(name, contract.settings)}")
+
+
+def _plot(name: str) -> None:
+    """Draw the loss at its defaults, and its slope, over the margin of one unit."""
+    curves = curves_of(LOSSES[name])
+    if curves is None:
+        return
+    marks = ["braille", "dot"]
+    for what in ("loss", "slope"):
+        figure = plotext.figure
+        figure.clear()
+        figure.plot_size(72, 13)
+        for curve, mark in zip(curves.lines, marks, strict=False):
+            _draw(figure, curve, what, mark)
+        figure.label(curves.axis, axis="x")
+        text = str(figure.build())
+        _say("")
+        sys.stdout.write((text if sys.stdout.isatty() else plotext.uncolorize(text)) + "\n")
+
+
+def _draw(figure: Any, curve: Curve, what: str, mark: str) -> None:
+    signal = figure.signal(list(curve.margin), list(getattr(curve, what)), marker=mark)
+    signal.lines()
+    signal.label(f"{what} {curve.label}".strip())
+    figure.draw(signal)
 
 
 def _explain_transform(name: str) -> None:
@@ -94,7 +122,9 @@ def _reference(contract: LossContract) -> str:
 def _extras(contract: LossContract) -> str:
     """Name what the loss takes besides log-probs; what it can do without stands in brackets."""
     inputs = [name if is_required else f"[{name}]" for name, is_required in contract.inputs.items()]
-    return ", ".join([*dict.fromkeys((*contract.policy_stats, *contract.reference_stats)), *inputs]) or "-"
+    stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
+    roles = [f"a {role} response" for role in contract.roles]
+    return ", ".join([*stats, *roles, *inputs]) or "-"
 
 
 def _summary(function: Callable[..., Any]) -> str:

@@ -185,7 +185,7 @@ class _Run:
         self.policy = build_model.policy_of(self.recipe, weights)
         self._check_fits(self.policy)
         self.policy.model = self.engine.place(self.policy.model)
-        self.policy.self_check()
+        self._check_scores(self.policy)
         reference = build_model.reference_of(
             self.recipe,
             self.policy,
@@ -217,6 +217,14 @@ class _Run:
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
         self.facts = self._gather_facts(reference)
         self._announce(reference)
+
+    def _check_scores(self, policy: Policy) -> None:
+        """Prove packed scoring in the arithmetic that training uses."""
+        try:
+            with self.engine.autocast():
+                policy.self_check()
+        except RecipeError as error:
+            raise self.recipe.located(error) from None
 
     def _check_fits(self, policy: Policy) -> None:
         """Refuse data with tokens or lengths that a model has no table entry for."""

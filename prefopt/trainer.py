@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -165,7 +165,7 @@ class Trainer:
                 device=self.engine.device,
             ):
                 for batch in step.packs:
-                    part, _ = self._forward(self._on_device(batch), totals)
+                    part, _ = self._forward(self._on_device(batch), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
         finally:
             self.policy.model = wrapped
@@ -208,7 +208,7 @@ class Trainer:
                     torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
                     is_last = at == len(packs) - 1
                     with self.engine.accumulate(self.policy.model, is_last=is_last):
-                        part, numerator = self._forward(self._on_device(batch), step.totals)
+                        part, numerator = self._forward(self._on_device(batch), step.totals, step.index)
                         self.engine.backward(numerator / self.units(step.totals))
                     losses.append(numerator.detach())
                     sums.merge(part, is_ghost=batch.is_ghost)
@@ -238,7 +238,7 @@ class Trainer:
         log.warning("a pack of %d tokens did not fit into memory; it is halved", batch.num_tokens)
         return [members[:middle], members[middle:]]
 
-    def _forward(self, batch: PackedBatch, totals: Totals) -> tuple[Sums, Tensor]:
+    def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
         with self.engine.autocast():
             logps = self.policy(batch, stats=self.contract.policy_stats)
@@ -248,16 +248,15 @@ class Trainer:
         structure = self.contract.structure
         values = arrange(structure, batch, logps)
         reference = None if other is None else arrange(structure, batch, other)
-        output = self._loss(batch, values, reference, totals)
+        seed = _mix(self.seed, index)
+        inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
+        output = self._loss(values, reference, inputs)
         if reference is not None and self._must_check(batch):
-            self._check_identity(batch, values, reference, output, totals)
+            self._check_identity(batch, values, reference, output, inputs)
         numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
         return pack_sums(values, output, numerator), numerator
 
-    def _loss(
-        self, batch: PackedBatch, policy: Values, reference: Values | None, totals: Totals
-    ) -> LossOutput:
-        inputs = inputs_of(self.contract.inputs, self.contract.structure, batch, totals)
+    def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
         if reference is None:
             return self.loss(policy, **inputs)
         return self.loss(policy, reference, **inputs)
@@ -269,16 +268,21 @@ class Trainer:
         return self._is_first_step and self.identity is None and is_start and is_due
 
     def _check_identity(
-        self, batch: PackedBatch, policy: Values, reference: Values, output: LossOutput, totals: Totals
+        self,
+        batch: PackedBatch,
+        policy: Values,
+        reference: Values,
+        output: LossOutput,
+        inputs: Mapping[str, Tensor],
     ) -> None:
         """Refuse to start when policy and reference should be one and the same but score differently."""
         if self.policy.drops:
             with self.policy.evaluating(), self.engine.autocast():
                 logps = self.policy(batch, stats=self.contract.policy_stats)
                 policy = arrange(self.contract.structure, batch, logps)
-                output = self._loss(batch, policy, reference, totals)
+                output = self._loss(policy, reference, inputs)
         with torch.no_grad():
-            expected = self._loss(batch, policy.detach(), policy.detach(), totals).loss
+            expected = self._loss(policy.detach(), policy.detach(), inputs).loss
             gap = (output.loss.detach() - expected).abs() / (1 + expected.abs())
         self.identity = gap.max().item()
         dtype = self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype

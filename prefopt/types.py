@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.ragged import Change, Lengths, pinned
+from prefopt.ragged import Change, Lengths, on_device, pinned
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
@@ -43,6 +43,13 @@ INPUTS: dict[str, InputSpec] = {
     "chosen_score": InputSpec("[P]", "the score of the chosen answer in the data"),
     "rejected_score": InputSpec("[P]", "the score of the rejected answer in the data"),
     "pair_margin": InputSpec("[P]", "the margin of the pair in the data"),
+    "soft_label": InputSpec(
+        "[P]", "the probability, from the data, that the chosen answer is the better one"
+    ),
+    "pair_seed": InputSpec(
+        "int64 [P]", "a number that names the pair in its optimizer step, however the step is split up"
+    ),
+    "answer_score": InputSpec("[S]", "the score of each answer in the data"),
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
@@ -51,12 +58,13 @@ INPUTS: dict[str, InputSpec] = {
 
 
 class Preference(NamedTuple):
-    """One preferred pair inside a group: indices of its responses, weight and margin."""
+    """One preferred pair inside a group: indices of its responses, weight, margin and certainty."""
 
     chosen: int
     rejected: int
     weight: float = 1.0
     margin: float = 0.0
+    soft_label: float | None = None  # probability that the chosen answer is the better one, where known
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ class PackedBatch:
     roles: tuple[str, ...] | None = None  # [S]
     scores: Tensor | None = None  # float32 [S]
     labels: Tensor | None = None  # bool [S]
+    pair_soft_label: Tensor | None = None  # float32 [P]
     token_weights: Tensor | None = None  # float32 [M]
     is_ghost: bool = False  # fills a short rank: real tokens, weight zero
 
@@ -373,23 +382,32 @@ class PairLogps:
     """Log-probs of P pairs; both sides hold P responses, so ``chosen.total`` is [P].
 
     A pair owns its tokens: the same answer may count differently against different partners.
+    ``others`` holds, for each role that the loss names, a further response of every pair.
     """
 
     chosen: SeqLogps
     rejected: SeqLogps
+    others: Mapping[str, SeqLogps] = field(default_factory=dict)  # role -> P responses
 
     def __post_init__(self) -> None:
         if len(self.chosen) != len(self.rejected):
             raise ValueError(
                 f"PairLogps: {len(self.chosen)} chosen but {len(self.rejected)} rejected responses."
             )
+        for role, answers in self.others.items():
+            if len(answers) != len(self.chosen):
+                raise ValueError(f"PairLogps: {len(answers)} {role} responses for {len(self.chosen)} pairs.")
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def detach(self) -> PairLogps:
         """Return the same values outside the graph."""
-        return PairLogps(chosen=self.chosen.detach(), rejected=self.rejected.detach())
+        return PairLogps(
+            chosen=self.chosen.detach(),
+            rejected=self.rejected.detach(),
+            others={role: answers.detach() for role, answers in self.others.items()},
+        )
 
     @classmethod
     def from_concatenated(cls, logps: Tensor, mask: Tensor, **stats: Tensor) -> PairLogps:
@@ -415,18 +433,50 @@ class PairLogps:
 
 @dataclass(frozen=True, slots=True)
 class SideLogps:
-    """Log-probs of S single answers, each desirable or not (unpaired feedback)."""
+    """Log-probs of S single answers, each desirable or not (unpaired feedback).
+
+    ``others`` holds, for each role that the loss names, responses of their own number, such as the
+    mismatched answers (role ``kl``) that KTO takes its baseline from.
+    """
 
     answers: SeqLogps
     is_desirable: Tensor  # bool [S]
+    others: Mapping[str, SeqLogps] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def detach(self) -> SideLogps:
+        """Return the same values outside the graph."""
+        others = {role: answers.detach() for role, answers in self.others.items()}
+        return SideLogps(self.answers.detach(), self.is_desirable, others)
 
 
 @dataclass(frozen=True, slots=True)
 class ListLogps:
-    """Log-probs of the answers of several groups, for listwise losses."""
+    """Log-probs of the answers of G groups, for listwise losses; a group's answers lie together."""
 
     answers: SeqLogps
-    group_of: Tensor  # int64 [S]
+    group_sizes: tuple[int, ...]  # [G], answers per group
+
+    def __post_init__(self) -> None:
+        if sum(self.group_sizes) != len(self.answers):
+            raise ValueError(
+                f"ListLogps: groups of {sum(self.group_sizes)} answers in all, but {len(self.answers)} answers."
+            )
+
+    def __len__(self) -> int:
+        return len(self.group_sizes)
+
+    @property
+    def group_of(self) -> Tensor:
+        """The group each answer belongs to, int64 [S]."""
+        index = np.repeat(np.arange(len(self.group_sizes)), self.group_sizes)
+        return on_device(torch.from_numpy(index), self.answers.tokens.device)
+
+    def detach(self) -> ListLogps:
+        """Return the same values outside the graph."""
+        return ListLogps(self.answers.detach(), self.group_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,12 +488,15 @@ class LossOutput:
         chosen_reward: [U], detached; None for a loss without rewards (sft).
         rejected_reward: [U], detached; None where units have no rejected answer.
         metrics: name -> [U], detached extras, averaged over units in the log.
+        carried: name -> tensor, detached; what the loss hands to itself in the next optimizer step, under
+            the parameter of that name marked ``Carried``.
     """
 
     loss: Tensor
     chosen_reward: Tensor | None = None
     rejected_reward: Tensor | None = None
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +512,40 @@ class Stats:
                     f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
                 )
         object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Mark a loss parameter that also needs responses of other roles: ``Annotated[PairLogps, Roles("gold")]``.
+
+    They are found under ``others[role]``.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if name not in ROLES[1:]:
+                raise ValueError(f"Roles: there is no role '{name}'. Choose from {', '.join(ROLES[1:])}.")
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeStep:
+    """Mark a loss whose units depend on each other: ``Annotated[PairLogps, WholeStep()]``.
+
+    It is called once with all units of an optimizer step, over all packs and ranks, in the order of
+    the plan, so that what it pays does not depend on how the step is split up.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Mark a keyword parameter that a whole-step loss carries from one optimizer step to the next.
+
+    ``mean: Annotated[Tensor | None, Carried()] = None`` is None in the first step and then what the
+    loss returned as ``LossOutput.carried["mean"]``; a trainer keeps it in its checkpoints.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,11 +144,11 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
     trainer = trainer_of()
     real, failed = trainer._forward, []
 
-    def fails_once(batch: object, totals: object) -> object:
+    def fails_once(batch: object, totals: object, index: int) -> object:
         if len(failed) < 2 and len(batch.row_ids) > 1:  # type: ignore[attr-defined]
             failed.append(batch)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return real(batch, totals)  # type: ignore[arg-type]
+        return real(batch, totals, index)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "_forward", fails_once)
     split = [result.sums.values["loss"].item() for result in trainer]
@@ -159,7 +159,7 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
 def test_a_single_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of()
 
-    def fails(batch: object, totals: object) -> object:
+    def fails(batch: object, totals: object, index: int) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(trainer, "_forward", fails)

@@ -25,7 +25,7 @@ LAYOUTS: dict[str, str] = {
 
 Tiers = tuple[tuple[str, ...], ...]
 
-SPARSE = ("system", "tools", "chosen_score", "rejected_score", "margin", "weight")
+SPARSE = ("system", "tools", "chosen_score", "rejected_score", "margin", "soft_label", "weight")
 """Columns that may first appear anywhere in a source."""
 
 ALIASES: dict[str, Tiers] = {
@@ -63,6 +63,7 @@ ALIASES: dict[str, Tiers] = {
         ("score_rejected", "rejected_rating", "rejected-rating", "rating_rejected"),
     ),
     "margin": (("margin",),),
+    "soft_label": (("soft_label",),),
     "weight": (("weight",),),
 }
 """Canonical name -> the names it may have in a source; the first tier that is present wins."""
@@ -80,7 +81,7 @@ _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # shape: (what it must have, what it may have)
     "pair": (
         ("chosen", "rejected"),
-        ("prompt", "system", "tools", "chosen_score", "rejected_score", "margin", "weight"),
+        ("prompt", "system", "tools", "chosen_score", "rejected_score", "margin", "soft_label", "weight"),
     ),
     "labelled": (("label",), ("messages", "prompt", "completion", "system", "tools")),
     "ranked": (("prompt", "responses"), ("scores", "ranks", "system", "tools", "weight")),

@@ -102,6 +102,7 @@ def pack(
         roles=_chain(groups, "roles", "answer"),
         scores=_tensor(_chain(groups, "scores", float("nan")), torch.float32),
         labels=_tensor(_chain(groups, "labels", None), torch.bool),
+        pair_soft_label=_soft_labels(preferences),
         token_weights=_token_weights(groups),
         is_ghost=is_ghost,
     )
@@ -207,6 +208,11 @@ def _chain(groups: Sequence[TokenizedGroup], name: str, missing: object) -> tupl
 
 def _tensor(values: tuple[Any, ...] | None, dtype: torch.dtype) -> torch.Tensor | None:
     return None if values is None else torch.tensor(values, dtype=dtype)
+
+
+def _soft_labels(preferences: Sequence[Preference]) -> torch.Tensor | None:
+    labels = [p.soft_label for p in preferences]
+    return None if None in labels else torch.tensor(labels, dtype=torch.float32)
 
 
 def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:

@@ -70,6 +70,12 @@ class _Row:
             raise RowError(self.column("weight"), f"must not be negative, found {value:g}")
         return 1.0 if value is None else value
 
+    def probability(self, name: str) -> float | None:
+        value = self.number(name)
+        if value is not None and not 0 <= value <= 1:
+            raise RowError(self.column(name), f"must be a probability from 0 to 1, found {value:g}")
+        return value
+
     def system(self) -> Turns:
         value = self.cell("system")
         if value is MISSING or (isinstance(value, str) and not value.strip()):
@@ -117,7 +123,7 @@ def _pair(row: _Row, row_id: int, origin: str) -> Comparison:
     return Comparison(
         prompt=prompt,
         answers=answers,
-        preferences=(Preference(0, 1, row.weight(), margin),),
+        preferences=(Preference(0, 1, row.weight(), margin, row.probability("soft_label")),),
         row_id=row_id,
         origin=origin,
         scores=given,

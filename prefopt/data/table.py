@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ Int8 = npt.NDArray[np.int8]
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the columns below; a stored table of another version is rebuilt."""
 
 
@@ -57,6 +58,7 @@ class GroupTable:
     pair_rejected: Int32  # [P]
     pair_weight: Float64  # [P]
     pair_margin: Float64  # [P]
+    pair_soft_label: Float64  # [P], NaN where unknown
     group_pairs: Int64  # [G + 1]
     row_ids: Int64  # [G]
     source_of: Int32  # [G], index into source_weights
@@ -97,7 +99,13 @@ class GroupTable:
         index %= len(self)
         responses = slice(self.group_responses[index], self.group_responses[index + 1])
         pairs = slice(self.group_pairs[index], self.group_pairs[index + 1])
-        pair_columns = (self.pair_chosen, self.pair_rejected, self.pair_weight, self.pair_margin)
+        pair_columns = (
+            self.pair_chosen,
+            self.pair_rejected,
+            self.pair_weight,
+            self.pair_margin,
+            self.pair_soft_label,
+        )
         prompts = range(self.group_prompts[index], self.group_prompts[index + 1])
         spans = range(responses.start, responses.stop)
         return TokenizedGroup(
@@ -105,7 +113,10 @@ class GroupTable:
             responses=tuple(_slice(self.response_ids, self.response_starts, n) for n in spans),
             prompt_of=tuple(self.prompt_of[responses].tolist()),
             preferences=tuple(
-                Preference(*row) for row in zip(*(c[pairs].tolist() for c in pair_columns), strict=True)
+                Preference(chosen, rejected, weight, margin, None if isnan(label) else label)
+                for chosen, rejected, weight, margin, label in zip(
+                    *(c[pairs].tolist() for c in pair_columns), strict=True
+                )
             ),
             row_id=int(self.row_ids[index]),
             origin=self.origin(index),
@@ -169,6 +180,7 @@ class GroupTable:
             pair_rejected=self.pair_rejected[pairs],
             pair_weight=self.pair_weight[pairs],
             pair_margin=self.pair_margin[pairs],
+            pair_soft_label=self.pair_soft_label[pairs],
             group_pairs=group_pairs,
             row_ids=self.row_ids[at],
             source_of=self.source_of[at],
@@ -209,6 +221,7 @@ class GroupTable:
             pair_rejected=np.array([pair.rejected for pair in pairs], dtype=np.int32),
             pair_weight=np.array([pair.weight for pair in pairs], dtype=np.float64),
             pair_margin=np.array([pair.margin for pair in pairs], dtype=np.float64),
+            pair_soft_label=np.array([pair.soft_label for pair in pairs], dtype=np.float64),  # None: NaN
             group_pairs=_starts(len(group.preferences) for group in groups),
             row_ids=np.array([group.row_id for group in groups], dtype=np.int64),
             source_of=np.asarray([0] * len(groups) if source_of is None else source_of, dtype=np.int32),

@@ -1,4 +1,4 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix; and the parts to build more.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
 ``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
@@ -19,17 +19,19 @@ from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
     Applies,
     Loss,
+    Refuses,
     Setting,
     base_of,
     check_settings,
     contract_of,
+    is_handed_over,
+    marks_of,
     name_of,
     settings_of,
     signature_of,
-    stats_of,
 )
-from prefopt.losses._terms import Nll, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, LossOutput, Range, Stats
+from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
+from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
 
@@ -63,18 +65,17 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
         Pang, Yuan, Cho, He, Sukhbaatar and Weston, "Iterative Reasoning Preference Optimization", 2024,
         arXiv 2404.19733; Liu et al., 2024, arXiv 2405.16436.
     """
-    settings = _admit(with_nll, loss, alpha=alpha, nll=nll)
+    settings = admit(with_nll, loss, alpha=alpha, nll=nll)
     alpha = settings["alpha"]
     signature = signature_of(loss)
     needs_length = Parameter("mean_chosen_length", Parameter.KEYWORD_ONLY, annotation=Tensor)
     added = [needs_length] if nll == "batch_token" else []
 
     def pay(given: Given) -> LossOutput:
-        output = loss(**_pick(given, signature))
         cost = answer_nll(given["policy"].chosen, nll, given.get("mean_chosen_length"))
-        return replace(output, loss=output.loss + alpha * cost, metrics={**output.metrics, "nll": stop(cost)})
+        return add_cost(loss(**pick(given, signature)), cost, alpha, nll=cost)
 
-    return _compose(with_nll, loss, _union("with_nll", [signature], added), pay)
+    return compose(with_nll, loss, union("with_nll", [signature], added), pay)
 
 
 def length_desensitized(
@@ -102,7 +103,7 @@ def length_desensitized(
     Source:
         Liu, Bai, Han, Weng, Xu, Cao, Wang and Cai, 2024, arXiv 2409.06411.
     """
-    settings = _admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
+    settings = admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
     alpha = settings["alpha"]
     if not apply_to_reference and not contract_of(loss).needs_reference:
         raise RecipeError(
@@ -114,7 +115,7 @@ def length_desensitized(
     def pay(given: Given) -> LossOutput:
         return loss(**{k: desensitize(v, alpha) if k in names else v for k, v in given.items()})
 
-    return _compose(length_desensitized, loss, _union("length_desensitized", [signature]), pay)
+    return compose(length_desensitized, loss, union("length_desensitized", [signature]), pay)
 
 
 def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> Loss:
@@ -140,13 +141,13 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
         Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", 2024,
         arXiv 2406.11827.
     """
-    max_weight = _admit(weighted, loss, max_weight=max_weight)["max_weight"]
+    max_weight = admit(weighted, loss, max_weight=max_weight)["max_weight"]
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:
         return scale_loss(loss(**given), sampling_weight(given["policy"], max_weight))
 
-    return _compose(weighted, loss, _union("weighted", [signature], stats=("log_sum_p2",)), pay)
+    return compose(weighted, loss, union("weighted", [signature], marks=[Stats("log_sum_p2")]), pay)
 
 
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
@@ -183,11 +184,11 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     labels = _labels([name_of(loss) for loss in losses])
 
     def pay(given: Given) -> LossOutput:
-        outputs = [loss(**_pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
+        outputs = [loss(**pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
         return _add_up(outputs, weights, labels)
 
     terms = [f"{w:g} * {name_of(loss)}" for w, loss in zip(weights, losses, strict=True)]
-    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", _union("mixed", signatures), pay)
+    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
 
 
 def bound(loss: Loss, **settings: Any) -> Loss:
@@ -208,7 +209,7 @@ def bound(loss: Loss, **settings: Any) -> Loss:
     return _named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
 
 
-def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
+def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
     """Refuse what ``transform`` cannot wrap; return its checked settings."""
     name, contract = name_of(transform), contract_of(loss)
     if contract.structure != "pairs":
@@ -217,16 +218,24 @@ def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[
         )
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
+    if name in contract.refuses:
+        raise RecipeError(f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}.")
     return check_settings(name, settings_of(transform), settings, name)
 
 
-def _compose(
+def compose(
     transform: Callable[..., Loss], loss: Loss, signature: Signature, pay: Callable[[Given], LossOutput]
 ) -> Loss:
-    """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
+    """Make the loss that ``transform`` returns: it hands its arguments, by name, to ``pay``.
+
+    Args:
+        transform: gives its name and docstring, and is noted in the signature.
+        loss: what was transformed.
+        signature: of the result, as ``union`` builds it.
+        pay: computes the result.
+    """
     parameters = dict(signature.parameters)
-    applies = (*contract_of(loss).applies, name_of(transform))
-    parameters["policy"] = _mark(parameters["policy"], stats_of(parameters["policy"]), applies)
+    parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
     signature = signature.replace(parameters=list(parameters.values()))
     return _named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
 
@@ -243,53 +252,61 @@ def _named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given]
     return loss
 
 
-def _pick(given: Given, signature: Signature) -> dict[str, Any]:
+def pick(given: Given, signature: Signature) -> dict[str, Any]:
+    """Return those arguments that a function of that signature takes."""
     return {name: value for name, value in given.items() if name in signature.parameters}
 
 
-def _union(
-    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), stats: Sequence[str] = ()
+def union(
+    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), marks: Sequence[Any] = ()
 ) -> Signature:
-    """Merge parameters by name: stats add up, an input required by one is required."""
+    """Merge parameters by name: markers add up, an input required by one is required.
+
+    Args:
+        owner: who asks, for messages.
+        signatures: of the losses that are put together.
+        added: further parameters.
+        marks: further markers of ``policy``.
+    """
     merged: dict[str, Parameter] = {}
     for parameter in [*(p for s in signatures for p in s.parameters.values()), *added]:
         known = merged.get(parameter.name)
         if known is None:
             merged[parameter.name] = parameter
         elif parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
-            merged[parameter.name] = _merge_structures(known, parameter)
+            merged[parameter.name] = _mark(known, *marks_of(parameter))
         elif parameter.name in INPUTS:
             is_required = parameter.default is Parameter.empty
             merged[parameter.name] = parameter if is_required else known
+        elif is_handed_over(parameter):
+            raise RecipeError(
+                f"{owner}: more than one part carries '{parameter.name}' from step to step. Keep one of them."
+            )
         else:
             raise RecipeError(
                 f"{owner}: more than one part has the setting '{parameter.name}'. "
                 f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
             )
-    policy = merged["policy"]
-    merged["policy"] = _mark(policy, (*stats_of(policy), *stats), _applies(policy))
+    merged["policy"] = _mark(merged["policy"], *marks)
     order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
     return Signature(order, return_annotation=LossOutput)
 
 
-def _merge_structures(first: Parameter, second: Parameter) -> Parameter:
-    return _mark(first, (*stats_of(first), *stats_of(second)), (*_applies(first), *_applies(second)))
-
-
-def _applies(parameter: Parameter) -> tuple[str, ...]:
-    marks = getattr(parameter.annotation, "__metadata__", ())
-    return tuple(name for mark in marks if isinstance(mark, Applies) for name in mark.transforms)
-
-
-def _mark(parameter: Parameter, stats: Sequence[str], applies: Sequence[str]) -> Parameter:
-    """Return the parameter with exactly these markers, each name once."""
-    stats, applies = tuple(dict.fromkeys(stats)), tuple(dict.fromkeys(applies))
+def _mark(parameter: Parameter, *added: Any) -> Parameter:
+    """Return the parameter with further markers; markers of one kind become one, each name once."""
+    names: dict[type, dict[str, None]] = {}
+    for mark in (*marks_of(parameter), *added):
+        field = _NAMES_IN.get(type(mark))
+        names.setdefault(type(mark), {}).update(dict.fromkeys(getattr(mark, field) if field else ()))
     annotation = base_of(parameter)
-    if stats:
-        annotation = Annotated[annotation, Stats(*stats)]
-    if applies:
-        annotation = Annotated[annotation, Applies(*applies)]
+    for kind, found in names.items():
+        if found or kind not in _NAMES_IN:
+            annotation = Annotated[annotation, kind(*found)]
     return parameter.replace(annotation=annotation)
+
+
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms", Refuses: "transforms"}
+"""Markers that hold names, and under which attribute; any other kind is present or not."""
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -310,4 +327,5 @@ def _add_up(outputs: Sequence[LossOutput], weights: Sequence[float], labels: Seq
         metrics[f"{label}/loss"] = stop(output.loss)
         metrics.update({f"{label}/{name}": value for name, value in output.metrics.items()})
     rewarded = next((output for output in outputs if output.chosen_reward is not None), outputs[0])
-    return replace(rewarded, loss=total, metrics=metrics)
+    carried = {name: value for output in outputs for name, value in output.carried.items()}
+    return replace(rewarded, loss=total, metrics=metrics, carried=carried)

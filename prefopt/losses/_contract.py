@@ -19,7 +19,19 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from prefopt.errors import RecipeError
-from prefopt.types import INPUTS, ListLogps, LossOutput, PairLogps, Range, SeqLogps, SideLogps, Stats
+from prefopt.types import (
+    INPUTS,
+    Carried,
+    ListLogps,
+    LossOutput,
+    PairLogps,
+    Range,
+    Roles,
+    SeqLogps,
+    SideLogps,
+    Stats,
+    WholeStep,
+)
 
 Loss = Callable[..., LossOutput]
 """A pure function from log-probs to one cost per unit; its signature says the rest."""
@@ -41,6 +53,16 @@ _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true
 @dataclass(frozen=True, slots=True)
 class Applies:
     """Mark a loss that already contains a transform: ``Annotated[PairLogps, Applies("weighted")]``."""
+
+    transforms: tuple[str, ...]
+
+    def __init__(self, *transforms: str) -> None:
+        object.__setattr__(self, "transforms", transforms)
+
+
+@dataclass(frozen=True, slots=True)
+class Refuses:
+    """Mark a loss that reads past what a transform changes: ``Annotated[PairLogps, Refuses("f_div")]``."""
 
     transforms: tuple[str, ...]
 
@@ -105,7 +127,9 @@ class LossContract:
     """What a trainer must hand a loss, which settings it has, and what its docstring says of it.
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
-    transforms the loss contains.
+    transforms the loss contains, ``refuses`` those it cannot take, ``roles`` the responses it needs
+    besides the answers, ``carried`` the parameters through which it hands values to itself in the next
+    optimizer step.
     """
 
     name: str
@@ -119,6 +143,10 @@ class LossContract:
     formula: str  # its Formula section, lines kept
     source: str  # its Source section, as one line
     applies: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    is_whole_step: bool = False
+    carried: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=256)
@@ -142,6 +170,10 @@ def contract_of(loss: Loss) -> LossContract:
         known = ", ".join(kind.__name__ for kind in STRUCTURES)
         raise TypeError(f"loss {name}: annotate policy and reference alike, with one of {known}.")
     keyword = [p for p in parameters if p.kind is not Parameter.POSITIONAL_OR_KEYWORD]
+    carried = tuple(p.name for p in keyword if _is_carried(p))
+    is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
+    if carried and not is_whole_step:
+        raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -150,11 +182,15 @@ def contract_of(loss: Loss) -> LossContract:
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
         inputs={p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS},
-        settings={p.name: _setting(name, p) for p in keyword if p.name not in INPUTS},
+        settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=formula,
         source=source,
         applies=_marked(positional[0], Applies, "transforms"),
+        refuses=_marked(positional[0], Refuses, "transforms"),
+        roles=_marked(positional[0], Roles, "names"),
+        is_whole_step=is_whole_step,
+        carried=carried,
     )
 
 
@@ -218,14 +254,29 @@ def base_of(parameter: Parameter) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def marks_of(parameter: Parameter) -> tuple[Any, ...]:
+    """Return the markers of a parameter's annotation."""
+    annotation = parameter.annotation
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def is_handed_over(parameter: Parameter) -> bool:
+    """Tell whether a trainer supplies the parameter: an input, or what the loss carried over."""
+    return parameter.name in INPUTS or _is_carried(parameter)
+
+
+def _is_carried(parameter: Parameter) -> bool:
+    return any(isinstance(mark, Carried) for mark in marks_of(parameter))
+
+
 def stats_of(parameter: Parameter) -> tuple[str, ...]:
     """Return the per-token stats that a parameter's markers ask for."""
     return _marked(parameter, Stats, "names")
 
 
 def _marked(parameter: Parameter, marker: type, field: str) -> tuple[str, ...]:
-    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
-    return tuple(name for extra in extras if isinstance(extra, marker) for name in getattr(extra, field))
+    marks = [mark for mark in marks_of(parameter) if isinstance(mark, marker)]
+    return tuple(name for mark in marks for name in getattr(mark, field))
 
 
 def _setting(owner: str, parameter: Parameter) -> Setting:
@@ -244,8 +295,7 @@ def _setting(owner: str, parameter: Parameter) -> Setting:
         return Setting(default=parameter.default, type=str, choices=get_args(base))
     if base not in _WORDS:
         raise TypeError(f"{place} is annotated {base!r}. Use float, int, bool or a Literal of strings.")
-    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
-    legal = next((extra for extra in extras if isinstance(extra, Range)), None)
+    legal = next((mark for mark in marks_of(parameter) if isinstance(mark, Range)), None)
     return Setting(default=parameter.default, type=base, range=legal)
 
 

@@ -25,6 +25,7 @@ from prefopt.types import LossOutput, PairLogps, SeqLogps
 
 Norm = Literal["sum", "mean"]
 Nll = Literal["sequence", "batch_token"]
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("_recorded", default=None)
 _replayed: ContextVar[Iterator[Tensor] | None] = ContextVar("_replayed", default=None)
@@ -98,7 +99,7 @@ def logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
 
 
-def squared(margin: Tensor, target: float) -> Tensor:
+def squared(margin: Tensor, target: Tensor | float) -> Tensor:
     """Pay the squared distance of ``margin`` from ``target``."""
     return (margin - target).square()
 
@@ -112,12 +113,36 @@ def log_ratio(policy: SeqLogps, reference: SeqLogps, norm: Norm = "sum") -> Tens
     return ratio if norm == "sum" else ratio / policy.length
 
 
-def with_rewards(loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float) -> LossOutput:
-    """Pack a pair loss with its rewards: beta times the scores that it compared, detached."""
+def reshape_ratio(policy: SeqLogps, reference: SeqLogps, divergence: Divergence, alpha: float) -> SeqLogps:
+    """Replace the policy's ``total`` so that its log-ratio h to ``reference`` becomes f'(exp(h)) - f'(1).
+
+    That is 0 where the two agree, with slope 1 (js: 1 / 2). Exponents are clamped at 40, so that the
+    square of a score is finite in float32 too; no gradient beyond.
+    """
+    if divergence == "reverse_kl":
+        return policy
+    ratio = policy.total - reference.total
+    if divergence == "js":
+        score = F.logsigmoid(ratio) + math.log(2.0)
+    else:
+        rate = 1.0 if divergence == "forward_kl" else alpha
+        # expm1 keeps the digits where rate * ratio is small: the limit of rate 0 is the ratio itself
+        score = -torch.expm1((-rate * ratio).clamp(max=40.0)) / rate
+    return policy.with_total(reference.total + score)
+
+
+def with_rewards(
+    loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float, **metrics: Tensor
+) -> LossOutput:
+    """Pack a pair loss with its rewards: beta times the scores that it compared, detached.
+
+    Further arguments become metrics of their names, detached too.
+    """
     return LossOutput(
         loss=loss,
         chosen_reward=stop(beta * chosen),
         rejected_reward=stop(beta * rejected),
+        metrics={name: stop(value) for name, value in metrics.items()},
     )
 
 
@@ -146,6 +171,12 @@ def answer_nll(answers: SeqLogps, nll: Nll, mean_chosen_length: Tensor | None = 
     return cost / mean_chosen_length
 
 
+def add_cost(output: LossOutput, cost: Tensor, weight: float = 1.0, **metrics: Tensor) -> LossOutput:
+    """Add ``weight`` times ``cost`` [U] to the loss and further metrics, detached, to its own."""
+    added = {name: stop(value) for name, value in metrics.items()}
+    return replace(output, loss=output.loss + weight * cost, metrics={**output.metrics, **added})
+
+
 def sampling_weight(policy: PairLogps, max_weight: float) -> Tensor:
     """Return how likely the policy is to sample both answers of a pair itself, [P], detached.
 
@@ -159,15 +190,16 @@ def sampling_weight(policy: PairLogps, max_weight: float) -> Tensor:
     return stop(safe_exp(aligned[0] + aligned[1]).clamp(max=max_weight))
 
 
-def scale_loss(output: LossOutput, weight: Tensor) -> LossOutput:
-    """Multiply the loss, not the rewards, by ``weight`` [P] and report it as the metric ``weight``."""
-    return replace(output, loss=output.loss * weight, metrics={**output.metrics, "weight": weight})
+def scale_loss(output: LossOutput, weight: Tensor, name: str = "weight") -> LossOutput:
+    """Multiply the loss, not the rewards, by ``weight`` [P] and report it as the metric ``name``."""
+    return replace(output, loss=output.loss * weight, metrics={**output.metrics, name: weight})
 
 
 def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
     """Replace ``total`` by a sum that counts tokens beyond the shorter answer's length at ``alpha``."""
     shared = list(starmap(min, zip(pair.chosen.lengths, pair.rejected.lengths, strict=True)))
-    return PairLogps(
+    return replace(
+        pair,
         chosen=_down_weight_tail(pair.chosen, shared, alpha),
         rejected=_down_weight_tail(pair.rejected, shared, alpha),
     )

@@ -14,7 +14,15 @@ from prefopt.data.pack import fill
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
 from prefopt.kernels.prefix_attention.opaque import table_of
-from prefopt.policy.attention import LAYOUT, NAME, Layout, MissingLayoutError, check_coverage, use_attention
+from prefopt.policy.attention import (
+    LAYOUT,
+    NAME,
+    Layout,
+    MissingLayoutError,
+    check_coverage,
+    describe,
+    use_attention,
+)
 from prefopt.policy.guards import (
     check_attention_dropout,
     check_modules,
@@ -43,7 +51,8 @@ class Policy:
     Args:
         model: a causal language model of transformers, or one with peft adapters. From here on it
             attends to packed rows only; ``plain_attention`` gives it back for generation.
-        attention: ``segments``, ``dense`` (a reference with a full mask) or ``auto``.
+        attention: ``varlen`` or ``flex`` (GPUs), ``segments``, ``dense`` (a reference with a full mask), or
+            ``auto``, which takes the fastest that can serve.
         dropout: keep dropout as configured, adapters' included. False switches it off.
         adapter_dropout: keep that of LoRA's inputs even so.
         compile_for: compile the decoder layers for rows of this many tokens; shorter ones are filled up.
@@ -73,7 +82,8 @@ class Policy:
                 f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(ATTENTIONS)}."
             )
         self.model = model
-        self.attention = "segments" if attention == "auto" else attention
+        self.attention = attention
+        self._attention_used: dict[str, str] = {}
         core = causal_model(model)
         check_supported(core.config)
         _check_adapters(model)
@@ -110,15 +120,17 @@ class Policy:
         core = causal_model(self.model)
         scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, read_transform(core))
         layout = Layout(batch.segments, self.attention)
-        if self.compiled is not None:
-            batch = fill(batch, self.compiled.size)
-            layout = Layout(batch.segments, self.attention, table_of(batch.segments, batch.num_tokens))
         with scoring(core, scorer):
-            if self.compiled is not None and not self._is_proven:
-                # what layers were handed cannot be counted in a graph
-                with self.compiled.off(), torch.no_grad():
-                    self._prove(core, scorer, layout, self._run(batch, layout).logits)
+            if self.compiled is not None:
+                if not self._is_proven:
+                    # what layers were handed cannot be counted in a graph
+                    with self.compiled.off(), torch.no_grad():
+                        self._prove(core, scorer, layout, self._run(batch, layout).logits)
+                batch = fill(batch, self.compiled.size)
+                table = table_of(batch.segments, batch.num_tokens)
+                layout = Layout(batch.segments, self.attention, table, used=layout.used)
             outputs = self._run(batch, layout)
+        self._attention_used.update(layout.used)
         if not self._is_proven:
             self._prove(core, scorer, layout, outputs.logits)
         self._head_impl = scorer.impl
@@ -244,10 +256,11 @@ class Policy:
             )
 
     def describe(self) -> dict[str, str]:
-        """Say which attention and which head are in use: the head's kernel is that of the last call."""
+        """Say which attention and head are in use; ``auto`` becomes a name with the first batch."""
         core = causal_model(self.model)
         head = class_of(head_of(core)).__name__
-        found = {"attention": self.attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
+        attention = describe(self._attention_used) or self.attention
+        found = {"attention": attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
         if self.compiled is not None:
             found["layers"] = f"compiled for {self.compiled.size} tokens"
         if (weights := describe_weights(core)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve
+from prefopt.kernels.prefix_attention.flash_op import active_name
 from prefopt.kernels.prefix_attention.opaque import opaque_attention
 from prefopt.types import Segments
 
@@ -23,11 +25,12 @@ LAYOUT = "packed_layout"
 
 @dataclass(slots=True)
 class Layout:
-    """Carry one batch's segments through the model and count the layers that they reach."""
+    """Carry one batch's segments through the model, count the layers they reach and note what served them."""
 
     segments: Segments
     impl: str
     table: Tensor | None = None  # the segments once more, for compiled layers
+    used: dict[str, str] = field(default_factory=dict)  # back-end -> why auto took no faster one
     num_layers: int = 0
     num_windows: int = 0
 
@@ -64,20 +67,26 @@ def attend(
         )
     if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
-    options: dict[str, Any] = {
-        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
-        "window": sliding_window,
-        "softcap": softcap,
-        "sinks": s_aux,
-        "impl": layout.impl,
-    }
+    rule: dict[str, Any] = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.compiler.is_compiling():
         # neither the segments nor a count may be read here: the graph would be good for this batch only
         assert layout.table is not None, "a compiled layer got a batch that was not laid out for it"
-        return opaque_attention(query, key, value, layout.table, **options), None
+        out = opaque_attention(query, key, value, layout.table, scaling=scale, impl=layout.impl, **rule)
+        return out, None
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
-    return tree_attention(query, key, value, layout.segments, **options), None
+    problem = problem_of(query, key, value, layout.segments, **rule)
+    choice = resolve(layout.impl, problem, machine_of(query.device), "model.attention:")
+    layout.used[choice.name] = choice.why
+    out = tree_attention(query, key, value, layout.segments, scaling=scale, impl=choice.name, **rule)
+    return out, None
+
+
+def describe(used: dict[str, str]) -> str:
+    """Say which back-ends served, and why no faster ones did."""
+    notes = {name: active_name() if name == "varlen" else why for name, why in used.items()}
+    return " and ".join(f"{name} ({note})" if note else name for name, note in notes.items())
 
 
 _register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class CompiledLayers:
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self.size, self.num_graphs, self.name = size, 0, type(model).__name__
-        layers = list(_outermost(model))
-        if not layers:
+        self.layers = list(_outermost(model))
+        if not self.layers:
             raise ModelError(
                 f"model.compile: {self.name} names no decoder layers that could be compiled. Leave it out."
             )
@@ -50,7 +50,7 @@ class CompiledLayers:
 
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, MOST_GRAPHS)
-        for layer in layers:
+        for layer in self.layers:
             layer.compile(backend=backend, fullgraph=True, dynamic=False)
 
     @contextmanager
@@ -65,10 +65,17 @@ class CompiledLayers:
                 f"model.compile: the layers of {self.name} cannot be compiled whole ({reason}). Leave it out."
             ) from error
 
-    def off(self) -> AbstractContextManager[Any]:
-        """Return a context in which layers run as they were written."""
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Run the layers, and them alone, as they were written: attention may be compiled in its own way."""
+        kept = [layer._compiled_call_impl for layer in self.layers]
+        for layer in self.layers:
+            layer._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for layer, call in zip(self.layers, kept, strict=True):
+                layer._compiled_call_impl = call
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

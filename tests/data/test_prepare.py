@@ -16,6 +16,7 @@ from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.report import DataReport
 from prefopt.data.rows import Source, read_rows
 from prefopt.errors import BadRowsError, DataError
+from prefopt.types import Preference
 
 PAIR = {"prompt": "what is a fox?", "chosen": " an animal", "rejected": " the car"}
 SAME = {"prompt": "what is a dog?", "chosen": " an animal", "rejected": " an animal"}
@@ -34,7 +35,7 @@ def test_pairs_keep_both_answers_and_their_preference(write: Any, chatml: Any) -
     got = prepare([Source(write("d.jsonl", [WON]))], chatml)
     assert texts(got, chatml) == ("what is a fox?", [" an animal<|endoftext|>", " the car<|endoftext|>"])
     group = got.table[0]
-    assert group.preferences == ((0, 1, 1.0, 2.0),) and group.scores == (3.0, 1.0)
+    assert group.preferences == (Preference(0, 1, 1.0, 2.0),) and group.scores == (3.0, 1.0)
     assert (got.report.rows_read, got.report.groups, got.report.pairs, got.report.responses) == (1, 1, 1, 2)
 
 
@@ -62,7 +63,11 @@ def test_best_of_several_meets_the_rest_and_equals_are_ties(write: Any, chatml: 
     got = prepare([Source(path)], chatml)
     group = got.table[0]
     assert texts(got, chatml)[1] == ["x<|endoftext|>", "y<|endoftext|>", "w<|endoftext|>"]
-    assert group.preferences == ((1, 0, 1.0, 4.0), (1, 2, 1.0, 3.0)) and group.scores == (1.0, 5.0, 2.0)
+    assert group.preferences == (Preference(1, 0, 1.0, 4.0), Preference(1, 2, 1.0, 3.0)) and group.scores == (
+        1.0,
+        5.0,
+        2.0,
+    )
     assert got.report.ties.count == 1
     kept = prepare([Source(path)], chatml, on_tie="keep")
     assert len(kept.table[0].responses) == 4 and kept.report.pairs == 3 and kept.report.ties.count == 1

@@ -213,3 +213,11 @@ def test_system_text_in_a_later_plain_text_row_is_refused() -> None:
     layout = detect([RawRow("f:1", plain, "")], Source("f.jsonl", layout="text"))
     with pytest.raises(RowError, match=re.escape("system: has text, but these rows are read as plain text")):
         to_comparison(layout, {**plain, "system": "s"}, 0, "f:2")
+
+
+def test_a_soft_label_is_a_probability_and_unknown_without_the_column() -> None:
+    base = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert read(base).preferences[0].soft_label is None
+    assert read({**base, "soft_label": 0.75}).preferences[0].soft_label == 0.75
+    with pytest.raises(RowError, match=r"soft_label: must be a probability from 0 to 1, found 1\.5"):
+        read({**base, "soft_label": 1.5})

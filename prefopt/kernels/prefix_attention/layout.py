@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prefopt.ragged import on_device
 from prefopt.types import Segments
 
 
@@ -70,6 +73,11 @@ def dense_mask(segments: Segments, window: int | None, device: torch.device) -> 
             keys = torch.arange(depth[node], depth[node] + high - low, device=device)
             mask[start : start + length, low:high] = _in_reach(at - keys, window)
     return mask
+
+
+def upload(numbers: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """Return host numbers as int32 on a device, which goes on working while they are copied."""
+    return on_device(torch.from_numpy(numbers.astype(np.int32)), device)
 
 
 def path_starts(segments: Segments) -> list[int]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prefopt.kernels.prefix_attention import _one_dtype, tree_attention
+from prefopt.kernels.prefix_attention import tree_attention
+from prefopt.kernels.prefix_attention.choice import common_dtype
 from prefopt.types import Segments
 
 _known: MutableMapping[Tensor, Segments] = WeakTensorKeyDictionary()
@@ -69,7 +70,8 @@ def opaque_attention(
         [1, T, Hq, dv] in the dtype of ``query``.
     """
     # outside the op: autocast is over when a compiled graph runs
-    query, key, value = _one_dtype(query, key, value)
+    dtype = common_dtype(query, key, value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     inputs = (query, key, value, sinks)
     keeps = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs)
     made: tuple[Tensor, Tensor] = _forward(*inputs, table, scaling, window, softcap, impl, keeps)
