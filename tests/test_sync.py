@@ -1,24 +1,16 @@
-"""The host never waits for the device within a step, but for one flag: shown without a GPU.
-
-Meta tensors stand in for those on a GPU. They hold no numbers, so whatever needs one on the host fails by
-itself; copies between host and device, and shapes that follow from numbers, are watched for.
-"""
+"""The host never waits for the device within a step, but for one flag: shown without a GPU."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 import toy
+from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import prefopt.trainer
-from prefopt import ragged
 from prefopt.build_loss import build_loss
 from prefopt.cache import LogpCache
 from prefopt.data.loader import stream
@@ -29,91 +21,13 @@ from prefopt.reference import CachedReference, FrozenReference, fill_cache
 from prefopt.trainer import Trainer
 from prefopt.types import PairLogps, SeqLogps
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-META = torch.device("meta")
-aten = torch.ops.aten
 LOSSES = [
     {"name": "dpo"},
     {"name": "dpo", "with": [{"name": "with_nll", "nll": "batch_token"}]},
-    {"name": "ipo"},
-    {"name": "simpo"},
     {"name": "wpo"},
     {"name": "ld_dpo"},
     {"name": "sft"},
 ]
-
-
-class Watch(TorchDispatchMode):
-    """Name every operation that would make the host wait for a GPU, and count the copies that do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-        self.copies = 0
-        self._lists = _Lists(self.waits)
-
-    def __enter__(self) -> Self:
-        self._lists.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._lists.__exit__(*error)
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _moves(op, args, kwargs):
-            is_free = kwargs.get("non_blocking") and hasattr(args[0], "was_pinned")
-            self.copies += bool(is_free)
-            if not is_free:
-                self.waits.append(str(op))
-        elif _reads(op, args, kwargs):
-            self.waits.append(str(op))
-        return op(*args, **kwargs)
-
-
-class _Lists(TorchFunctionMode):
-    """Name every tensor that is made on the device from a list: no operation shows its copy."""
-
-    def __init__(self, waits: list[str]) -> None:
-        super().__init__()
-        self.waits = waits
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        makers = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
-        if function in makers and made is not args[0] and made.device == META:
-            self.waits.append(function.__name__)
-        return made
-
-
-def _moves(op: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether an operation copies between host and device."""
-    if op is aten._to_copy.default:
-        return torch.device(kwargs.get("device") or args[0].device) != args[0].device
-    return op is aten.copy_.default and args[0].device != args[1].device
-
-
-def _reads(op: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether the host needs a number from the device before it can go on."""
-    if not any(isinstance(a, Tensor) and a.device == META for a in args):
-        return False
-    if op is aten.segment_reduce.default:
-        return not kwargs.get("unsafe")  # otherwise it checks that the lengths add up
-    if op is aten.repeat_interleave.Tensor:
-        return kwargs.get("output_size") is None
-    if op is aten.index.Tensor:
-        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-    by_value = (aten.nonzero, aten.masked_select, aten.equal, aten._local_scalar_dense)
-    return op.overloadpacket in by_value
-
-
-def _pin(self: Tensor) -> Tensor:
-    twin = self.clone()
-    twin.was_pinned = True
-    return twin
 
 
 class MetaEngine(Engine):
@@ -132,16 +46,8 @@ class MetaEngine(Engine):
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    """Let meta tensors take the ways that GPU tensors take, and watch."""
-    monkeypatch.setattr(ragged, "ASYNCHRONOUS", {"meta"})
-    monkeypatch.setattr(prefopt.data.loader, "ASYNCHRONOUS", {"meta"})
-    monkeypatch.setattr(Tensor, "pin_memory", _pin)
-    # meta tensors have no autocast
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *args: False)
-    # nor a list entry beside the devices that fused AdamW is written for, though the op takes them
-    adam = sys.modules["torch.optim.adam"]
-    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
+    """Watch meta tensors that take the ways of a GPU's."""
+    pose_as_gpu(monkeypatch)
     return Watch()
 
 
