@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
+import re
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,14 @@ import pytest
 import torch
 import toy
 from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from prefopt.build_loss import build_loss
+from prefopt.cli import main
 from prefopt.data.pack import fill, pack
 from prefopt.distributed import Engine
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import opaque
 from prefopt.policy import Policy, compiling
 from prefopt.reference import AdapterOffReference
@@ -219,6 +224,66 @@ def test_generation_runs_the_layers_as_written() -> None:
     assert policy.compiled is not None and policy.compiled.num_graphs == 0
 
 
+def metrics(folder: Path) -> list[dict[str, float]]:
+    text = (folder / "run" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("reference", ["initial", "cached"])
+def test_a_whole_run_is_that_of_layers_as_written(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Self-check, reference, three steps with checkpointing, evaluations: float32 metrics agree to 1e-4.
+
+    Graphs: scoring without gradient, in the first layer and the others, training, a frozen copy. None after
+    the first step.
+    """
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    for name, on in (("plain", "false"), ("compiled", "true")):
+        (tmp_path / name).mkdir()
+        arguments = toy.recipe(
+            tmp_path / name,
+            model__compile=on,
+            model__checkpointing="true",
+            reference=reference,
+            batch__tokens_per_batch="128",
+            eval="{split: 0.2, every: 2}",
+            train__steps="3",
+        )
+        assert main(["train", *arguments]) == 0
+    said = capfd.readouterr().err
+    (found,) = re.findall(r"model.compile: (\d+) graph\(s\) compiled up to step (\d+)", said)
+    assert int(found[0]) <= 4 and found[1] == "1" and "layers compiled for 128 tokens" in said
+    ours, wanted = metrics(tmp_path / "compiled"), metrics(tmp_path / "plain")
+    assert len(ours) == len(wanted) == 5
+    for one, other in zip(ours, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for name in {"loss", "grad_norm", "reward/margin", "eval/loss"} & other.keys():
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_pack_that_does_not_fit_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves would be filled up again, and fit no better."""
+    data = toy.table(8)
+    trainer = Trainer(
+        Policy(toy.llama(), compile_for=256),
+        build_loss({"name": "simpo"}),
+        toy.plan(data, budget=256),
+        data,
+        num_steps=1,
+        engine=Engine(cpu=True),
+    )
+
+    def fails(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainer, "_forward", fails)
+    with pytest.raises(RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit"):
+        next(iter(trainer))
+
+
 # --- the opaque op ---------------------------------------------------------------------------------------
 
 
@@ -247,6 +312,36 @@ def test_the_op_is_the_attention_it_hides(impl: str, sinks: bool) -> None:
         strict=True,
     ):
         assert torch.equal(ours, truth)
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_back_end_may_be_compiled_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FlexAttention is: its own graphs run inside the op, forward and backward, also in a first, eager call."""
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    def inner(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = (query @ key.repeat_interleave(2, 1).transpose(-1, -2)).tril().softmax(-1)
+        return (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+
+    once = torch.compile(inner, backend=backend, fullgraph=True, dynamic=False)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, **rule: Any) -> Tensor:
+        return once(query, key, value)
+
+    monkeypatch.setattr(opaque, "tree_attention", attend)
+    monkeypatch.setattr("prefopt.policy.attention.tree_attention", attend)
+    batch = pack(toy.groups(3))
+    compiled, plain = Policy(toy.llama(), compile_for=SIZE), Policy(toy.llama())
+    ours, wanted = compiled(batch).tokens, plain(fill(batch, SIZE)).tokens
+    torch.testing.assert_close(ours, wanted, **CLOSE)
+    ours_grads, wanted_grads = gradients(compiled.model, ours), gradients(plain.model, wanted)
+    for name, grad in wanted_grads.items():
+        torch.testing.assert_close(ours_grads[name], grad, **CLOSE, msg=name)
+    assert graphs
 
 
 def test_the_op_obeys_the_rules_of_ops() -> None:
