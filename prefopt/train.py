@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefopt import build, build_model, checkpoint, resume
+from prefopt import build, build_model, build_reference, checkpoint, resume
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -23,7 +23,7 @@ from prefopt.optim import load_state_tensors, state_tensors, total_size
 from prefopt.policy import Policy
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
-from prefopt.reference import FrozenReference, Reference
+from prefopt.reference import MovingReference, Reference, models_of
 from prefopt.resume import Origin
 from prefopt.run_folder import RunFolder
 from prefopt.run_log import RunState, write_out
@@ -126,7 +126,9 @@ class _Run:
         """Return what must be the same when the run is resumed, besides the recipe."""
         trained = self.trainer.parameters
         frozen = self.engine.unwrap(self.policy.model).named_parameters()
-        other = reference.policy.model.named_parameters() if isinstance(reference, FrozenReference) else ()
+        # one that moves is part of the checkpoint, which has a digest of its own
+        kept = [] if isinstance(reference, MovingReference) else models_of(reference)
+        other = ((f"{i}.{n}", p) for i, policy in enumerate(kept) for n, p in policy.model.named_parameters())
         return {
             "rows": resume.rows_digest(self.data.train),
             "evaluation rows": resume.rows_digest(self.data.held_out),
@@ -186,7 +188,7 @@ class _Run:
         self._check_fits(self.policy)
         self.policy.model = self.engine.place(self.policy.model)
         self._check_scores(self.policy)
-        reference = build_model.reference_of(
+        reference = build_reference.reference_of(
             self.recipe,
             self.policy,
             self.engine,
@@ -194,10 +196,9 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
-        self.policies = [self.policy]
-        if isinstance(reference, FrozenReference):
-            self._check_fits(reference.policy)
-            self.policies.append(reference.policy)
+        self.policies = [self.policy, *models_of(reference)]
+        for policy in self.policies[1:]:
+            self._check_fits(policy)
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -215,6 +216,9 @@ class _Run:
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+            if isinstance(reference, MovingReference):
+                moved = load_file(str(saved / "reference.safetensors"))
+                reference.load_state(moved, self.trainer.parameters)
         self.facts = self._gather_facts(reference)
         self._announce(reference)
 
@@ -257,7 +261,7 @@ class _Run:
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",
-            f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
+            f"reference {build_reference.describe(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
             f"{self.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
@@ -367,6 +371,9 @@ class _Run:
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if isinstance(self.trainer.reference, MovingReference):
+                moved = self.trainer.reference.state(self.trainer.parameters)
+                save_file(moved, str(folder / "reference.safetensors"))
 
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}
