@@ -47,10 +47,10 @@ def on_gpu() -> Policy:
     return policy
 
 
-def run(block: dict[str, Any], reference: Reference | None) -> list[str]:
+def run(block: dict[str, Any], reference: Reference | None, policy: Policy | None = None) -> list[str]:
     """Return every wait in steps 2 to 4: the first one also proves the model and warms the kernels up."""
     loss, data = build_loss(block), toy.table(64)
-    policy = on_gpu()
+    policy = policy or on_gpu()
     trainer = Trainer(
         policy,
         loss,
@@ -73,6 +73,13 @@ def test_a_step_waits_once(block: dict[str, Any]) -> None:
     found = run(block, FrozenReference(on_gpu(), is_start=False))
     assert len(found) == 3 and len(set(found)) == 1, found
     assert "trainer.py" in found[0]
+
+
+def test_compiled_layers_add_no_wait() -> None:
+    """Their segments travel as a table on the host, which is read there."""
+    policy = Policy(toy.llama(dtype=torch.float32).cuda(), compile_for=128)
+    found = run({"name": "dpo"}, FrozenReference(on_gpu(), is_start=False), policy)
+    assert len(found) == 3 and len(set(found)) == 1, found
 
 
 def test_a_cached_reference_adds_no_wait() -> None:
