@@ -15,6 +15,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -312,6 +313,18 @@ def answer_order(order: Sequence[int], count: int) -> list[int]:
         return list(order)
     starts = [sum(GROUP_SIZES[:group]) for group in range(NUM_UNITS)]
     return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
+
+
+@every_case
+def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
+    """Forward and backward read no number of the device on the host, and copy to it without waiting."""
+    pose_as_gpu(monkeypatch)
+    given = {k: v.to(META) if isinstance(v, Tensor) else v for k, v in arguments(loss).items()}
+    inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
+    given = with_leaves(given, inputs)
+    with Watch() as watch:
+        torch.autograd.grad(loss(**given).loss.sum(), inputs, allow_unused=True)
+    assert watch.waits == []
 
 
 @every_case
