@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,25 +103,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = given.only or NAMES
     tokens = given.tokens or TOKENS[given.device]
     surroundings = environment(given.device, given.threads)
-    lines: list[Line] = []
-    for heads in given.heads or (["small"] if given.device == "cpu" else ["qwen3", "llama"]):
-        for shape in given.shape or SHAPES[given.device]:
-            limits = (given.turns, given.seconds)
-            found = measure(shape, heads, tokens, dtype, given.device, names, limits)
-            print(_report(shape, heads, tokens, found), flush=True)
-            lines += found
-            record = {
-                "benchmark": "attention",
-                "environment": surroundings,
-                "dtype": str(dtype).removeprefix("torch."),
-                "flash": active_name() if given.device == "cuda" else None,
-                "heads": HEADS,
-                "packings": PACKINGS,
-                "lines": lines,
-            }
-            # after every problem, for a run may be cut short
-            stored = save(given.name or f"attention_{given.device}", record)
-    print("stored in", stored)
+    chosen = given.heads or (["small"] if given.device == "cpu" else ["qwen3", "llama"])
+    problems = [(heads, shape) for heads in chosen for shape in given.shape or SHAPES[given.device]]
+    record: dict[str, Any] = {
+        "benchmark": "attention",
+        "environment": surroundings,
+        "dtype": str(dtype).removeprefix("torch."),
+        "flash": active_name() if given.device == "cuda" else None,
+        "heads": HEADS,
+        "packings": PACKINGS,
+        "lines": [],
+        "left_out": [],
+    }
+    name, began = given.name or f"attention_{given.device}", time.monotonic()
+    for heads, shape in problems:
+        if time.monotonic() - began > given.within:
+            record["left_out"].append(f"{shape}, {heads}")
+            continue
+        found = measure(shape, heads, tokens, dtype, given.device, names, (given.turns, given.seconds))
+        print(_report(shape, heads, tokens, found), flush=True)
+        record["lines"] += found
+        save(name, record)  # after every problem, for a run may be cut short
+    for problem in record["left_out"]:
+        print(f"{problem}: left out, the time was up")
+    print("stored in", save(name, record))
     return 0
 
 
@@ -317,6 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
     parser.add_argument("--seconds", type=float, default=10.0, help="after which a contender's turns end")
+    parser.add_argument(
+        "--within", type=float, default=float("inf"), help="seconds after which no further problem is begun"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--name", help="of the file in benchmarks/results; default attention_DEVICE")
     return parser

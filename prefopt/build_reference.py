@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefopt import build_model, demo
 from prefopt.build_loss import BoundLoss
 from prefopt.build_model import DTYPES, REFERENCE_ADAPTER, references_of
@@ -22,11 +24,14 @@ from prefopt.reference import (
     CachedReference,
     FrozenAdapterReference,
     FrozenReference,
+    LiveReference,
     MovingReference,
     Reference,
     SelfReference,
     SeveralReferences,
 )
+from prefopt.types import LEARNED_MASKS
+from prefopt.weighting import TokenMasks
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +120,21 @@ def _one(
     raise AssertionError(f"unknown reference {entry!r}")
 
 
+def masks_of(recipe: Recipe, loss: BoundLoss, reference: Reference | None) -> TokenMasks | None:
+    """Build the module that learns token weights, where the loss asks for them.
+
+    Args:
+        recipe: its seed draws the first weights.
+        loss: says which masks it reads.
+        reference: its hidden states are what the weights are made from.
+    """
+    wanted = set(LEARNED_MASKS) & set(loss.contract.row_stats)
+    if not wanted or not isinstance(reference, LiveReference):
+        return None
+    torch.manual_seed(recipe.seed)
+    return TokenMasks(*reference.policy.depth_and_width, wanted)
+
+
 def check_tokenizer(reference: ReferenceModel, tokenizer: Any) -> str | None:
     """Refuse a ``reference: {path: ...}`` to which the policy's token ids mean other text.
 
@@ -156,7 +176,7 @@ def _by_path(reference: ReferenceModel, key: str, recipe: Recipe, engine: Engine
     note = check_tokenizer(reference, build_model.tokenizer_of(recipe))
     if note is not None:
         log.warning(note)
-    policy = _frozen(_load(reference, recipe), engine, recipe.model.attention)
+    policy = _frozen(_load(reference, recipe), engine, recipe)
     try:
         with engine.autocast():
             policy.self_check()
@@ -171,7 +191,7 @@ def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
     if recipe.model.lora is not None:
         return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
     start = build_model.load_start(recipe)
-    return FrozenReference(_frozen(start, engine, recipe.model.attention), is_start=True)
+    return FrozenReference(_frozen(start, engine, recipe), is_start=True)
 
 
 def _moving(settings: Moving, recipe: Recipe, engine: Engine) -> MovingReference:
@@ -200,7 +220,7 @@ def _load(reference: ReferenceModel, recipe: Recipe) -> Any:
     return load_adapter(model, reference.adapter, key="reference.adapter")
 
 
-def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
-    policy = Policy(model, attention=attention)
+def _frozen(model: Any, engine: Engine, recipe: Recipe) -> Policy:
+    policy = Policy(model, attention=recipe.model.attention, compile_for=build_model.compiled_tokens(recipe))
     policy.model = engine.place(policy.model)
     return policy

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt import build, build_model, build_reference, checkpoint, resume
+from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -83,6 +84,7 @@ class _Run:
         self.progress = RunState()
         self.display = Display(0, is_silent=not engine.is_main)
         self.origin: Origin | None = None
+        self.graphs = 0  # compiled so far
         self.is_resumed, self.overwrite = resume, overwrite
 
     def go(self) -> Path:
@@ -180,6 +182,7 @@ class _Run:
         return True
 
     def _build(self) -> None:
+        build_model.check_quantization(self.recipe, self.engine)
         saved = self.origin.checkpoint if self.origin is not None else None
         weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
@@ -194,8 +197,12 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
-        for other in models_of(reference):
-            self._check_fits(other)
+        self.policies = [self.policy, *models_of(reference)]
+        for policy in self.policies[1:]:
+            self._check_fits(policy)
+        masks = build_reference.masks_of(self.recipe, self.loss, reference)
+        if masks is not None and saved is not None:
+            masks.load_state_dict(load_file(str(saved / "masks.safetensors")))
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -205,6 +212,7 @@ class _Run:
             reference=reference,
             optim=build.optim_of(self.recipe),
             engine=self.engine,
+            masks=masks,
             share_prompts=self.recipe.batch.share_prompts,
             on_nonfinite=self.recipe.train.on_nonfinite,
             start_step=self.origin.step if self.origin is not None else 0,
@@ -212,7 +220,7 @@ class _Run:
         )
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
-            load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+            load_state_tensors(self.trainer.optimizer, self.trainer.trained, flat)
             if isinstance(reference, MovingReference):
                 moved = load_file(str(saved / "reference.safetensors"))
                 reference.load_state(moved, self.trainer.parameters)
@@ -254,7 +262,7 @@ class _Run:
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
         first = self.plan.step(0)
-        unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
+        unit = UNIT_NAMES[self.loss.contract.structure]
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",
@@ -278,6 +286,7 @@ class _Run:
             try:
                 for result in self.trainer:
                     self._say_identity(result)
+                    self._say_graphs(result.index + 1)
                     if self._after(result):
                         break
             except NonFiniteError:
@@ -292,6 +301,13 @@ class _Run:
             self.display.say(f"step-0 identity holds: the loss is off by {self.trainer.identity:.1e} at most")
         else:
             self.display.say("step-0 identity does not apply: the reference is not where training starts")
+
+    def _say_graphs(self, done: int) -> None:
+        """Say when layers were compiled, which takes long and should not happen after the first steps."""
+        found = sum(policy.compiled.num_graphs for policy in self.policies if policy.compiled is not None)
+        if found > self.graphs:
+            self.display.say(f"model.compile: {found - self.graphs} graph(s) compiled up to step {done}")
+            self.graphs = found
 
     def _after(self, result: StepResult) -> bool:
         """Log, evaluate, save and decide whether to stop after one step."""
@@ -355,11 +371,13 @@ class _Run:
 
     def _save(self, done: int) -> None:
         weights = self.engine.weights(self.policy.model)
-        optimizer = state_tensors(self.trainer.optimizer, self.trainer.parameters, keep=self.engine.is_main)
+        optimizer = state_tensors(self.trainer.optimizer, self.trainer.trained, keep=self.engine.is_main)
 
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if self.trainer.masks is not None:
+                save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
             if isinstance(self.trainer.reference, MovingReference):
                 moved = self.trainer.reference.state(self.trainer.parameters)
                 save_file(moved, str(folder / "reference.safetensors"))

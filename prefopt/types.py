@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +19,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prefopt.ragged import Change, Lengths, on_device, pinned
+
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
 IntArray = npt.NDArray[np.int32]
 
 STATS = ("logsumexp", "entropy", "log_sum_p2", "is_top1", "mean_logit")
-"""Per-token statistics a policy can return beside the log-prob; ``is_top1`` has no gradient."""
+"""Per-token statistics of one head, beside the log-prob; ``is_top1`` has no gradient."""
+
+PAIRED_STATS = ("kl",)
+"""Those of the policy's head against the reference's: ``kl`` is KL(reference || policy), nats."""
+
+BATCH_STATS = ("token_id", "weight")
+"""What the data says of each scored token: its id (int64), and its weight, 1 where no weights are given."""
+
+LEARNED_MASKS = ("reward_mask", "kl_mask")
+"""Weights that a module learns to make from the reference's hidden states, along with the policy."""
+
+MASK_STATS = ("activation", *LEARNED_MASKS)
+"""All weights made from those hidden states; ``activation`` is from 0 to 1 and has no gradient."""
+
+TOKEN_STATS = (*STATS, *PAIRED_STATS, *BATCH_STATS, *MASK_STATS)
+"""The closed table of what a loss can ask for per token, by name."""
 
 OTHER_REFERENCES = tuple(f"reference_{number}" for number in range(2, 9))
 """Per-token log-probs under further references, which a combined reference returns beside its own."""
 
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
+
+OTHER_RESPONSES = {
+    "gold": "a gold answer in every row",
+    "rationale": "a rationale in every row",
+    "kl": "answers to other prompts, which are taken from the next row",
+}
+"""What the roles besides ``answer`` ask of the data."""
+
+PROMPTS = {
+    "two": "the answers of a pair may reply to different prompts",
+    "contrast": "a pair is one answer to two prompts",
+}
+"""What a loss over pairs may say of prompts; without a word both answers of a pair reply to one prompt."""
 
 
 class InputSpec(NamedTuple):
@@ -52,6 +81,7 @@ INPUTS: dict[str, InputSpec] = {
         "int64 [P]", "a number that names the pair in its optimizer step, however the step is split up"
     ),
     "answer_score": InputSpec("[S]", "the score of each answer in the data"),
+    "prompt_embedding": InputSpec("[U, E]", "the embedding, in the data, of the prompt of each unit"),
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
@@ -69,6 +99,14 @@ class Preference(NamedTuple):
     soft_label: float | None = None  # probability that the chosen answer is the better one, where known
 
 
+class Extra(NamedTuple):
+    """A text of a row that is scored but is none of its answers: what it is for, and what it replies to."""
+
+    role: str  # of ROLES, not "answer"
+    text: Text
+    prompt: Text | None = None  # None: that of the first answer
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One data row in canonical text form: a prompt, its answers, and which is preferred.
@@ -76,6 +114,8 @@ class Comparison:
     ``prompt`` and every answer are strings (plain text) or message lists, all of one kind.
     An answer as messages holds only the turns after the prompt. ``labels`` says desirable or not
     per answer, ``scores`` holds a number per answer; both are None where the data has none.
+    Where the answers reply to different prompts, ``own_prompts`` has one for each and ``prompt`` is
+    the first of them.
     """
 
     prompt: Text
@@ -86,9 +126,12 @@ class Comparison:
     scores: tuple[float, ...] | None = None
     labels: tuple[bool, ...] | None = None
     tools: Sequence[Any] | None = None
+    own_prompts: tuple[Text, ...] | None = None
+    extras: tuple[Extra, ...] = ()
+    prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
 
     def __post_init__(self) -> None:
-        for name in ("scores", "labels"):
+        for name in ("scores", "labels", "own_prompts"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.answers):
                 raise ValueError(
@@ -111,9 +154,10 @@ class TokenizedGroup:
     row_id: int
     origin: str
     roles: tuple[str, ...] | None = None  # [K], None: all "answer"
-    scores: tuple[float, ...] | None = None  # [K]
-    labels: tuple[bool, ...] | None = None  # [K]
+    scores: tuple[float, ...] | None = None  # [K], NaN for other roles than "answer"
+    labels: tuple[bool, ...] | None = None  # [K], False for other roles than "answer"
     token_weights: tuple[npt.NDArray[np.float32], ...] | None = None  # [K] of [length]
+    prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
 
     def __post_init__(self) -> None:
         num_responses = len(self.responses)
@@ -180,6 +224,8 @@ class PackedBatch:
     labels: Tensor | None = None  # bool [S]
     pair_soft_label: Tensor | None = None  # float32 [P]
     token_weights: Tensor | None = None  # float32 [M]
+    group_weight: Tensor | None = None  # float32 [G], None: all 1
+    prompt_embedding: Tensor | None = None  # float32 [G, E]
     is_ghost: bool = False  # fills a short rank: real tokens, weight zero
 
     def __post_init__(self) -> None:
@@ -187,6 +233,7 @@ class PackedBatch:
             raise ValueError("PackedBatch: input_ids and position_ids differ in shape.")
         if self.score_at.shape != self.target_ids.shape or self.score_at.numel() != sum(self.lengths):
             raise ValueError("PackedBatch: score_at, target_ids and lengths disagree.")
+        object.__setattr__(self, "lengths", Lengths.of(self.lengths))
 
     @property
     def num_tokens(self) -> int:
@@ -194,12 +241,21 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in self.__dataclass_fields__
-            if isinstance(value := getattr(self, name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """Return the batch in host memory that a GPU reads while the host goes on."""
+        return self._apply(pinned)
+
+    def _apply(self, change: Change) -> PackedBatch:
+        changed: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+            elif isinstance(value, Lengths):
+                changed[name] = value.apply(change)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,25 +312,30 @@ class SeqLogps:
                 )
         if self.replaced_total is not None and self.replaced_total.shape != (len(self.lengths),):
             raise ValueError("SeqLogps: replaced_total needs one value per response.")
+        object.__setattr__(self, "lengths", Lengths.of(self.lengths))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
+    def _counts(self) -> Tensor:
+        return Lengths.of(self.lengths).on(self.tokens.device)
+
+    @property
     def length(self) -> Tensor:
         """Scored tokens per response, [S], in the dtype and on the device of ``tokens``."""
-        return torch.tensor(self.lengths, dtype=self.tokens.dtype, device=self.tokens.device)
+        return self._counts.to(self.tokens.dtype)
 
     @property
     def sequence_of(self) -> Tensor:
         """The response each scored token belongs to, int64 [M]."""
-        index = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        return torch.from_numpy(index).to(self.tokens.device)
+        counts = self._counts
+        responses = torch.arange(len(self.lengths), device=counts.device)
+        return torch.repeat_interleave(responses, counts, output_size=self.tokens.numel())
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up per-token ``values`` [M] within each response -> [S], in a fixed order."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=values.device)
-        return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0, unsafe=True)
+        return torch.segment_reduce(values, "sum", lengths=self._counts, initial=0.0, unsafe=True)
 
     @property
     def total(self) -> Tensor:
@@ -300,6 +361,10 @@ class SeqLogps:
             replaced_total=None if total is None else total.detach(),
         )
 
+    def with_stats(self, stats: Mapping[str, Tensor]) -> SeqLogps:
+        """Return the same tokens with further statistics, name -> [M]."""
+        return replace(self, stats={**self.stats, **stats}) if stats else self
+
     def with_total(self, total: Tensor) -> SeqLogps:
         """Return the same tokens with another ``total`` [S]."""
         return replace(self, replaced_total=total)
@@ -308,17 +373,13 @@ class SeqLogps:
         """Gather whole responses by host indices, in that order; repeats are allowed."""
         if tuple(index) == tuple(range(len(self.lengths))):
             return self
-        offsets = [0, *accumulate(self.lengths)]
-        spans = [np.arange(offsets[i], offsets[i + 1]) for i in index]
-        at = torch.from_numpy(np.concatenate([*spans, np.empty(0, np.int64)]).astype(np.int64))
-        at = at.to(self.tokens.device, non_blocking=True)
-        rows = torch.tensor(list(index), dtype=torch.int64, device=self.tokens.device)
+        take = Lengths.of(self.lengths).take(index, self.tokens.device)
         total = self.replaced_total
         return SeqLogps(
-            tokens=self.tokens.index_select(0, at),
-            lengths=tuple(self.lengths[i] for i in index),
-            stats={name: values.index_select(0, at) for name, values in self.stats.items()},
-            replaced_total=None if total is None else total.index_select(0, rows),
+            tokens=self.tokens.index_select(0, take.tokens),
+            lengths=take.lengths,
+            stats={name: values.index_select(0, take.tokens) for name, values in self.stats.items()},
+            replaced_total=None if total is None else total.index_select(0, take.runs),
         )
 
     @classmethod
@@ -463,7 +524,7 @@ class ListLogps:
     def group_of(self) -> Tensor:
         """The group each answer belongs to, int64 [S]."""
         index = np.repeat(np.arange(len(self.group_sizes)), self.group_sizes)
-        return torch.from_numpy(index).to(self.answers.tokens.device)
+        return on_device(torch.from_numpy(index), self.answers.tokens.device)
 
     def detach(self) -> ListLogps:
         """Return the same values outside the graph."""
@@ -498,9 +559,9 @@ class Stats:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            if name not in (*STATS, *OTHER_REFERENCES):
+            if name not in (*TOKEN_STATS, *OTHER_REFERENCES):
                 raise ValueError(
-                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
+                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(TOKEN_STATS)}."
                 )
         object.__setattr__(self, "names", names)
 
@@ -518,6 +579,22 @@ class Roles:
         for name in names:
             if name not in ROLES[1:]:
                 raise ValueError(f"Roles: there is no role '{name}'. Choose from {', '.join(ROLES[1:])}.")
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Mark a loss over pairs whose two answers may reply to different prompts: ``Annotated[..., Prompts("two")]``.
+
+    With "contrast" every pair must be one answer to two prompts.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if name not in PROMPTS:
+                raise ValueError(f"Prompts: there is no '{name}'. Choose from {', '.join(PROMPTS)}.")
         object.__setattr__(self, "names", names)
 
 

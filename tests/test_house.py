@@ -15,11 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prefopt"
 
 LEVELS = [
+    {"ragged"},
     {"types", "errors"},
     {"strict_yaml", "sharding"},
     {"recipe_text", "recipe_diff"},
     {"kernels", "losses", "data", "recipe", "distributed", "optim"},
-    {"policy", "metrics", "checkpoint", "cache", "arrange"},
+    {"policy", "metrics", "checkpoint", "cache", "arrange", "weighting"},
     {"reference", "run_folder", "stopping"},
     {"resume"},
     {"trainer", "demo", "memory"},

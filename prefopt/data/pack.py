@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
 
+from prefopt.ragged import Lengths
 from prefopt.types import IntArray, PackedBatch, Preference, Segments, TokenizedGroup
+
+FILLER = 128
+"""Most tokens of a segment that only fills a row up."""
+_HOST = torch.device("cpu")
 
 
 def group_of(
@@ -17,6 +23,8 @@ def group_of(
     responses: Sequence[Sequence[int]],
     preferences: Sequence[tuple[int, int]] = ((0, 1),),
     *,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[bool] | None = None,
     row_id: int = 0,
 ) -> TokenizedGroup:
     """Build a group from plain lists of token ids, for callers with their own data code.
@@ -25,6 +33,8 @@ def group_of(
         prompt: at least one token.
         responses: K lists of at least one token, the end-of-sequence token included.
         preferences: (chosen, rejected) indices into ``responses``.
+        scores: a number for each response, for losses that read scores.
+        labels: whether each response is desirable, for losses over labelled answers.
         row_id: names the row in errors.
 
     Raises:
@@ -39,6 +49,8 @@ def group_of(
         preferences=tuple(Preference(*pair) for pair in preferences),
         row_id=row_id,
         origin=f"row {row_id}",
+        scores=None if scores is None else tuple(scores),
+        labels=None if labels is None else tuple(labels),
     )
 
 
@@ -60,7 +72,7 @@ def pack(
         groups: at least one group; every prompt and response holds at least one token.
         share_prompts: lay each prompt down once for all its responses; False repeats it before
             every response (padding-free without sharing).
-        is_ghost: give every pair weight zero; the batch only keeps this rank's graph alive.
+        is_ghost: give every unit weight zero; the batch only keeps this rank's graph alive.
 
     Returns:
         The batch on the CPU.
@@ -74,6 +86,10 @@ def pack(
         offsets.append(first + len(group.responses))
         layout.add(group, share_prompts)
     preferences = [p for group in groups for p in group.preferences]
+    lengths = Lengths(len(target) for target in layout.targets)
+    for side in zip(*pairs, strict=True):  # made here, off the step: see prefopt.ragged
+        lengths.take(side, _HOST)
+    lengths.on(_HOST)
     weights = [0.0 if is_ghost else p.weight for p in preferences]
     return PackedBatch(
         input_ids=_join(layout.ids),
@@ -81,7 +97,7 @@ def pack(
         segments=layout.segments(),
         score_at=_join(layout.score_at),
         target_ids=_join(layout.targets),
-        lengths=tuple(len(target) for target in layout.targets),
+        lengths=lengths,
         pairs=tuple(pairs),
         pair_weight=torch.tensor(weights, dtype=torch.float32),
         pair_margin=torch.tensor([p.margin for p in preferences], dtype=torch.float32),
@@ -94,7 +110,46 @@ def pack(
         labels=_tensor(_chain(groups, "labels", None), torch.bool),
         pair_soft_label=_soft_labels(preferences),
         token_weights=_token_weights(groups),
+        group_weight=_group_weight(groups, is_ghost),
+        prompt_embedding=_prompt_embedding(groups),
         is_ghost=is_ghost,
+    )
+
+
+def fill(batch: PackedBatch, size: int) -> PackedBatch:
+    """Return the batch with tokens behind it that nothing scores, ``size`` tokens in all.
+
+    The filler lies in short segments of its own, so it sees no data, no data sees it, and its cost
+    grows no faster than its length.
+
+    Args:
+        batch: on any device, which need not be waited for.
+        size: at least the tokens of the batch.
+
+    Raises:
+        ValueError: the batch is longer.
+    """
+    missing = size - batch.num_tokens
+    if missing < 0:
+        raise ValueError(
+            f"a pack of {batch.num_tokens} tokens for rows of {size}. Plan packs of at most {size}."
+        )
+    if missing == 0:
+        return batch
+    # a position that the data has, so one that the model has
+    run = min(FILLER, max(batch.segments.lengths))
+    starts = range(batch.num_tokens, size, run)
+    segments = Segments(
+        starts=(*batch.segments.starts, *starts),
+        lengths=(*batch.segments.lengths, *(min(run, size - start) for start in starts)),
+        parents=(*batch.segments.parents, *(-1 for _ in starts)),
+    )
+    ids, positions = batch.input_ids, batch.position_ids
+    return replace(
+        batch,
+        input_ids=torch.cat([ids, ids[:1].expand(missing)]),
+        position_ids=torch.cat([positions, torch.arange(missing, device=positions.device) % run]),
+        segments=segments,
     )
 
 
@@ -166,6 +221,18 @@ def _tensor(values: tuple[Any, ...] | None, dtype: torch.dtype) -> torch.Tensor 
 def _soft_labels(preferences: Sequence[Preference]) -> torch.Tensor | None:
     labels = [p.soft_label for p in preferences]
     return None if None in labels else torch.tensor(labels, dtype=torch.float32)
+
+
+def _group_weight(groups: Sequence[TokenizedGroup], is_ghost: bool) -> torch.Tensor:
+    """Return the weight of each group, [G]: that of its row, which all its pairs carry."""
+    weights = [group.preferences[0].weight if group.preferences else 1.0 for group in groups]
+    return torch.tensor([0.0] * len(groups) if is_ghost else weights, dtype=torch.float32)
+
+
+def _prompt_embedding(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:
+    parts = [group.prompt_embedding for group in groups]
+    found = [part for part in parts if part is not None]
+    return torch.from_numpy(np.stack(found)) if len(found) == len(parts) else None
 
 
 def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefopt.data.pack import fill
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
+from prefopt.kernels.prefix_attention.opaque import table_of
 from prefopt.policy.attention import (
     LAYOUT,
     NAME,
@@ -29,12 +32,16 @@ from prefopt.policy.guards import (
     has_dropout,
     num_positions,
 )
-from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
+from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
+from prefopt.policy.quantize import describe_weights
 from prefopt.policy.selfcheck import compare_with_plain
-from prefopt.policy.wrappers import causal_model, class_of, without_engine
-from prefopt.types import STATS, PackedBatch, SeqLogps
+from prefopt.policy.wrappers import causal_model, class_of, decoder_layers, is_sharded, without_engine
+from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
 
-__all__ = ["Policy", "check_supported", "disable_dropout"]
+if TYPE_CHECKING:
+    from prefopt.policy.compiling import CompiledLayers
+
+__all__ = ["Policy", "RowStates", "check_supported", "disable_dropout"]
 
 _PLAIN = "_attention_before_prefopt"
 
@@ -49,10 +56,13 @@ class Policy:
             ``auto``, which takes the fastest that can serve.
         dropout: keep dropout as configured, adapters' included. False switches it off.
         adapter_dropout: keep that of LoRA's inputs even so.
+        compile_for: compile the decoder layers for rows of this many tokens; shorter ones are filled up.
+            None computes every row as it is, with layers as they were written.
 
     Attributes:
         model: as given, or wrapped by an engine later.
         drops: some dropout is left, so scores in training mode are random.
+        compiled: the compiled layers, if so.
 
     Raises:
         ModelError: the model cannot be scored exactly in packed rows.
@@ -66,6 +76,7 @@ class Policy:
         attention: str = "auto",
         dropout: bool = False,
         adapter_dropout: bool = False,
+        compile_for: int | None = None,
     ) -> None:
         if attention != "auto" and attention not in ATTENTIONS:
             raise RecipeError(
@@ -86,45 +97,113 @@ class Policy:
         if core.config._attn_implementation != NAME:
             setattr(core, _PLAIN, core.config._attn_implementation)
         use_attention(core, NAME)
-        self._is_proven = False
+        self.compiled: CompiledLayers | None = None
+        if compile_for is not None:
+            # imported late: the compiler is large, and most runs do without
+            from prefopt.policy.compiling import CompiledLayers
 
-    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+            self.compiled = CompiledLayers(core, compile_for)
+        self._is_proven = False
+        self._head_impl = "not used yet"
+
+    def __call__(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), against: RowStates | None = None
+    ) -> SeqLogps:
         """Return the log-prob of every scored token, and the statistics asked for.
 
         Args:
             batch: on the model's device.
-            stats: names out of ``prefopt.types.STATS``.
+            stats: names out of ``prefopt.types.STATS``, and "kl".
+            against: for "kl", what ``with_rows`` of the reference returned for the same batch.
 
         Returns:
             float32 values (float64 for a float64 model); ``is_top1`` is 0 or 1 without gradient.
         """
-        wanted = tuple(name for name in STATS if name in stats)
+        return self._score(batch, stats, against, "no")[0]
+
+    def with_rows(
+        self,
+        batch: PackedBatch,
+        *,
+        stats: Collection[str] = (),
+        layers: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[SeqLogps, RowStates]:
+        """Score a batch and return, outside the graph, what made the logits of every scored row.
+
+        Args:
+            batch: on the model's device.
+            stats: names out of ``prefopt.types.STATS``.
+            layers: also keep what this makes of every decoder layer's output at those rows, [M, D].
+
+        Raises:
+            ModelError: ``layers`` where the model's decoder layers cannot be found.
+        """
+        keep: Literal["yes", "copy"] = "copy" if is_sharded(self.model) else "yes"
+        core, found = causal_model(self.model), []
+
+        def remember(module: nn.Module, given: Any, output: Any) -> None:
+            assert layers is not None
+            hidden = output[0] if isinstance(output, tuple) else output
+            found.append(layers(hidden.detach().flatten(0, -2).index_select(0, batch.score_at)))
+
+        hooks = (
+            [] if layers is None else [each.register_forward_hook(remember) for each in decoder_layers(core)]
+        )
+        try:
+            logps, rows = self._score(batch, stats, None, keep)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert rows is not None
+        return logps, replace(rows, layers=tuple(found))
+
+    def _score(
+        self,
+        batch: PackedBatch,
+        stats: Collection[str],
+        against: RowStates | None,
+        keep: Literal["no", "yes", "copy"],
+    ) -> tuple[SeqLogps, RowStates | None]:
+        wanted = tuple(name for name in (*STATS, *PAIRED_STATS) if name in stats)
         assert len(wanted) == len(set(stats)), f"unknown statistics among {sorted(stats)}"
+        assert (against is not None) == ("kl" in wanted), "kl is measured against the reference's rows"
         core = causal_model(self.model)
-        scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, read_transform(core))
+        transform = read_transform(core)
+        scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
         layout = Layout(batch.segments, self.attention)
         with scoring(core, scorer):
+            if self.compiled is not None:
+                if not self._is_proven:
+                    # what layers were handed cannot be counted in a graph
+                    with self.compiled.off(), torch.no_grad():
+                        self._prove(core, scorer, layout, self._run(batch, layout).logits)
+                batch = fill(batch, self.compiled.size)
+                table = table_of(batch.segments, batch.num_tokens)
+                layout = Layout(batch.segments, self.attention, table, used=layout.used)
             outputs = self._run(batch, layout)
         self._attention_used.update(layout.used)
         if not self._is_proven:
             self._prove(core, scorer, layout, outputs.logits)
+        self._head_impl = scorer.impl
         values = outputs.logits[0].unbind(-1)
-        return SeqLogps(
+        logps = SeqLogps(
             tokens=values[0].contiguous(),
             lengths=batch.lengths,
             stats={name: value.contiguous() for name, value in zip(wanted, values[1:], strict=True)},
         )
+        return logps, scorer.rows
 
     def _run(self, batch: PackedBatch, layout: Layout) -> Any:
         kwargs: dict[str, Any] = {LAYOUT: layout}
         try:
-            return self.model(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                attention_mask=None,
-                use_cache=False,
-                **kwargs,
-            )
+            with nullcontext() if self.compiled is None else self.compiled.running():
+                return self.model(
+                    input_ids=batch.input_ids[None],
+                    position_ids=batch.position_ids[None],
+                    attention_mask=None,
+                    use_cache=False,
+                    **kwargs,
+                )
         except (MissingLayoutError, TypeError) as error:
             if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
                 raise
@@ -156,7 +235,8 @@ class Policy:
         core = causal_model(self.model)
         use_attention(core, name or getattr(core, _PLAIN))
         try:
-            yield self.model
+            with nullcontext() if self.compiled is None else self.compiled.off():
+                yield self.model
         finally:
             use_attention(core, NAME)
 
@@ -227,12 +307,29 @@ class Policy:
                 f"tokens. Set batch.max_tokens to {positions} or less."
             )
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the head tells apart."""
+        head: Any = head_of(causal_model(self.model))
+        return int(head.weight.shape[0])
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """How many decoder layers there are, and the size of the hidden states between them."""
+        config = causal_model(self.model).config.get_text_config()
+        return int(config.num_hidden_layers), int(config.hidden_size)
+
     def describe(self) -> dict[str, str]:
-        """Say which attention and which head are in use; ``auto`` becomes a name with the first batch."""
+        """Say which attention and head are in use; ``auto`` becomes a name with the first batch."""
         core = causal_model(self.model)
         head = class_of(head_of(core)).__name__
         attention = describe(self._attention_used) or self.attention
-        return {"attention": attention, "head": f"chunked ({head}, {read_transform(core)})"}
+        found = {"attention": attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
+        if self.compiled is not None:
+            found["layers"] = f"compiled for {self.compiled.size} tokens"
+        if (weights := describe_weights(core)) is not None:
+            found["weights"] = weights
+        return found
 
 
 def _check_adapters(model: nn.Module) -> None:
