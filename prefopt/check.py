@@ -68,7 +68,7 @@ def run(
     show_memory(
         console,
         loaded,
-        lambda changes: load_recipe(recipe, [*overrides, *changes]),
+        lambda changes: load_recipe(recipe, _changed(overrides, changes)),
         loss,
         data.train,
         plan,
@@ -78,6 +78,12 @@ def run(
     folder = RunFolder(Path(loaded.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"
     console.print(f"output {folder.path} {state}", markup=False)
+
+
+def _changed(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Return overrides with some settings replaced by others."""
+    keys = {change.split("=", 1)[0] for change in changes}
+    return [*(each for each in overrides if each.split("=", 1)[0] not in keys), *changes]
 
 
 def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from prefopt import build_model
+from prefopt import build_model, demo
 from prefopt.build_loss import BoundLoss
 from prefopt.build_memory import plan_memory
 from prefopt.data.pack import pack
@@ -71,26 +71,59 @@ def show_memory(
         ranks: how many processes share the work.
     """
     console.rule("memory")
-    sample = sample_of(table, recipe.batch.share_prompts)
-    accumulates = any(len(plan.step(at).ranks[0]) > 1 for at in range(min(8, plan.num_steps(1))))
+    sample, load = sample_of(table, recipe.batch.share_prompts), Load.of(plan, fills=recipe.model.compile)
 
     def planned(recipe: Recipe) -> MemoryPlan:
-        return plan_memory(recipe, loss, sample, target_of(recipe, device), ranks, accumulates=accumulates)
+        target = target_of(recipe, device)
+        return plan_memory(recipe, loss, sample, target, ranks, accumulates=load.reach > load.budget)
 
     try:
         memory = planned(recipe)
     except (ModelError, RecipeError) as error:
         console.print(f"not planned: {error}", markup=False)
         return
-    budget, smallest = recipe.batch.tokens_per_batch, int(plan.sizes.tokens.max())
-    console.print(_grid(memory, budget, device, ranks))
-    for line in _verdict(memory, budget, smallest, device):
-        console.print(line, markup=False)
+    console.print(_grid(memory, load.tokens, device, ranks))
+    if load.tokens < load.budget:
+        console.print(f"no step of the first epoch fills {load.budget:,} tokens", markup=False)
     if recipe.model.compile:
         console.print("layers are planned as they are written; compiled ones keep less", markup=False)
-    if device.memory is not None and memory.total(budget) > device.memory:
-        for line in _ways_out(recipe, variant, planned, smallest, device.memory):
+    for line in _verdict(memory, load, device):
+        console.print(line, markup=False)
+    if device.memory is not None and memory.total(load.tokens) > device.memory:
+        changes = _changes(recipe, ranks)
+        for line in _ways_out(changes, lambda given: planned(variant(given)), load, device.memory):
             console.print(line, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the data asks of memory: tokens of packs, groups and steps."""
+
+    budget: int
+    tokens: int  # of the largest pack
+    smallest: int  # least budget, the tokens of the largest group
+    reach: int  # most tokens that a rank can get in one step of the first epoch
+
+    @classmethod
+    def of(cls, plan: Plan, *, fills: bool) -> Load:
+        """Read it from a plan.
+
+        Args:
+            plan: of the steps.
+            fills: rows are filled up to the budget.
+        """
+        steps = [int(plan.sizes.tokens[groups].sum()) for groups in plan.epoch_steps(0)]
+        largest, budget = int(plan.sizes.tokens.max()), plan.tokens_per_batch
+        # ranks are dealt groups one by one, so that their shares differ by one group at most
+        reach = -(-max(steps) // plan.world) + (largest if plan.world > 1 else 0)
+        return cls(budget, budget if fills else min(budget, reach), largest, reach)
+
+    def most(self, memory: MemoryPlan, limit: int) -> int:
+        """Return the largest budget that fits into ``limit`` bytes; 0 if none does."""
+        alone = replace(memory, accumulates=memory.ranks.is_sharded).largest_budget(limit)
+        # a step of several packs holds the gradients of the first while the others run
+        found = alone if alone >= self.reach else replace(memory, accumulates=True).largest_budget(limit)
+        return 0 if found < self.smallest else max(self.smallest, found // _ROUND * _ROUND)
 
 
 def sample_of(table: GroupTable, share_prompts: bool) -> Sample:
@@ -108,12 +141,12 @@ def target_of(recipe: Recipe, device: Device) -> Target:
     return Target.of(device.kind, dtypes[settings.dtype], settings.attention, autocast)
 
 
-def _grid(memory: MemoryPlan, budget: int, device: Device, ranks: Ranks) -> Table:
+def _grid(memory: MemoryPlan, tokens: int, device: Device, ranks: Ranks) -> Table:
     where = device.name if ranks.count == 1 else f"each of {ranks.count} GPUs like {device.name}"
     how = "" if ranks.count == 1 else ", weights spread by FSDP2" if ranks.is_sharded else ", DDP"
-    grid = Table("what", "GiB", title=f"a pack of {budget:,} tokens on {where}{how}")
+    grid = Table("what", "GiB", title=f"a pack of {tokens:,} tokens on {where}{how}")
     grid.columns[1].justify = "right"
-    parts = memory.parts(budget)
+    parts = memory.parts(tokens)
     for name, size in parts.items():
         grid.add_row(name, _gib(size))
     grid.add_section()
@@ -121,64 +154,52 @@ def _grid(memory: MemoryPlan, budget: int, device: Device, ranks: Ranks) -> Tabl
     return grid
 
 
-def _verdict(memory: MemoryPlan, budget: int, smallest: int, device: Device) -> Iterator[str]:
+def _verdict(memory: MemoryPlan, load: Load, device: Device) -> Iterator[str]:
     if device.memory is None:
         yield (
             "There is no GPU here, so no limit is known: these are the tensors of a run on the CPU. "
             "Give --gpu-memory GIB to plan for a GPU."
         )
         return
-    most = memory.largest_budget(device.memory)
-    fits = memory.total(budget) <= device.memory
-    yield (
-        f"batch.tokens_per_batch={budget}: {_gib(memory.total(budget))} of {_gib(device.memory)} GiB, "
-        f"so it {'fits' if fits else 'does not fit'}"
-    )
-    if most >= smallest:
-        yield f"largest batch.tokens_per_batch that fits: {_rounded(most, smallest)}"
+    total, most = memory.total(load.tokens), load.most(memory, device.memory)
+    fits = "fits" if total <= device.memory else "does not fit"
+    yield f"{_gib(total)} of {_gib(device.memory)} GiB: the run {fits}"
+    if most:
+        yield f"largest batch.tokens_per_batch that fits: {most}"
     else:
         yield (
-            f"no batch.tokens_per_batch fits: the largest group alone has {smallest} tokens, and at most {most} fit. "
+            f"no batch.tokens_per_batch fits: the largest group alone has {load.smallest} tokens. "
             f"batch.max_tokens bounds it."
         )
 
 
 def _ways_out(
-    recipe: Recipe,
-    variant: Callable[[Sequence[str]], Recipe],
-    planned: Callable[[Recipe], MemoryPlan],
-    smallest: int,
-    limit: int,
+    changes: Iterator[list[str]], planned: Callable[[Sequence[str]], MemoryPlan], load: Load, limit: int
 ) -> Iterator[str]:
     """Add one change after the other until the recipe fits, and say what each brings."""
-    changes: list[str] = []
-    for change in _changes(recipe):
-        changes += change
-        memory = planned(variant(changes))
-        total = memory.total(recipe.batch.tokens_per_batch)
-        line = f"with {' '.join(changes)}: {_gib(total)} GiB"
-        most = memory.largest_budget(limit)
-        if total > limit and most >= smallest:
-            line += f", or batch.tokens_per_batch={_rounded(most, smallest)}"
-        yield line
+    made: list[str] = []
+    for change in changes:
+        made += change
+        memory = planned(made)
+        total, most = memory.total(load.tokens), load.most(memory, limit)
+        smaller = f", or batch.tokens_per_batch={most}" if total > limit and most else ""
+        yield f"with {' '.join(made)}: {_gib(total)} GiB{smaller}"
         if total <= limit:
             return
 
 
-def _changes(recipe: Recipe) -> Iterator[list[str]]:
+def _changes(recipe: Recipe, ranks: Ranks) -> Iterator[list[str]]:
     """Name what saves memory, the cheapest first."""
-    if not recipe.model.checkpointing:
+    settings = recipe.model
+    if not settings.checkpointing:
         yield ["model.checkpointing=true"]
-    is_trained_whole = recipe.model.lora is None and recipe.model.adapter is None
-    if is_trained_whole and build_model.references_of(recipe) == ("initial",):
-        yield ["reference=cached"]
-    if is_trained_whole:
-        dtype = [] if recipe.model.dtype == "bfloat16" else ["model.dtype=bfloat16", "model.autocast=null"]
-        yield ["model.lora={rank: 16}", *dtype]
-
-
-def _rounded(tokens: int, smallest: int) -> int:
-    return max(smallest, tokens // _ROUND * _ROUND)
+    if settings.lora is None and settings.adapter is None:
+        if build_model.references_of(recipe) == ("initial",):
+            yield ["reference=cached"]
+        half = [] if settings.dtype == "bfloat16" else ["model.dtype=bfloat16", "model.autocast=null"]
+        yield ["model.lora={rank: 16}", *half]
+    if settings.quantization is None and not ranks.is_sharded and not demo.is_builtin(settings.path):
+        yield ["model.quantization=nf4"]
 
 
 def _gib(size: int) -> str:

@@ -76,28 +76,34 @@ def test_without_a_gpu_no_limit_is_guessed(tmp_path: Path, capsys: pytest.Captur
     assert "no limit is known" in said and "fits" not in said
 
 
-def found(said: str) -> str:
+def largest(said: str) -> int:
     match = re.search(r"largest batch.tokens_per_batch that fits: (\d+)$", said, re.MULTILINE)
     assert match is not None
-    return match.group(1)
+    return int(match.group(1))
 
 
-def test_a_budget_that_fits_is_told_from_one_that_does_not(
+def test_a_run_that_fits_is_told_from_one_that_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A GPU of 2 GiB keeps 0.88 for itself; of a model this small 120 tokens fit, and 60 million do not."""
-    arguments = toy.recipe(tmp_path)
+    """3000 rows of some 20 tokens in one step. A GPU keeps 0.88 GiB for itself; all in one pack takes 0.2 more."""
+    arguments = toy.recipe(tmp_path, batch__pairs_per_step="3000", batch__tokens_per_batch="1000000")
+    toy.save_rows(tmp_path / "rows.jsonl", 3000)
     assert main(["check", *arguments, "--gpu-memory", "2"]) == 0
     said = memory_of(capsys.readouterr().out)
-    assert "on a GPU with 2 GiB" in said and "so it fits" in said
-    most = int(found(said))
-    assert main(["check", *arguments, "--gpu-memory", "2", f"batch.tokens_per_batch={most}"]) == 0
-    assert "so it fits" in capsys.readouterr().out
-    assert main(["check", *arguments, "--gpu-memory", "2", f"batch.tokens_per_batch={2 * most}"]) == 0
+    tokens = int(re.search(r"a pack of ([\d,]+) tokens on a GPU with 2 GiB", said).group(1).replace(",", ""))  # type: ignore[union-attr]
+    assert "no step of the first epoch fills 1,000,000 tokens" in said
+    assert "of 2.00 GiB: the run fits" in said and largest(said) > tokens > 30_000
+    assert main(["check", *arguments, "--gpu-memory", "1"]) == 0
     said = memory_of(capsys.readouterr().out)
-    assert "so it does not fit" in said and "with model.checkpointing=true: " in said
-    # with one pack in a step the gradients come only when activations go
-    assert most <= int(found(said)) <= 1.01 * most
+    assert "of 1.00 GiB: the run does not fit" in said and "with model.checkpointing=true: " in said
+    most = largest(said)
+    assert most < tokens
+    smaller = [*arguments[:-1], f"batch.tokens_per_batch={most}", "model.checkpointing=false"]
+    assert main(["check", *smaller, "--gpu-memory", "1"]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert f"a pack of {most:,} tokens" in said and "the run fits" in said
+    assert main(["check", *smaller, "--gpu-memory", "0.9"]) == 0
+    assert "with model.checkpointing=true: " in memory_of(capsys.readouterr().out)
 
 
 def test_what_cannot_fit_at_all_is_said_with_every_way_out(
@@ -112,6 +118,7 @@ def test_what_cannot_fit_at_all_is_said_with_every_way_out(
         "model.checkpointing=true",
         "model.checkpointing=true reference=cached",
         f"model.checkpointing=true reference=cached {adapter}",
+        f"model.checkpointing=true reference=cached {adapter} model.quantization=nf4",
     ]
 
 

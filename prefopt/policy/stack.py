@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.policy.ledger import Ledger
+from prefopt.policy.stand_ins import FORWARD
 from prefopt.policy.wrappers import outermost_layers
 
 _PLACES = ("idx", "index", "layer_id", "layer_number")
@@ -73,11 +74,13 @@ class Stack:
     def _call(self, at: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kind, ledger = self.kinds[at], self._ledger
         assert ledger is not None
-        if torch.is_grad_enabled():
+        # a layer that is computed again in the backward was counted before
+        counts = torch.is_grad_enabled() and ledger.phase == FORWARD
+        if counts:
             self._forward[at] = ledger.passing
         if self.is_left_out[at]:
             hidden, rest = args[0] if args else kwargs["hidden_states"], self._outputs[kind]
-            if torch.is_grad_enabled() and self._held:
+            if counts and self._held:
                 ledger.hold(self._held[kind][0])
         else:
             out = forward(*args, **kwargs)
