@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import numpy as np
@@ -44,26 +44,44 @@ def unit_weights(structure: str, batch: PackedBatch, like: Tensor) -> Tensor:
 def origin_of_unit(structure: str, batch: PackedBatch, unit: int) -> str:
     """Return the data row that a unit of a pack came from."""
     response = batch.pairs[unit][0] if structure == "pairs" else unit
-    group = next(g for g in range(len(batch.row_ids)) if batch.groups[g + 1] > response)
-    return batch.origins[group]
+    return batch.origins[_group_of(batch, response)]
+
+
+def _group_of(batch: PackedBatch, response: int) -> int:
+    return bisect_right(batch.groups, response) - 1
 
 
 def inputs_of(
-    names: Iterable[str], structure: str, batch: PackedBatch, totals: Totals, seed: int = 0
+    names: Mapping[str, bool], structure: str, batch: PackedBatch, totals: Totals, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return the tensors, of ``types.INPUTS``, that a loss's signature names.
 
     Args:
-        names: as the signature has them.
+        names: as the signature has them, and whether it requires each.
         structure: of the loss.
         batch: the pack that is scored.
         totals: of the optimizer step.
         seed: of this optimizer step, from which every pair's own seed is drawn.
 
     Raises:
-        RecipeError: the data lacks a column that the loss needs.
+        RecipeError: the data lacks a column that the loss requires.
     """
-    return {name: _input(name, structure, batch, totals, seed) for name in names}
+    given = [name for name, is_required in names.items() if is_required or _has(batch, name)]
+    return {name: _input(name, structure, batch, totals, seed) for name in given}
+
+
+_COLUMNS = {
+    "soft_label": "pair_soft_label",
+    "answer_score": "scores",
+    "chosen_score": "scores",
+    "rejected_score": "scores",
+    "prompt_embedding": "prompt_embedding",
+}
+"""Where a batch keeps what not all data has, by the name of the input."""
+
+
+def _has(batch: PackedBatch, name: str) -> bool:
+    return name not in _COLUMNS or getattr(batch, _COLUMNS[name]) is not None
 
 
 def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: int) -> Tensor:
@@ -80,6 +98,10 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
             if batch.scores is None:
                 raise _missing(name, batch, "scores")
             return batch.scores
+        case "prompt_embedding":
+            if batch.prompt_embedding is None:
+                raise _missing(name, batch, "'prompt_embedding' column")
+            return batch.prompt_embedding[[_group_of(batch, chosen) for chosen, _ in batch.pairs]]
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
             return torch.tensor(mean, dtype=torch.float32, device=batch.input_ids.device)
@@ -103,7 +125,7 @@ def _pair_seeds(batch: PackedBatch, seed: int) -> Tensor:
     """Draw a seed for every pair from its row and its place there, so that no split of the step matters."""
     seeds: list[int] = []
     for chosen, rejected in batch.pairs:
-        group = bisect_right(batch.groups, chosen) - 1
+        group = _group_of(batch, chosen)
         first = batch.groups[group]
         key = np.array([seed, batch.row_ids[group], chosen - first, rejected - first], dtype="<i8").tobytes()
         seeds.append(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)

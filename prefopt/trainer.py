@@ -15,23 +15,22 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from prefopt.arrange import Values, arrange, inputs_of, num_units, origin_of_unit, unit_weights
+from prefopt.arrange import Values, arrange, inputs_of, num_units, unit_weights
 from prefopt.data.loader import Groups, stream
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
-from prefopt.errors import ModelError, NonFiniteError, RecipeError
+from prefopt.errors import NonFiniteError, RecipeError
+from prefopt.identity import check_logps, check_loss
 from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.policy import Policy
 from prefopt.reference import Reference
-from prefopt.types import LossOutput, PackedBatch, Step, Totals
+from prefopt.replay import Layout, Replay, lay_out
+from prefopt.types import LossOutput, PackedBatch, SeqLogps, Step, Totals
 
 log = logging.getLogger(__name__)
-
-IDENTITY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Most that a step-0 loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,10 @@ class Trainer:
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
         self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings)
         self.identity: float | None = None  # step-0 difference, once checked
+        self.carried: dict[str, Tensor] = {}  # what the loss hands to itself in the next optimizer step
+        self._to_carry: dict[str, Tensor] = {}
         self._is_first_step = False
+        self._scoring = 0  # the pack that is being scored
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
 
@@ -162,6 +164,10 @@ class Trainer:
                 rank=self.engine.rank,
                 share_prompts=self.share_prompts,
             ):
+                if self.contract.is_whole_step:
+                    layout = lay_out(plan, groups, step.index, self.engine)
+                    sums.merge(self._evaluate_whole(layout, step, totals), is_ghost=not self.engine.is_main)
+                    continue
                 for batch in step.packs:
                     part, _ = self._forward(batch.to(self.engine.device), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
@@ -187,6 +193,7 @@ class Trainer:
         if not found:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
+            self.carried = self._to_carry
         self.optimizer.zero_grad(set_to_none=True)
         return sums, norm, bool(found)
 
@@ -198,26 +205,71 @@ class Trainer:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
         packs = list(step.packs)
         members: list[tuple[int, ...]] = []  # of every pack; planned again only where one must be halved
+        run = self._run_whole if self.contract.is_whole_step else self._run_each
         while True:
-            sums, losses = Sums(), []
             try:
-                for at, batch in enumerate(packs):
-                    torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
-                    is_last = at == len(packs) - 1
-                    with self.engine.accumulate(self.policy.model, is_last=is_last):
-                        part, numerator = self._forward(batch.to(self.engine.device), step.totals, step.index)
-                        self.engine.backward(numerator / self.units(step.totals))
-                    losses.append(numerator.detach())
-                    sums.merge(part, is_ghost=batch.is_ghost)
-                return sums, losses, packs
+                return *run(step, packs), packs
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
-                at, members = len(losses), members or list(self.plan.step(step.index).ranks[self.engine.rank])
+                at, members = (
+                    self._scoring,
+                    members or list(self.plan.step(step.index).ranks[self.engine.rank]),
+                )
                 halves = self._halve(packs[at], members[at], error)
                 members[at : at + 1] = halves
                 packs[at : at + 1] = [
                     pack([self.groups[i] for i in half], share_prompts=self.share_prompts) for half in halves
                 ]
+
+    def _run_each(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+        """Add the gradient of each pack's share of the loss."""
+        sums, losses = Sums(), []
+        for at, batch in enumerate(packs):
+            self._begin(step, at)
+            with self.engine.accumulate(self.policy.model, is_last=at == len(packs) - 1):
+                part, numerator = self._forward(batch.to(self.engine.device), step.totals, step.index)
+                self.engine.backward(numerator / self.units(step.totals))
+            losses.append(numerator.detach())
+            sums.merge(part, is_ghost=batch.is_ghost)
+        return sums, losses
+
+    def _run_whole(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+        """Add the gradient of a loss that reads all units of the step at once; see ``replay``."""
+
+        def policy(at: int) -> SeqLogps:
+            self._begin(step, at)
+            return self._score(packs[at].to(self.engine.device))
+
+        def reference(at: int) -> SeqLogps:
+            other = self._score_reference(packs[at].to(self.engine.device))
+            assert other is not None
+            return other
+
+        layout = lay_out(self.plan, self.groups, step.index, self.engine)
+        compare = reference if self.reference is not None else None
+        replay = Replay(packs, layout, self.engine, self.policy.model, policy, compare)
+        logps, others = replay.score()
+        if others is not None and self._must_check(layout.batch):
+            self._check_whole(layout, packs, logps.detach(), others)
+        part, numerator, output = self._pay(layout.batch, logps, others, step.totals, step.index)
+        replay.backward(numerator / self.units(step.totals))
+        self._to_carry = dict(output.carried)
+        sums = Sums()
+        sums.merge(part, is_ghost=not self.engine.is_main)  # every rank holds all units, which count once
+        return sums, replay.pack_sums
+
+    def _evaluate_whole(self, layout: Layout, step: Step, totals: Totals) -> Sums:
+        """Return the metrics of a step's units, all of them read at once."""
+        batches = [batch.to(self.engine.device) for batch in step.packs]
+        policy = layout.gather(batches, [self._score(batch) for batch in batches], self.engine)
+        others = [other for batch in batches if (other := self._score_reference(batch)) is not None]
+        reference = layout.gather(batches, others, self.engine) if others else None
+        return self._pay(layout.batch, policy, reference, totals, step.index)[0]
+
+    def _begin(self, step: Step, at: int) -> None:
+        """Draw the random numbers of a pack anew, alike whenever it is scored."""
+        self._scoring = at
+        torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
 
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
@@ -233,21 +285,36 @@ class Trainer:
 
     def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
-        with self.engine.autocast():
-            logps = self.policy(batch, stats=self.contract.policy_stats)
-            other = None
-            if self.reference is not None:
-                other = self.reference(batch, stats=self.contract.reference_stats)
-        structure = self.contract.structure
-        values = arrange(structure, batch, logps)
-        reference = None if other is None else arrange(structure, batch, other)
-        seed = _mix(self.seed, index)
-        inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
-        output = self._loss(values, reference, inputs)
+        policy, reference = self._score(batch), self._score_reference(batch)
+        sums, numerator, output = self._pay(batch, policy, reference, totals, index)
         if reference is not None and self._must_check(batch):
-            self._check_identity(batch, values, reference, output, inputs)
+            self._check_identity(batch, policy, reference, output, self._inputs(batch, totals, index))
+        return sums, numerator
+
+    def _score(self, batch: PackedBatch) -> SeqLogps:
+        with self.engine.autocast():
+            return self.policy(batch, stats=self.contract.policy_stats)
+
+    def _score_reference(self, batch: PackedBatch) -> SeqLogps | None:
+        if self.reference is None:
+            return None
+        with self.engine.autocast():
+            return self.reference(batch, stats=self.contract.reference_stats)
+
+    def _pay(
+        self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
+    ) -> tuple[Sums, Tensor, LossOutput]:
+        """Return the metrics of a batch's units, the loss numerator, and what the loss returned."""
+        structure = self.contract.structure
+        values = arrange(structure, batch, policy)
+        other = None if reference is None else arrange(structure, batch, reference)
+        output = self._loss(values, other, self._inputs(batch, totals, index))
         numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
-        return pack_sums(values, output, numerator), numerator
+        return pack_sums(values, output, numerator), numerator, output
+
+    def _inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
+        structure, seed = self.contract.structure, _mix(self.seed, index)
+        return inputs_of(self.contract.inputs, structure, batch, totals, seed) | self.carried
 
     def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
         if reference is None:
@@ -263,30 +330,38 @@ class Trainer:
     def _check_identity(
         self,
         batch: PackedBatch,
-        policy: Values,
-        reference: Values,
+        logps: SeqLogps,
+        other: SeqLogps,
         output: LossOutput,
         inputs: Mapping[str, Tensor],
     ) -> None:
-        """Refuse to start when policy and reference should be one and the same but score differently."""
+        """Compare the loss with that of equal log-probs."""
+        structure = self.contract.structure
+        policy = arrange(structure, batch, logps)
         if self.policy.drops:
-            with self.policy.evaluating(), self.engine.autocast():
-                logps = self.policy(batch, stats=self.contract.policy_stats)
-                policy = arrange(self.contract.structure, batch, logps)
-                output = self._loss(policy, reference, inputs)
+            policy = arrange(structure, batch, self._score_still([batch])[0])
+            output = self._loss(policy, arrange(structure, batch, other), inputs)
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss
-            gap = (output.loss.detach() - expected).abs() / (1 + expected.abs())
-        self.identity = gap.max().item()
-        dtype = self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
-        if self.identity > IDENTITY_TOLERANCE[dtype]:
-            worst = int(gap.argmax())
-            raise ModelError(
-                f"{origin_of_unit(self.contract.structure, batch, worst)}: before the first step policy and "
-                f"reference are the same weights, yet the loss is {output.loss[worst].item():.6g} where equal "
-                f"log-probs give {expected[worst].item():.6g}. Check that the reference is the model that "
-                f"training starts from."
-            )
+        self.identity = check_loss(structure, batch, output.loss.detach(), expected, self._dtype)
+
+    def _check_whole(
+        self, layout: Layout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps
+    ) -> None:
+        """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
+        if self.policy.drops:
+            batches = [batch.to(self.engine.device) for batch in packs]
+            policy = layout.gather(batches, self._score_still(batches), self.engine)
+        self.identity = check_logps(layout.batch, policy, reference, self._dtype)
+
+    def _score_still(self, batches: list[PackedBatch]) -> list[SeqLogps]:
+        """Score without dropout and outside the graph."""
+        with self.policy.evaluating():
+            return [self._score(batch) for batch in batches]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
 
     def _blame(self, step: Step, losses: list[Tensor], packs: list[PackedBatch], norm: Tensor) -> str:
         bad = [at for at, loss in enumerate(losses) if not torch.isfinite(loss)]

@@ -49,6 +49,9 @@ INPUTS: dict[str, InputSpec] = {
         "int64 [P]", "a number that names the pair in its optimizer step, however the step is split up"
     ),
     "answer_score": InputSpec("[S]", "the score of each answer in the data"),
+    "prompt_embedding": InputSpec(
+        "[P, E]", "a vector for the prompt of the pair in the data, such as a sentence embedding"
+    ),
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
@@ -111,6 +114,7 @@ class TokenizedGroup:
     scores: tuple[float, ...] | None = None  # [K]
     labels: tuple[bool, ...] | None = None  # [K]
     token_weights: tuple[npt.NDArray[np.float32], ...] | None = None  # [K] of [length]
+    prompt_embedding: npt.NDArray[np.float32] | None = None  # [E], of the same size in all groups
 
     def __post_init__(self) -> None:
         num_responses = len(self.responses)
@@ -177,6 +181,7 @@ class PackedBatch:
     labels: Tensor | None = None  # bool [S]
     pair_soft_label: Tensor | None = None  # float32 [P]
     token_weights: Tensor | None = None  # float32 [M]
+    prompt_embedding: Tensor | None = None  # float32 [G, E]
     is_ghost: bool = False  # fills a short rank: real tokens, weight zero
 
     def __post_init__(self) -> None:

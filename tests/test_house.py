@@ -20,7 +20,7 @@ LEVELS = [
     {"recipe_text", "recipe_diff"},
     {"kernels", "losses", "data", "recipe", "distributed", "optim"},
     {"policy", "metrics", "checkpoint", "cache", "arrange"},
-    {"reference", "run_folder", "stopping"},
+    {"reference", "run_folder", "stopping", "identity", "replay"},
     {"resume"},
     {"trainer", "demo"},
     {"build_loss", "progress", "run_log"},

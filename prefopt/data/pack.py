@@ -94,6 +94,7 @@ def pack(
         labels=_tensor(_chain(groups, "labels", None), torch.bool),
         pair_soft_label=_soft_labels(preferences),
         token_weights=_token_weights(groups),
+        prompt_embedding=_embeddings(groups),
         is_ghost=is_ghost,
     )
 
@@ -166,6 +167,11 @@ def _tensor(values: tuple[Any, ...] | None, dtype: torch.dtype) -> torch.Tensor 
 def _soft_labels(preferences: Sequence[Preference]) -> torch.Tensor | None:
     labels = [p.soft_label for p in preferences]
     return None if None in labels else torch.tensor(labels, dtype=torch.float32)
+
+
+def _embeddings(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:
+    found = [group.prompt_embedding for group in groups if group.prompt_embedding is not None]
+    return torch.from_numpy(np.stack(found)) if len(found) == len(groups) else None
 
 
 def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:

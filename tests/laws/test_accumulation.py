@@ -84,7 +84,7 @@ def test_the_law_can_fail() -> None:
 
     packs = build_step(plan, data, 0).packs
     for batch in packs:
-        _, numerator = trainer._forward(batch, plan.step(0).totals)
+        _, numerator = trainer._forward(batch, plan.step(0).totals, 0)
         trainer.engine.backward(numerator / len(batch.pairs) / len(packs))
     wrong = trainer.parameters["lm_head.weight"].grad
     assert wrong is not None
