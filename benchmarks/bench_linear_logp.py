@@ -40,8 +40,8 @@ GATES = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.15, 3e-2)}
 
 Logits rounded to bfloat16 are off by 0.06 at a size of 16; a wrong term would be off by far more.
 """
-SECONDS = 60.0
-"""Time after which a contender's turns at one problem end."""
+SQUARE = {"cpu": 1024, "cuda": 8192}
+"""Size of the square product whose rate counts as well; long thin ones run below it on a CPU."""
 
 
 @dataclass(slots=True)
@@ -77,22 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     providers = [PROVIDERS[name] for name in given.only or PROVIDERS]
     lines: list[Line] = []
     floors: dict[str, float] = {}
+    name = given.name or f"linear_logp_{given.device}"
+    surroundings = environment(given.device, given.threads)
     for shape in given.shape or SHAPES[given.device]:
         floors[_title(shape)] = rate = product_rate(shape, dtype, given.device)
         for task in given.task or TASKS:
-            found = measure(shape, task, dtype, given.device, providers, given.turns, rate)
+            found = measure(shape, task, dtype, given.device, providers, (given.turns, given.seconds), rate)
             print(_report(shape, task, rate, found), flush=True)
             lines += found
-    record = {
-        "benchmark": "linear_logp",
-        "environment": environment(given.device, given.threads),
-        "dtype": str(dtype).removeprefix("torch."),
-        "products": TASKS,
-        "product_tflops": floors,
-        "lines": lines,
-    }
-    name = given.name or f"linear_logp_{given.device}"
-    print("stored in", save(name, record), "and", plot(lines, RESULTS / f"{name}.png"))
+            record = {
+                "benchmark": "linear_logp",
+                "environment": surroundings,
+                "dtype": str(dtype).removeprefix("torch."),
+                "products": TASKS,
+                "product_tflops": floors,
+                "lines": lines,
+            }
+            stored = save(name, record)  # after every problem, for a run may be cut short
+    print("stored in", stored, "and", plot(lines, RESULTS / f"{name}.png"))
     return 0
 
 
@@ -102,10 +104,14 @@ def measure(
     dtype: torch.dtype,
     device: str,
     providers: Sequence[Provider],
-    turns: int,
+    limits: tuple[int, float],
     rate: float,
 ) -> list[Line]:
-    """Check everybody, then time those who passed in turns; the order rotates."""
+    """Check everybody, then time those who passed in turns; the order rotates.
+
+    ``limits`` are the timed turns of each, and the seconds after which one has had enough of them.
+    """
+    turns, seconds = limits
     first = draw(shape, dtype, device, 0, None)
     drawings = [first, *(draw(shape, dtype, device, seed, first.weight) for seed in (1, 2))]
     expected = truth(first, task == "trained")
@@ -120,7 +126,7 @@ def measure(
     for turn in range(turns + 1):
         shift = turn % max(1, len(ready))
         for provider, line in (*ready[shift:], *ready[:shift]):
-            if spent[line.provider] > SECONDS and turn > 2:
+            if spent[line.provider] > seconds and turn > 2:
                 continue
             began = time.perf_counter()
             forward, backward = _timed(provider, task, drawings[turn % len(drawings)], device)
@@ -136,10 +142,9 @@ def measure(
 
 
 def product_rate(shape: Shape, dtype: torch.dtype, device: str) -> float:
-    """Return the best rate of the library's products, TFLOP/s: at this problem's shape and, on a GPU, at 8192^3."""
-    sizes = [shape] if device == "cpu" else [shape, (8192, 8192, 8192)]
+    """Return the best rate of the library's products, TFLOP/s: at this shape and of a square one."""
     best = 0.0
-    for rows, width, vocab in sizes:
+    for rows, width, vocab in (shape, (SQUARE[device],) * 3):
         inputs = draw((rows, width, vocab), dtype, device, 0, None)
         times = [_clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
         best = max(best, 2 * rows * width * vocab / statistics.median(times[2:]) / 1e9)
@@ -263,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=PROVIDERS, metavar="NAME", help="take part: " + "; ".join(PROVIDERS)
     )
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
+    parser.add_argument("--seconds", type=float, default=10.0, help="after which a contender's turns end")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--name", help="of the files in benchmarks/results; default linear_logp_DEVICE")
     return parser

@@ -37,7 +37,10 @@ whole optimizer step. All log-probs are in nats; "log-prob" of an answer is the 
 **Which one?** Start with `dpo`, after `sft` on answers of the wanted kind. Take `simpo` where there is no room for a
 reference, `ipo` where labels are nearly certain and the margin should have an end, `ld_dpo` where answers grow
 too long, `wpo` for pairs that other models wrote, `focal` to keep the gradient on pairs that can be won. If the
-chosen answers lose likelihood themselves, add `with_nll`.
+chosen answers lose likelihood themselves, add `with_nll`, or take a loss that sees each answer by itself: `nca_pair`,
+`bco_pair`, `apo_zero` (chosen answers better than the policy's own), `apo_down` (worse ones). `robust` corrects for
+labels that are flipped at a known rate. Of the rest, `exo_rw` and `sppo` want scores in the data, `hinge`, `convex`,
+`discopop` and `exo_pref` change how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
 """
 
 COMPOSITION = """\
@@ -52,6 +55,16 @@ loss: {name: dpo, beta: 0.1, with: [{name: weighted}, {name: with_nll, alpha: 0.
 `prefopt check` prints what was built: `with_nll(weighted(dpo(beta=0.1, label_smoothing=0.0), max_weight=1.0),
 alpha=0.2, nll=sequence)`. A transform that a loss already contains is refused, and so is one on a loss that does
 not learn from pairs. `wpo` is `weighted(dpo)` and `ld_dpo` is `length_desensitized(dpo)`.
+
+Mixed preference optimization (Wang et al., 2024, arXiv 2411.10442) is such a block: a preference term, a term for the
+quality of each answer, and likelihood.
+
+```yaml
+loss:
+  name: mixed
+  of: [{name: dpo, beta: 0.1, weight: 0.8}, {name: bco_pair, beta: 0.1, weight: 0.2}]
+  with: [{name: with_nll, alpha: 1.0}]
+```
 """
 
 UNITS = {

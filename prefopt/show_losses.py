@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import plotext
 from rich.console import Console
 from rich.table import Table
 
 from prefopt.errors import RecipeError
+from prefopt.loss_curves import Curve, curves_of
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
 from prefopt.types import INPUTS
 
@@ -64,7 +66,33 @@ def _explain_loss(name: str) -> None:
         _say(f"  {given}: {INPUTS[given].source}")
     _say(f"\n{inspect.getdoc(LOSSES[name])}\n")
     _settings(contract.settings)
+    _plot(name)
     _say(f"\nloss: {_example(name, contract.settings)}")
+
+
+def _plot(name: str) -> None:
+    """Draw the loss at its defaults, and its slope, over the margin of one unit."""
+    curves = curves_of(LOSSES[name])
+    if curves is None:
+        return
+    marks = ["braille", "dot"]
+    for what in ("loss", "slope"):
+        figure = plotext.figure
+        figure.clear()
+        figure.plot_size(72, 13)
+        for curve, mark in zip(curves.lines, marks, strict=False):
+            _draw(figure, curve, what, mark)
+        figure.label(curves.axis, axis="x")
+        text = str(figure.build())
+        _say("")
+        sys.stdout.write((text if sys.stdout.isatty() else plotext.uncolorize(text)) + "\n")
+
+
+def _draw(figure: Any, curve: Curve, what: str, mark: str) -> None:
+    signal = figure.signal(list(curve.margin), list(getattr(curve, what)), marker=mark)
+    signal.lines()
+    signal.label(f"{what} {curve.label}".strip())
+    figure.draw(signal)
 
 
 def _explain_transform(name: str) -> None:

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -26,18 +28,20 @@ def launch(world: int, arguments: Sequence[str | Path], timeout: float = 180, **
         port = free.getsockname()[1]
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
-    processes = []
+    stack = ExitStack()  # closed at the end, and the ranks killed that are left
+    processes, logs = [], []
     for rank in range(world):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         ranks = {key: str(value) for key, value in own.items()} if world > 1 else {}
         command = [sys.executable, *map(str, arguments)]
         env = {**os.environ, **shared, **ranks}
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=timeout)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+        # a file, for a rank whose pipe nobody reads yet would block and hold up the others
+        logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))  # noqa: SIM115
+        processes.append(subprocess.Popen(command, env=env, stderr=logs[-1]))
+        stack.callback(processes[-1].kill)
+    with stack:
+        for process, log in zip(processes, logs, strict=True):
+            code = process.wait(timeout)
+            log.seek(0)
+            assert code == 0, log.read()[-3000:]

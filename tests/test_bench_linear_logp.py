@@ -50,7 +50,9 @@ def test_a_wrong_or_failing_op_is_not_timed() -> None:
         replace(EAGER, name="absent", package="no_such_package"),
         replace(EAGER, name="elsewhere", devices=("cuda",)),
     ]
-    lines = {line.provider: line for line in measure(SHAPE, "trained", torch.float32, "cpu", others, 2, 1.0)}
+    lines = {
+        line.provider: line for line in measure(SHAPE, "trained", torch.float32, "cpu", others, (2, 9.0), 1.0)
+    }
     assert lines["doubled"].note == "wrong: a gradient is off by 1 > 0.001"
     assert lines["shifted"].note == "wrong: a log-prob is off by 0.01 > 0.001 nats"
     assert lines["broken"].note == "failed: RuntimeError: no such device"

@@ -9,12 +9,15 @@ from prefopt.build_loss import build_loss
 from prefopt.errors import RecipeError
 from prefopt.losses import (
     LOSSES,
+    bco_pair,
     bound,
     contract_of,
     dpo,
+    f_div,
     ipo,
     length_desensitized,
     simpo,
+    sppo,
     weighted,
     with_nll,
 )
@@ -82,6 +85,27 @@ def test_mixed_weighs_its_parts(policy, reference):
     torch.testing.assert_close(
         built(policy, reference).loss, expected, rtol=1e-15, atol=0.0
     )  # same operations
+
+
+def test_mixed_preference_optimization_is_a_block_and_the_sum_of_its_parts(policy, reference):
+    """0.8 * dpo + 0.2 * bco_pair + 1.0 * NLL of the chosen answer, the form that docs/losses.md gives."""
+    parts = [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "beta": 0.1, "weight": 0.2}]
+    built = build_loss({"name": "mixed", "of": parts, "with": [{"name": "with_nll", "alpha": 1.0}]})
+    pair_terms = 0.8 * dpo(policy, reference).loss + 0.2 * bco_pair(policy, reference, beta=0.1).loss
+    expected = pair_terms - policy.chosen.mean
+    torch.testing.assert_close(
+        built(policy, reference).loss, expected, rtol=1e-15, atol=0.0
+    )  # same operations
+
+
+def test_inputs_of_the_data_reach_the_loss(policy, reference):
+    """SPPO wants a win probability per answer and is refused without."""
+    built = build_loss({"name": "sppo", "beta": 0.1, "with": [{"name": "f_div", "divergence": "js"}]})
+    chances = {"chosen_score": torch.tensor([0.9, 0.6]), "rejected_score": torch.tensor([0.1, 0.5])}
+    expected = f_div(sppo, divergence="js")(policy, reference, **chances, beta=0.1).loss
+    assert torch.equal(built(policy, reference, **chances).loss, expected)
+    with pytest.raises(ValueError, match="Give rejected_score"):
+        built(policy, reference, chosen_score=chances["chosen_score"])
 
 
 def test_a_transform_may_wrap_a_mixture(policy, reference):
@@ -160,7 +184,7 @@ def test_a_loss_added_to_the_table_is_built_like_any_other(monkeypatch, policy, 
 
 REFUSED = [
     ("dpo", r"^loss: 'dpo' is not a block. Write \{name: dpo\}."),
-    ({}, r"^loss.name: missing. Give the name of a loss: dpo, ipo, simpo, focal, wpo, ld_dpo, sft, mixed."),
+    ({}, rf"^loss.name: missing. Give the name of a loss: {', '.join(LOSSES)}, mixed."),
     ({"name": "dpoo"}, r"^loss.name: there is no loss 'dpoo'. Did you mean 'dpo'\? There are: dpo, ipo"),
     ({"name": "zzz"}, r"^loss.name: there is no loss 'zzz'. There are: dpo"),
     ({"name": None}, r"^loss.name: there is no loss None."),

@@ -280,6 +280,14 @@ def test_losses_shows_settings_with_ranges_and_the_source(said: Said) -> None:
     assert "a number > 0" in out and "2305.18290" in out and "loss: {name: dpo, beta: 0.1" in out
 
 
+def test_losses_draws_a_loss_and_its_slope(said: Said) -> None:
+    """Axis, labels and ticks as plain text where the output is no terminal; nothing for a likelihood."""
+    out = said("losses", "dpo")[1]
+    assert out.count("chosen minus rejected log-ratio to the reference, nats") == 2
+    assert " loss " in out and " slope " in out and "\x1b" not in out
+    assert " slope " not in said("losses", "sft")[1]
+
+
 # --- as processes ---------------------------------------------------------------------------------------
 
 

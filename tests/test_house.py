@@ -26,6 +26,7 @@ LEVELS = [
     {"build_loss", "progress", "run_log"},
     {"build_model"},
     {"build"},
+    {"loss_curves"},
     {"train", "check", "score", "show_losses"},
     {"quickstart"},
     {"cli"},
@@ -47,6 +48,7 @@ FENCES = {
     "rich": lambda path: (
         Path(path).stem in {"cli", "check", "score", "show_losses", "quickstart", "progress"}
     ),
+    "plotext": lambda path: path.endswith("/show_losses.py"),
     "datasets": lambda path: path.endswith("data/rows.py"),
     "pyarrow": lambda path: path.endswith("data/rows.py"),
     "yaml": lambda path: path.endswith("/strict_yaml.py"),

@@ -9,20 +9,31 @@ Adding a loss takes one file, one line in ``LOSSES`` and one test file with numb
 
 from collections.abc import Callable
 
-from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
+from prefopt.losses._combine import bound, f_div, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
 from prefopt.losses.alpha_margin import alpha_margin
 from prefopt.losses.aot import aot, aot_unpaired
+from prefopt.losses.apo import apo_down, apo_zero
 from prefopt.losses.bco import bco, bco_unpaired
+from prefopt.losses.bco_pair import bco_pair
 from prefopt.losses.beta_dynamic import beta_dynamic
+from prefopt.losses.cal_dpo import cal_dpo
+from prefopt.losses.convex import convex
+from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
+from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.focal import focal
+from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.kto import apo_zero_unpaired, kto
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.relative import relative
+from prefopt.losses.robust import robust
 from prefopt.losses.sft import sft
 from prefopt.losses.simpo import simpo
+from prefopt.losses.slic import slic
+from prefopt.losses.sppo import sppo, sppo_hard
 from prefopt.losses.wpo import wpo
 
 LOSSES: dict[str, Loss] = {
@@ -42,11 +53,26 @@ LOSSES: dict[str, Loss] = {
     "bco_unpaired": bco_unpaired,
     "kto": kto,
     "apo_zero_unpaired": apo_zero_unpaired,
+    "robust": robust,
+    "hinge": hinge,
+    "slic": slic,
+    "convex": convex,
+    "discopop": discopop,
+    "exo_pref": exo_pref,
+    "exo_rw": exo_rw,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "nca_pair": nca_pair,
+    "bco_pair": bco_pair,
+    "sppo": sppo,
+    "sppo_hard": sppo_hard,
+    "cal_dpo": cal_dpo,
 }
 """The losses a recipe can name."""
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "with_nll": with_nll,
+    "f_div": f_div,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
 }
@@ -61,23 +87,38 @@ __all__ = [
     "alpha_margin",
     "aot",
     "aot_unpaired",
+    "apo_down",
+    "apo_zero",
     "apo_zero_unpaired",
     "bco",
+    "bco_pair",
     "bco_unpaired",
     "beta_dynamic",
     "bound",
+    "cal_dpo",
     "contract_of",
+    "convex",
+    "discopop",
     "dpo",
+    "exo_pref",
+    "exo_rw",
+    "f_div",
     "focal",
+    "hinge",
     "ipo",
     "kto",
     "ld_dpo",
     "length_desensitized",
     "mixed",
+    "nca_pair",
     "relative",
+    "robust",
     "settings_of",
     "sft",
     "simpo",
+    "slic",
+    "sppo",
+    "sppo_hard",
     "weighted",
     "with_nll",
     "wpo",

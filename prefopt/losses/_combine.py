@@ -1,4 +1,4 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, change the divergence, mix.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
 ``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
@@ -29,7 +29,16 @@ from prefopt.losses._contract import (
     settings_of,
     signature_of,
 )
-from prefopt.losses._terms import Nll, answer_nll, desensitize, sampling_weight, scale_loss, stop
+from prefopt.losses._terms import (
+    Divergence,
+    Nll,
+    answer_nll,
+    desensitize,
+    reshape_ratio,
+    sampling_weight,
+    scale_loss,
+    stop,
+)
 from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
@@ -148,6 +157,70 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
         return scale_loss(loss(**given), sampling_weight(given["policy"], max_weight))
 
     return _compose(weighted, loss, _union("weighted", [signature], stats=("log_sum_p2",)), pay)
+
+
+def f_div(
+    loss: Loss,
+    *,
+    divergence: Divergence = "alpha",
+    alpha: Annotated[float, Range(gt=0, lt=1)] = 0.5,
+) -> Loss:
+    """Hold the policy to the reference by another f-divergence than the reverse KL.
+
+    The reverse KL of DPO seeks modes; towards the forward KL answers stay more varied, at some cost in
+    reward. "js" is mild, never overflows, and starts at half the slope, so it takes twice the beta; "alpha"
+    leads from the reverse KL (near 0) to the forward KL (near 1); "forward_kl" is steep: a log-ratio of
+    -20 counts as -e^20. A transform and not a loss of its own, because any loss that compares two
+    log-ratios takes it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and
+    more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
+    paper derives it.
+
+    Args:
+        loss: a loss over pairs that compares with a reference.
+        divergence: which one; "reverse_kl" changes nothing.
+        alpha: order of "alpha", as in the paper: the score is (1 - exp(-alpha * h)) / alpha. TRL's
+            ``f_alpha_divergence_coef`` is 1 - alpha.
+
+    Returns:
+        A loss over the same pairs, whose rewards are in scores in place of log-ratios. Exponents are
+        clamped at 40.
+
+    Formula:
+        h = policy - reference, for each answer, is replaced by f'(exp(h)) - f'(1):
+        reverse_kl  h
+        forward_kl  1 - exp(-h)
+        js          log sigmoid(h) + log 2
+        alpha       (1 - exp(-alpha * h)) / alpha
+
+    Raises:
+        RecipeError: ``loss`` is not over pairs, has no reference, already contains this transform or,
+            inside, ``length_desensitized``; or a setting is illegal.
+
+    Source:
+        Wang, Jiang, Yang, Liu and Chen, "Beyond Reverse KL: Generalizing Direct Preference Optimization
+        with Diverse Divergence Constraints", 2023, arXiv 2309.16240; f' as in the authors' code, up to
+        constants that cancel in a difference and are chosen here so that a score of 0 means no change.
+    """
+    settings = _admit(f_div, loss, divergence=divergence, alpha=alpha)
+    divergence, alpha = settings["divergence"], settings["alpha"]
+    contract = contract_of(loss)
+    if not contract.needs_reference:
+        raise RecipeError(f"f_div: {contract.name} has no reference to diverge from. Remove f_div.")
+    if "length_desensitized" in contract.applies:
+        raise RecipeError(
+            f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before length_desensitized."
+        )
+    if divergence != "alpha" and alpha != settings_of(f_div)["alpha"].default:
+        raise RecipeError(f"f_div.alpha: divergence '{divergence}' has no alpha. Remove the setting.")
+    signature = signature_of(loss)
+
+    def pay(given: Given) -> LossOutput:
+        policy, reference = given["policy"], given["reference"]
+        chosen = reshape_ratio(policy.chosen, reference.chosen, divergence, alpha)
+        rejected = reshape_ratio(policy.rejected, reference.rejected, divergence, alpha)
+        return loss(**{**given, "policy": replace(policy, chosen=chosen, rejected=rejected)})
+
+    return _compose(f_div, loss, _union("f_div", [signature]), pay)
 
 
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:

@@ -24,6 +24,7 @@ from prefopt.types import LossOutput, PairLogps, SeqLogps
 
 Norm = Literal["sum", "mean"]
 Nll = Literal["sequence", "batch_token"]
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("_recorded", default=None)
 _replayed: ContextVar[Iterator[Tensor] | None] = ContextVar("_replayed", default=None)
@@ -97,7 +98,7 @@ def logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
 
 
-def squared(margin: Tensor, target: float) -> Tensor:
+def squared(margin: Tensor, target: Tensor | float) -> Tensor:
     """Pay the squared distance of ``margin`` from ``target``."""
     return (margin - target).square()
 
@@ -109,6 +110,24 @@ def log_ratio(policy: SeqLogps, reference: SeqLogps, norm: Norm = "sum") -> Tens
     """
     ratio = policy.total - reference.total
     return ratio if norm == "sum" else ratio / policy.length
+
+
+def reshape_ratio(policy: SeqLogps, reference: SeqLogps, divergence: Divergence, alpha: float) -> SeqLogps:
+    """Replace the policy's ``total`` so that its log-ratio h to ``reference`` becomes f'(exp(h)) - f'(1).
+
+    That is 0 where the two agree, with slope 1 (js: 1 / 2). Exponents are clamped at 40, so that the
+    square of a score is finite in float32 too; no gradient beyond.
+    """
+    if divergence == "reverse_kl":
+        return policy
+    ratio = policy.total - reference.total
+    if divergence == "js":
+        score = F.logsigmoid(ratio) + math.log(2.0)
+    else:
+        rate = 1.0 if divergence == "forward_kl" else alpha
+        # expm1 keeps the digits where rate * ratio is small: the limit of rate 0 is the ratio itself
+        score = -torch.expm1((-rate * ratio).clamp(max=40.0)) / rate
+    return policy.with_total(reference.total + score)
 
 
 def with_rewards(loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float) -> LossOutput:

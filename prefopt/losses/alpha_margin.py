@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from torch import Tensor
@@ -64,10 +65,8 @@ def alpha_margin(
     target = gamma + beta * alpha * z_scores(gap, mean, std)
     chosen, rejected = _own(policy.chosen, norm), _own(policy.rejected, norm)
     output = with_rewards(logistic(beta * (chosen - rejected) - target), chosen, rejected, beta)
-    return LossOutput(
-        loss=output.loss,
-        chosen_reward=output.chosen_reward,
-        rejected_reward=output.rejected_reward,
+    return replace(
+        output,
         metrics={"target": target.to(gap.dtype)},
         carried={"margin_mean": mean, "margin_std": std},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -73,10 +74,8 @@ def beta_dynamic(
     step_beta = (beta * (1 + alpha * ((gap * kept).sum() / num_kept - mean))).clamp(min=MIN_BETA)
     loss = kept * logistic(step_beta * (chosen - rejected)) * (len(gap) / num_kept)
     output = with_rewards(loss, chosen, rejected, beta)
-    return LossOutput(
-        loss=output.loss,
-        chosen_reward=output.chosen_reward,
-        rejected_reward=output.rejected_reward,
+    return replace(
+        output,
         metrics={"beta": step_beta.to(gap.dtype).expand(len(gap)), "kept": kept},
         carried={"gap_mean": mean, "gap_std": std},
     )

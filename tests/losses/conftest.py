@@ -41,3 +41,9 @@ def pairs(answers: Callable[..., SeqLogps]) -> Callable[..., PairLogps]:
         return PairLogps(chosen=answers(chosen), rejected=answers(rejected))
 
     return build
+
+
+@pytest.fixture
+def up_and_down(pairs: Callable[..., PairLogps]) -> tuple[PairLogps, PairLogps]:
+    """Build one pair under policy and reference: log-ratios +1 over two tokens and -1 over one, so D = 2."""
+    return pairs([[-1.0, -2.0]], [[-5.0]]), pairs([[-2.0, -2.0]], [[-4.0]])

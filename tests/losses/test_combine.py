@@ -12,6 +12,8 @@ from prefopt.losses import (
     bound,
     contract_of,
     dpo,
+    f_div,
+    hinge,
     ipo,
     ld_dpo,
     length_desensitized,
@@ -87,6 +89,67 @@ def test_length_desensitized_can_leave_the_reference_alone(policy, reference):
     """Policy -3.5 against the whole -7: D = 3.5 - -1 = 4.5, m = 0.45."""
     loss = length_desensitized(dpo, apply_to_reference=False)(policy, reference).loss.item()
     assert loss == pytest.approx(math.log1p(math.exp(-0.45)), rel=1e-14)
+
+
+SCORES = {
+    # divergence: score of log-ratio +1, of -1, and DPO at beta 0.1 of their difference
+    "reverse_kl": (1.0, -1.0, 0.598139),
+    "forward_kl": (0.632121, -1.718282, 0.582517),
+    "js": (0.379885, -0.620115, 0.644397),
+    "alpha": (0.786939, -1.297443, 0.594349),
+}
+
+
+@pytest.mark.parametrize("divergence", SCORES)
+def test_f_div_puts_a_score_in_the_place_of_each_log_ratio(policy, reference, divergence):
+    """Forward KL 1 - e^-1 and 1 - e; JS log(2 sigmoid(+-1)); alpha 1 / 2 gives 2 (1 - e^-.5) and 2 (1 - e^.5).
+
+    E.g. forward KL: log(1 + e^-0.2350402) = 0.582517.
+    """
+    output = f_div(dpo, divergence=divergence)(policy, reference)
+    chosen, rejected, loss = SCORES[divergence]
+    assert output.loss.item() == pytest.approx(loss, abs=1e-6)  # six digits are written above
+    assert output.chosen_reward.item() == pytest.approx(0.1 * chosen, abs=1e-7)
+    assert output.rejected_reward.item() == pytest.approx(0.1 * rejected, abs=1e-7)
+
+
+def test_f_div_reaches_other_losses_and_divides_by_length_after(policy, reference):
+    """Hinge: 1 - 0.05 * (0.632121 + 1.718282) = 0.882480; IPO: 0.632121 / 3 + 1.718282 - 5 squared."""
+    loss = f_div(hinge, divergence="forward_kl")(policy, reference).loss.item()
+    assert loss == pytest.approx(0.882480, abs=1e-6)  # six digits are written above
+    loss = f_div(ipo, divergence="forward_kl")(policy, reference).loss.item()
+    expected = ((1.0 - math.exp(-1.0)) / 3.0 + (math.e - 1.0) - 5.0) ** 2
+    assert loss == pytest.approx(expected, rel=1e-14)
+
+
+def test_f_div_leads_from_reverse_to_forward_kl(policy, reference):
+    """The score (1 - e^(-alpha h)) / alpha is h at 0 and 1 - e^-h at 1, and off by about the distance between."""
+    for alpha, limit in ((1e-9, "reverse_kl"), (1.0 - 1e-9, "forward_kl")):
+        loss = f_div(dpo, alpha=alpha)(policy, reference).loss.item()
+        assert loss == pytest.approx(f_div(dpo, divergence=limit)(policy, reference).loss.item(), rel=1e-8)
+
+
+def test_f_div_acts_on_sums_that_were_desensitized_before(policy, reference):
+    """Totals as above: h = -3.5 - -4 = 0.5 and -1; forward KL scores 1 - e^-.5 and 1 - e."""
+    loss = length_desensitized(f_div(dpo, divergence="forward_kl"))(policy, reference).loss.item()
+    margin = 0.1 * (math.e - math.exp(-0.5))
+    assert loss == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-14)
+
+
+def test_f_div_leaves_likelihood_alone(policy, reference):
+    output = f_div(with_nll(dpo), divergence="js")(policy, reference)
+    assert output.metrics["nll"].item() == 2.0
+
+
+def test_f_div_has_no_gradient_beyond_the_clamp(pairs):
+    """At h = -41 the exponent of the forward KL is held at 40: score 1 - e^40, slope 0; at -39 slope e^39."""
+    policy, zero = pairs([[-41.0], [-39.0]], [[0.0]] * 2), pairs([[0.0]] * 2, [[0.0]] * 2)
+    policy.chosen.tokens.requires_grad_()
+    loss = f_div(bound(ipo, beta=0.1, norm="sum"), divergence="forward_kl")(policy, zero).loss
+    loss.sum().backward()
+    assert loss[0].item() == pytest.approx((4.0 + math.exp(40.0)) ** 2, rel=1e-14)
+    assert policy.chosen.tokens.grad[0].item() == 0.0
+    assert policy.chosen.tokens.grad[1].item() == pytest.approx(-2.0 * math.exp(78.0), rel=1e-14)
 
 
 def test_mixed_adds_up_and_reports_every_part(policy, reference):
@@ -172,6 +235,20 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
             lambda: length_desensitized(dpo, alpha=1.5),
             "alpha: 1.5 is out of range. Give a number >= 0 and <= 1.",
         ),
+        (lambda: f_div(simpo), "f_div: simpo has no reference to diverge from. Remove f_div."),
+        (lambda: f_div(sft), "f_div: needs a loss over pairs, but sft learns from responses."),
+        (lambda: f_div(f_div(dpo)), r"f_div: f_div\(dpo\) already contains it."),
+        (
+            lambda: f_div(ld_dpo),
+            "f_div: ld_dpo sums tokens anew, which would undo it. Apply f_div before length_desensitized.",
+        ),
+        (lambda: f_div(with_nll(length_desensitized(ipo))), "f_div: .* sums tokens anew"),
+        (
+            lambda: f_div(dpo, divergence="js", alpha=0.3),
+            "f_div.alpha: divergence 'js' has no alpha. Remove the setting.",
+        ),
+        (lambda: f_div(dpo, alpha=1.0), "f_div.alpha: 1.0 is out of range. Give a number > 0 and < 1."),
+        (lambda: f_div(dpo, divergence="kl"), "f_div.divergence: 'kl' is no choice."),
         (lambda: weighted(dpo, max_weight=0), "weighted.max_weight: 0 is out of range."),
         (
             lambda: with_nll(dpo, nll="token"),

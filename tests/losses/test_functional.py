@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from prefopt.errors import RecipeError
-from prefopt.losses import LOSSES, contract_of, dpo, focal, functional, ipo, simpo
-from prefopt.types import SeqLogps
+from prefopt.losses import LOSSES, contract_of, functional, ipo, simpo
+from prefopt.types import INPUTS, SeqLogps
 
-LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+LOGPS = functional.SUMS
+ON_SUMS = [
+    name for name in LOSSES if name not in ("ipo", "simpo") and f"{name}_loss" not in functional._INSTEAD
+]
 
 
 @pytest.fixture
@@ -37,9 +40,14 @@ def same(one, other):
     torch.testing.assert_close(one, other, rtol=1e-15, atol=0.0)  # one order of division apart
 
 
-def test_dpo(policy, reference, sums):
-    got = functional.dpo_loss(**sums, beta=0.3, label_smoothing=0.2)
-    same(got, dpo(policy, reference, beta=0.3, label_smoothing=0.2).loss)
+@pytest.mark.parametrize("name", ON_SUMS)
+def test_a_loss_on_sums_is_the_loss_itself(name, policy, reference, sums):
+    """At its defaults and once more at beta 0.3."""
+    scores = {"chosen_score": torch.tensor([0.9, 0.4]), "rejected_score": torch.tensor([0.2, 0.5])}
+    inputs = {key: scores[key].double() for key in contract_of(LOSSES[name]).inputs}
+    for settings in ({}, {"beta": 0.3}):
+        got = getattr(functional, f"{name}_loss")(**sums, **inputs, **settings)
+        same(got, LOSSES[name](policy, reference, **inputs, **settings).loss)
 
 
 def test_ipo_in_both_norms(policy, reference, sums, lengths):
@@ -57,10 +65,24 @@ def test_simpo(policy, sums, lengths):
     same(got, simpo(policy, beta=2.5, gamma=0.5).loss)
 
 
-def test_focal(policy, reference, sums):
-    for detach_weight in (False, True):
-        got = functional.focal_loss(**sums, gamma=0.4, detach_weight=detach_weight)
-        same(got, focal(policy, reference, gamma=0.4, detach_weight=detach_weight).loss)
+def test_doors_take_settings_of_every_kind(policy, reference, sums):
+    for name, settings in {
+        "dpo": {"beta": 0.3, "label_smoothing": 0.2},
+        "focal": {"gamma": 0.4, "detach_weight": True},
+        "convex": {"link": "savage"},
+        "exo_pref": {"label_smoothing": 0.1},
+    }.items():
+        got = getattr(functional, f"{name}_loss")(**sums, **settings)
+        same(got, LOSSES[name](policy, reference, **settings).loss)
+
+
+def test_a_door_says_what_it_takes():
+    door = functional.exo_rw_loss
+    keywords = ("chosen_score", "rejected_score", "beta", "beta_r")
+    assert tuple(inspect.signature(door).parameters) == (*functional.SUMS, *keywords)
+    assert door.__name__ == "exo_rw_loss"
+    assert "prefopt.losses.exo_rw" in door.__doc__
+    assert ", ".join(keywords) in door.__doc__
 
 
 def test_the_result_is_differentiable_and_per_pair(sums):
@@ -78,13 +100,15 @@ def test_integer_lengths_do(sums, lengths):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_here_with_its_defaults_or_says_what_to_build(name):
-    if name in ("wpo", "ld_dpo", "sft"):
+    if f"{name}_loss" in functional._INSTEAD:
         with pytest.raises(AttributeError, match=rf"no {name}_loss. .*Logps.from_.*prefopt.losses.{name}\("):
             getattr(functional, f"{name}_loss")
         return
     keyword = inspect.signature(getattr(functional, f"{name}_loss")).parameters.values()
     given = {
-        p.name: p.default for p in keyword if p.kind is p.KEYWORD_ONLY and not p.name.endswith("_lengths")
+        p.name: p.default
+        for p in keyword
+        if p.kind is p.KEYWORD_ONLY and not p.name.endswith("_lengths") and p.name not in INPUTS
     }
     assert given == {key: setting.default for key, setting in contract_of(LOSSES[name]).settings.items()}
 
@@ -110,6 +134,14 @@ def test_bad_values_are_refused_at_the_door(sums, lengths):
         ValueError, match=r"dpo_loss: the tensors have shapes .*\[1\].*Give one value per pair"
     ):
         functional.dpo_loss(**sums)
+    with pytest.raises(TypeError, match=r"sppo_loss: missing .*'chosen_score'\. It takes"):
+        functional.sppo_loss(*[torch.zeros(2)] * 4, rejected_score=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"sppo_loss: the tensors have shapes .*\[3\]"):
+        functional.sppo_loss(
+            *[torch.zeros(2)] * 4, chosen_score=torch.zeros(2), rejected_score=torch.zeros(3)
+        )
+    with pytest.raises(TypeError, match=r"hinge_loss: got an unexpected .*'betta'\. It takes .*beta"):
+        functional.hinge_loss(*[torch.zeros(2)] * 4, betta=1.0)
     with pytest.raises(ValueError, match=r"simpo_loss: the tensors have shapes \[\[2, 1\]"):
         functional.simpo_loss(*[torch.zeros(2, 1)] * 4)
 

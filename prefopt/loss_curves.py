@@ -1,0 +1,133 @@
+"""What a loss pays as one unit's margin moves, and the slope of it: the numbers behind the plots of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.losses import Loss, LossContract, contract_of
+from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps
+
+LENGTH = 200
+"""Tokens per answer. Long, so that a wide margin of sums is a likely one per token."""
+NATS = -2.0
+"""Log-prob of every token at margin 0."""
+WIDTHS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+"""Half-widths of the axis that are tried, in nats."""
+STATS = {"log_sum_p2": -3.0, "logsumexp": 5.0, "entropy": 2.0, "kl": 0.01, "weight": 1.0}
+"""Every token's statistics; what is not named here is zero."""
+INPUTS: dict[str, Tensor] = {
+    "chosen_score": torch.ones(1, dtype=torch.float64),
+    "rejected_score": torch.zeros(1, dtype=torch.float64),
+    "pair_margin": torch.ones(1, dtype=torch.float64),
+    "soft_label": torch.full((1,), 0.9, dtype=torch.float64),
+    "pair_seed": torch.ones(1, dtype=torch.int64),
+    "answer_score": torch.tensor([1.0, 0.0], dtype=torch.float64),
+    "mean_chosen_length": torch.tensor(float(LENGTH), dtype=torch.float64),
+    "prompt_embedding": torch.ones(1, 4, dtype=torch.float64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a plot: a loss and its derivative at every margin, in nats of summed log-probs."""
+
+    label: str
+    margin: tuple[float, ...]
+    loss: tuple[float, ...]
+    slope: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """A loss over its margin."""
+
+    axis: str
+    lines: tuple[Curve, ...]
+
+
+def curves_of(loss: Loss, num_points: int = 81) -> Curves | None:
+    """Work out what ``loss`` pays for one unit; None where it has no margin, or costs the same at any.
+
+    The latter is so for losses that compare an answer with others of its step.
+
+    A pair, or a group of two answers, is moved by half the margin up on the chosen side and half down on
+    the rejected one; a single answer by all of it, once as a desirable and once as an undesirable one.
+    """
+    contract = contract_of(loss)
+    subject = "log-ratio to the reference" if contract.needs_reference else "log-prob"
+    match contract.structure:
+        case "pairs" | "lists":
+            axis = f"chosen minus rejected {subject}, nats"
+            kinds: list[tuple[str, Callable[..., Any]]] = [
+                ("", _pair if contract.structure == "pairs" else _group)
+            ]
+        case "sides":
+            axis = f"{subject} of the answer beyond its start, nats"
+            kinds = [(word, partial(_side, word == "desirable")) for word in ("desirable", "undesirable")]
+        case _:
+            return None
+    width = max(_width(loss, contract, make) for _, make in kinds)
+    lines = tuple(_line(loss, contract, make, word, width, num_points) for word, make in kinds)
+    return None if all(min(line.loss) == max(line.loss) for line in lines) else Curves(axis, lines)
+
+
+def _width(loss: Loss, contract: LossContract, make: Callable[..., Any]) -> float:
+    """Choose the narrowest axis on which the loss shows three quarters of the bend it ever shows."""
+    bends = {width: _bend(_line(loss, contract, make, "", width, 41).loss) for width in WIDTHS}
+    most = max(bends.values())
+    return next(width for width in WIDTHS if bends[width] >= 0.75 * most)
+
+
+def _bend(values: Sequence[float]) -> float:
+    """Return the largest distance from the chord, as a share of the range."""
+    points = torch.tensor(values, dtype=torch.float64)
+    chord = torch.linspace(values[0], values[-1], len(values), dtype=torch.float64)
+    extent = (points.max() - points.min()).item()
+    return (points - chord).abs().max().item() / extent if extent > 0 else 0.0
+
+
+def _line(
+    loss: Loss, contract: LossContract, make: Callable[..., Any], label: str, width: float, num_points: int
+) -> Curve:
+    margins = torch.linspace(-width, width, num_points, dtype=torch.float64).tolist()
+    points = [_point(loss, contract, make, margin) for margin in margins]
+    return Curve(label, tuple(margins), *zip(*points, strict=True))
+
+
+def _point(
+    loss: Loss, contract: LossContract, make: Callable[..., Any], margin: float
+) -> tuple[float, float]:
+    moved = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
+    given = {name: INPUTS[name] for name in contract.inputs}
+    start = torch.zeros((), dtype=torch.float64)
+    sides = [make(contract, moved)] + ([make(contract, start)] if contract.needs_reference else [])
+    output: LossOutput = loss(*sides, **given)
+    (slope,) = torch.autograd.grad(output.loss.sum(), moved)
+    return output.loss.sum().item(), slope.item()
+
+
+def _pair(contract: LossContract, margin: Tensor) -> PairLogps:
+    others = {role: _answers(contract, [margin * 0]) for role in contract.roles}
+    return PairLogps(_answers(contract, [margin / 2]), _answers(contract, [-margin / 2]), others)
+
+
+def _group(contract: LossContract, margin: Tensor) -> ListLogps:
+    return ListLogps(_answers(contract, [margin / 2, -margin / 2]), (2,))
+
+
+def _side(is_desirable: bool, contract: LossContract, margin: Tensor) -> SideLogps:
+    others = {role: _answers(contract, [margin * 0]) for role in contract.roles}
+    return SideLogps(_answers(contract, [margin]), torch.tensor([is_desirable]), others)
+
+
+def _answers(contract: LossContract, lifted: Sequence[Tensor]) -> SeqLogps:
+    tokens = [(NATS + by / LENGTH).expand(LENGTH) for by in lifted]
+    names = {*contract.policy_stats, *contract.reference_stats}
+    stats = {name: [torch.full_like(part, STATS.get(name, 0.0)) for part in tokens] for name in names}
+    return SeqLogps.from_ragged(tokens, **stats)
