@@ -211,6 +211,8 @@ class _Run:
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+            carried = resume.load_carried(saved, self.loss.contract)
+            self.trainer.carried = {name: value.to(self.engine.device) for name, value in carried.items()}
         self.facts = self._gather_facts(reference)
         self._announce(reference)
 
@@ -347,6 +349,8 @@ class _Run:
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if self.loss.contract.carried:
+                save_file(self.trainer.carried, str(folder / resume.CARRIED))
 
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}
