@@ -39,8 +39,13 @@ reference, `ipo` where labels are nearly certain and the margin should have an e
 too long, `wpo` for pairs that other models wrote, `focal` to keep the gradient on pairs that can be won. If the
 chosen answers lose likelihood themselves, add `with_nll`, or take a loss that sees each answer by itself: `nca_pair`,
 `bco_pair`, `apo_zero` (chosen answers better than the policy's own), `apo_down` (worse ones). `robust` corrects for
-labels that are flipped at a known rate. Of the rest, `exo_rw` and `sppo` want scores in the data, `hinge`, `convex`,
-`discopop` and `exo_pref` change how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
+labels that are flipped at a known rate, `soft_label` takes a probability for each. Where the data have scores,
+`reward_aware` sizes the margin by them, `offset` asks for more of it, `mappo` spares good rejected answers; `exo_rw`
+and `sppo` want scores too. From a base model in one stage and without a reference go `orpo`, `cpo` and `triple`.
+Against length there are also `dpo_norm` and `rdpo_length`. Of the rest, `dpop`, `flex`, `ref_scale` and `alphapo` weigh
+the two answers or the reference anew, `reverse` and `spo_selfsup` read a margin from the data, `rationale` an
+explanation, `focal_hard` and `sgdpo` temper what a pair may pull, `hinge`, `convex`, `discopop` and `exo_pref` change
+how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
 """
 
 COMPOSITION = """\
@@ -118,6 +123,8 @@ def _needs(name: str, contract: LossContract) -> Iterable[str]:
     stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
     if stats:
         yield f"- per-token statistics: {', '.join(f'`{stat}`' for stat in stats)}"
+    if contract.roles:
+        yield f"- further responses: {', '.join(f'`{role}`' for role in contract.roles)}"
     for given, is_required in contract.inputs.items():
         what = "" if is_required else ", if its settings ask for it"
         yield f"- from the trainer{what}: `{given}` {INPUTS[given].shape}, {INPUTS[given].source}"

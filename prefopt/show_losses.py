@@ -60,7 +60,7 @@ def _list_all() -> None:
 def _explain_loss(name: str) -> None:
     contract = contract_of(LOSSES[name])
     _say(f"{name}: learns from {_UNITS[contract.structure]}, reference {_reference(contract)}")
-    if contract.policy_stats or contract.inputs:
+    if contract.policy_stats or contract.roles or contract.inputs:
         _say(f"also needs: {_extras(contract)}")
     for given in contract.inputs:
         _say(f"  {given}: {INPUTS[given].source}")
@@ -122,7 +122,9 @@ def _reference(contract: LossContract) -> str:
 def _extras(contract: LossContract) -> str:
     """Name what the loss takes besides log-probs; what it can do without stands in brackets."""
     inputs = [name if is_required else f"[{name}]" for name, is_required in contract.inputs.items()]
-    return ", ".join([*dict.fromkeys((*contract.policy_stats, *contract.reference_stats)), *inputs]) or "-"
+    stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
+    roles = [f"a {role} response" for role in contract.roles]
+    return ", ".join([*stats, *roles, *inputs]) or "-"
 
 
 def _summary(function: Callable[..., Any]) -> str:

@@ -9,9 +9,10 @@ Adding a loss takes one file, one line in ``LOSSES`` and one test file with numb
 
 from collections.abc import Callable
 
-from prefopt.losses._combine import bound, f_div, length_desensitized, mixed, weighted, with_nll
+from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
 from prefopt.losses.alpha_margin import alpha_margin
+from prefopt.losses.alphapo import alphapo
 from prefopt.losses.aot import aot, aot_unpaired
 from prefopt.losses.apo import apo_down, apo_zero
 from prefopt.losses.bco import bco, bco_unpaired
@@ -19,21 +20,40 @@ from prefopt.losses.bco_pair import bco_pair
 from prefopt.losses.beta_dynamic import beta_dynamic
 from prefopt.losses.cal_dpo import cal_dpo
 from prefopt.losses.convex import convex
+from prefopt.losses.cpo import cpo
 from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
+from prefopt.losses.dpo_norm import dpo_norm
+from prefopt.losses.dpop import dpop
 from prefopt.losses.exo_pair import exo_pref, exo_rw
+from prefopt.losses.f_div import f_div
+from prefopt.losses.flex import flex
 from prefopt.losses.focal import focal
+from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.kto import apo_zero_unpaired, kto
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.mappo import mappo, prior_scaled
 from prefopt.losses.nca_pair import nca_pair
+from prefopt.losses.offset import offset
+from prefopt.losses.orpo import orpo
+from prefopt.losses.rationale import rationale, with_rationale
+from prefopt.losses.rdpo_length import rdpo_length
+from prefopt.losses.ref_scale import ref_scale
 from prefopt.losses.relative import relative
+from prefopt.losses.reverse import reverse
+from prefopt.losses.reward_aware import reward_aware
+from prefopt.losses.reward_gap_weight import reward_gap_weight
 from prefopt.losses.robust import robust
 from prefopt.losses.sft import sft
+from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
 from prefopt.losses.slic import slic
+from prefopt.losses.soft_label import soft_label
+from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
 LOSSES: dict[str, Loss] = {
@@ -53,6 +73,24 @@ LOSSES: dict[str, Loss] = {
     "bco_unpaired": bco_unpaired,
     "kto": kto,
     "apo_zero_unpaired": apo_zero_unpaired,
+    "dpo_norm": dpo_norm,
+    "dpop": dpop,
+    "rdpo_length": rdpo_length,
+    "mappo": mappo,
+    "ref_scale": ref_scale,
+    "flex": flex,
+    "reward_aware": reward_aware,
+    "focal_hard": focal_hard,
+    "offset": offset,
+    "reverse": reverse,
+    "soft_label": soft_label,
+    "spo_selfsup": spo_selfsup,
+    "sgdpo": sgdpo,
+    "cpo": cpo,
+    "orpo": orpo,
+    "alphapo": alphapo,
+    "triple": triple,
+    "rationale": rationale,
     "robust": robust,
     "hinge": hinge,
     "slic": slic,
@@ -72,9 +110,12 @@ LOSSES: dict[str, Loss] = {
 
 TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "with_nll": with_nll,
+    "prior_scaled": prior_scaled,
     "f_div": f_div,
     "length_desensitized": length_desensitized,
     "weighted": weighted,
+    "reward_gap_weight": reward_gap_weight,
+    "with_rationale": with_rationale,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 
@@ -85,6 +126,7 @@ __all__ = [
     "LossContract",
     "Setting",
     "alpha_margin",
+    "alphapo",
     "aot",
     "aot_unpaired",
     "apo_down",
@@ -98,28 +140,48 @@ __all__ = [
     "cal_dpo",
     "contract_of",
     "convex",
+    "cpo",
     "discopop",
     "dpo",
+    "dpo_norm",
+    "dpop",
     "exo_pref",
     "exo_rw",
     "f_div",
+    "flex",
     "focal",
+    "focal_hard",
     "hinge",
     "ipo",
     "kto",
     "ld_dpo",
     "length_desensitized",
+    "mappo",
     "mixed",
     "nca_pair",
+    "offset",
+    "orpo",
+    "prior_scaled",
+    "rationale",
+    "rdpo_length",
+    "ref_scale",
     "relative",
+    "reverse",
+    "reward_aware",
+    "reward_gap_weight",
     "robust",
     "settings_of",
     "sft",
+    "sgdpo",
     "simpo",
     "slic",
+    "soft_label",
+    "spo_selfsup",
     "sppo",
     "sppo_hard",
+    "triple",
     "weighted",
     "with_nll",
+    "with_rationale",
     "wpo",
 ]

@@ -1,4 +1,4 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, change the divergence, mix.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix; and the parts to build more.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
 ``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
@@ -19,6 +19,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
     Applies,
     Loss,
+    Refuses,
     Setting,
     base_of,
     check_settings,
@@ -29,16 +30,7 @@ from prefopt.losses._contract import (
     settings_of,
     signature_of,
 )
-from prefopt.losses._terms import (
-    Divergence,
-    Nll,
-    answer_nll,
-    desensitize,
-    reshape_ratio,
-    sampling_weight,
-    scale_loss,
-    stop,
-)
+from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
 from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
 
 Given = Mapping[str, Any]
@@ -73,18 +65,17 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
         Pang, Yuan, Cho, He, Sukhbaatar and Weston, "Iterative Reasoning Preference Optimization", 2024,
         arXiv 2404.19733; Liu et al., 2024, arXiv 2405.16436.
     """
-    settings = _admit(with_nll, loss, alpha=alpha, nll=nll)
+    settings = admit(with_nll, loss, alpha=alpha, nll=nll)
     alpha = settings["alpha"]
     signature = signature_of(loss)
     needs_length = Parameter("mean_chosen_length", Parameter.KEYWORD_ONLY, annotation=Tensor)
     added = [needs_length] if nll == "batch_token" else []
 
     def pay(given: Given) -> LossOutput:
-        output = loss(**_pick(given, signature))
         cost = answer_nll(given["policy"].chosen, nll, given.get("mean_chosen_length"))
-        return replace(output, loss=output.loss + alpha * cost, metrics={**output.metrics, "nll": stop(cost)})
+        return add_cost(loss(**pick(given, signature)), cost, alpha, nll=cost)
 
-    return _compose(with_nll, loss, _union("with_nll", [signature], added), pay)
+    return compose(with_nll, loss, union("with_nll", [signature], added), pay)
 
 
 def length_desensitized(
@@ -112,7 +103,7 @@ def length_desensitized(
     Source:
         Liu, Bai, Han, Weng, Xu, Cao, Wang and Cai, 2024, arXiv 2409.06411.
     """
-    settings = _admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
+    settings = admit(length_desensitized, loss, alpha=alpha, apply_to_reference=apply_to_reference)
     alpha = settings["alpha"]
     if not apply_to_reference and not contract_of(loss).needs_reference:
         raise RecipeError(
@@ -124,7 +115,7 @@ def length_desensitized(
     def pay(given: Given) -> LossOutput:
         return loss(**{k: desensitize(v, alpha) if k in names else v for k, v in given.items()})
 
-    return _compose(length_desensitized, loss, _union("length_desensitized", [signature]), pay)
+    return compose(length_desensitized, loss, union("length_desensitized", [signature]), pay)
 
 
 def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> Loss:
@@ -150,77 +141,13 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
         Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", 2024,
         arXiv 2406.11827.
     """
-    max_weight = _admit(weighted, loss, max_weight=max_weight)["max_weight"]
+    max_weight = admit(weighted, loss, max_weight=max_weight)["max_weight"]
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:
         return scale_loss(loss(**given), sampling_weight(given["policy"], max_weight))
 
-    return _compose(weighted, loss, _union("weighted", [signature], stats=("log_sum_p2",)), pay)
-
-
-def f_div(
-    loss: Loss,
-    *,
-    divergence: Divergence = "alpha",
-    alpha: Annotated[float, Range(gt=0, lt=1)] = 0.5,
-) -> Loss:
-    """Hold the policy to the reference by another f-divergence than the reverse KL.
-
-    The reverse KL of DPO seeks modes; towards the forward KL answers stay more varied, at some cost in
-    reward. "js" is mild, never overflows, and starts at half the slope, so it takes twice the beta; "alpha"
-    leads from the reverse KL (near 0) to the forward KL (near 1); "forward_kl" is steep: a log-ratio of
-    -20 counts as -e^20. A transform and not a loss of its own, because any loss that compares two
-    log-ratios takes it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and
-    more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
-    paper derives it.
-
-    Args:
-        loss: a loss over pairs that compares with a reference.
-        divergence: which one; "reverse_kl" changes nothing.
-        alpha: order of "alpha", as in the paper: the score is (1 - exp(-alpha * h)) / alpha. TRL's
-            ``f_alpha_divergence_coef`` is 1 - alpha.
-
-    Returns:
-        A loss over the same pairs, whose rewards are in scores in place of log-ratios. Exponents are
-        clamped at 40.
-
-    Formula:
-        h = policy - reference, for each answer, is replaced by f'(exp(h)) - f'(1):
-        reverse_kl  h
-        forward_kl  1 - exp(-h)
-        js          log sigmoid(h) + log 2
-        alpha       (1 - exp(-alpha * h)) / alpha
-
-    Raises:
-        RecipeError: ``loss`` is not over pairs, has no reference, already contains this transform or,
-            inside, ``length_desensitized``; or a setting is illegal.
-
-    Source:
-        Wang, Jiang, Yang, Liu and Chen, "Beyond Reverse KL: Generalizing Direct Preference Optimization
-        with Diverse Divergence Constraints", 2023, arXiv 2309.16240; f' as in the authors' code, up to
-        constants that cancel in a difference and are chosen here so that a score of 0 means no change.
-    """
-    settings = _admit(f_div, loss, divergence=divergence, alpha=alpha)
-    divergence, alpha = settings["divergence"], settings["alpha"]
-    contract = contract_of(loss)
-    if not contract.needs_reference:
-        raise RecipeError(f"f_div: {contract.name} has no reference to diverge from. Remove f_div.")
-    if "length_desensitized" in contract.applies:
-        raise RecipeError(
-            f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before length_desensitized."
-        )
-    if divergence != "alpha" and alpha != settings_of(f_div)["alpha"].default:
-        raise RecipeError(f"f_div.alpha: divergence '{divergence}' has no alpha. Remove the setting.")
-    signature = signature_of(loss)
-
-    def pay(given: Given) -> LossOutput:
-        policy, reference = given["policy"], given["reference"]
-        chosen = reshape_ratio(policy.chosen, reference.chosen, divergence, alpha)
-        rejected = reshape_ratio(policy.rejected, reference.rejected, divergence, alpha)
-        return loss(**{**given, "policy": replace(policy, chosen=chosen, rejected=rejected)})
-
-    return _compose(f_div, loss, _union("f_div", [signature]), pay)
+    return compose(weighted, loss, union("weighted", [signature], marks=[Stats("log_sum_p2")]), pay)
 
 
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
@@ -257,11 +184,11 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     labels = _labels([name_of(loss) for loss in losses])
 
     def pay(given: Given) -> LossOutput:
-        outputs = [loss(**_pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
+        outputs = [loss(**pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
         return _add_up(outputs, weights, labels)
 
     terms = [f"{w:g} * {name_of(loss)}" for w, loss in zip(weights, losses, strict=True)]
-    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", _union("mixed", signatures), pay)
+    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
 
 
 def bound(loss: Loss, **settings: Any) -> Loss:
@@ -282,7 +209,7 @@ def bound(loss: Loss, **settings: Any) -> Loss:
     return _named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
 
 
-def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
+def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
     """Refuse what ``transform`` cannot wrap; return its checked settings."""
     name, contract = name_of(transform), contract_of(loss)
     if contract.structure != "pairs":
@@ -291,13 +218,22 @@ def _admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[
         )
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
+    if name in contract.refuses:
+        raise RecipeError(f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}.")
     return check_settings(name, settings_of(transform), settings, name)
 
 
-def _compose(
+def compose(
     transform: Callable[..., Loss], loss: Loss, signature: Signature, pay: Callable[[Given], LossOutput]
 ) -> Loss:
-    """Name the composed loss, note the transform in its signature, and give it the transform's docstring."""
+    """Make the loss that ``transform`` returns: it hands its arguments, by name, to ``pay``.
+
+    Args:
+        transform: gives its name and docstring, and is noted in the signature.
+        loss: what was transformed.
+        signature: of the result, as ``union`` builds it.
+        pay: computes the result.
+    """
     parameters = dict(signature.parameters)
     parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
     signature = signature.replace(parameters=list(parameters.values()))
@@ -316,14 +252,22 @@ def _named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given]
     return loss
 
 
-def _pick(given: Given, signature: Signature) -> dict[str, Any]:
+def pick(given: Given, signature: Signature) -> dict[str, Any]:
+    """Return those arguments that a function of that signature takes."""
     return {name: value for name, value in given.items() if name in signature.parameters}
 
 
-def _union(
-    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), stats: Sequence[str] = ()
+def union(
+    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), marks: Sequence[Any] = ()
 ) -> Signature:
-    """Merge parameters by name: stats add up, an input required by one is required."""
+    """Merge parameters by name: markers add up, an input required by one is required.
+
+    Args:
+        owner: who asks, for messages.
+        signatures: of the losses that are put together.
+        added: further parameters.
+        marks: further markers of ``policy``.
+    """
     merged: dict[str, Parameter] = {}
     for parameter in [*(p for s in signatures for p in s.parameters.values()), *added]:
         known = merged.get(parameter.name)
@@ -343,7 +287,7 @@ def _union(
                 f"{owner}: more than one part has the setting '{parameter.name}'. "
                 f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
             )
-    merged["policy"] = _mark(merged["policy"], Stats(*stats))
+    merged["policy"] = _mark(merged["policy"], *marks)
     order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
     return Signature(order, return_annotation=LossOutput)
 
@@ -361,7 +305,7 @@ def _mark(parameter: Parameter, *added: Any) -> Parameter:
     return parameter.replace(annotation=annotation)
 
 
-_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms"}
+_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms", Refuses: "transforms"}
 """Markers that hold names, and under which attribute; any other kind is present or not."""
 
 

@@ -61,6 +61,16 @@ class Applies:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuses:
+    """Mark a loss that reads past what a transform changes: ``Annotated[PairLogps, Refuses("f_div")]``."""
+
+    transforms: tuple[str, ...]
+
+    def __init__(self, *transforms: str) -> None:
+        object.__setattr__(self, "transforms", transforms)
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """One setting of a loss or transform: its default and what it may be."""
 
@@ -117,8 +127,9 @@ class LossContract:
     """What a trainer must hand a loss, which settings it has, and what its docstring says of it.
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
-    transforms the loss contains, ``roles`` the responses it needs besides the answers, ``carried`` the
-    parameters through which it hands values to itself in the next optimizer step.
+    transforms the loss contains, ``refuses`` those it cannot take, ``roles`` the responses it needs
+    besides the answers, ``carried`` the parameters through which it hands values to itself in the next
+    optimizer step.
     """
 
     name: str
@@ -132,6 +143,7 @@ class LossContract:
     formula: str  # its Formula section, lines kept
     source: str  # its Source section, as one line
     applies: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
@@ -175,6 +187,7 @@ def contract_of(loss: Loss) -> LossContract:
         formula=formula,
         source=source,
         applies=_marked(positional[0], Applies, "transforms"),
+        refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
         is_whole_step=is_whole_step,
         carried=carried,

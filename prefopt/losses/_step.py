@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.losses._terms import scramble
 from prefopt.types import SideLogps
 
 
@@ -68,7 +68,7 @@ def matched_quantiles(own: Tensor, other: Tensor) -> Tensor:
         [N]; for N = M the i-th smallest of ``other`` for the i-th smallest of ``own``.
     """
     n, m = len(own), len(other)
-    ranks = own.detach().argsort(stable=True).argsort()
+    ranks = own.argsort(stable=True).argsort()
     ordered = other.sort().values
     # place among M in units of 1 / (2 N), so that equal counts match without rounding
     at = ((2 * ranks + 1) * m - n).clamp(0, 2 * n * (m - 1))
@@ -77,18 +77,14 @@ def matched_quantiles(own: Tensor, other: Tensor) -> Tensor:
     return torch.lerp(ordered[low], ordered[(low + 1).clamp(max=m - 1)], share)
 
 
-def gumbel(seeds: Tensor) -> Tensor:
-    """Draw a number of the standard Gumbel distribution for each seed, float64 [U] on the host.
+def gumbel(seeds: Tensor, dtype: torch.dtype) -> Tensor:
+    """Draw a number of the standard Gumbel distribution for each seed, [U].
 
     The largest k of log-weights plus such numbers are a sample of k without replacement.
     """
-    x = seeds.cpu().numpy().astype(np.uint64)
-    # the steps of splitmix64, so that seeds in a row give unrelated numbers
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64)
-    return torch.from_numpy(-np.log(-np.log((uniform + 0.5) / 2.0**53)))
+    # 23 bits and a half, so that float32 holds neither 0 nor 1
+    uniform = ((scramble(seeds) >> 41 & (1 << 23) - 1).to(dtype) + 0.5) / (1 << 23)
+    return -torch.log(-torch.log(uniform))
 
 
 def signs(sides: SideLogps) -> Tensor:

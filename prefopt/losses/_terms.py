@@ -130,12 +130,18 @@ def reshape_ratio(policy: SeqLogps, reference: SeqLogps, divergence: Divergence,
     return policy.with_total(reference.total + score)
 
 
-def with_rewards(loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float) -> LossOutput:
-    """Pack a pair loss with its rewards: beta times the scores that it compared, detached."""
+def with_rewards(
+    loss: Tensor, chosen: Tensor, rejected: Tensor, beta: float, **metrics: Tensor
+) -> LossOutput:
+    """Pack a pair loss with its rewards: beta times the scores that it compared, detached.
+
+    Further arguments become metrics of their names, detached too.
+    """
     return LossOutput(
         loss=loss,
         chosen_reward=stop(beta * chosen),
         rejected_reward=stop(beta * rejected),
+        metrics={name: stop(value) for name, value in metrics.items()},
     )
 
 
@@ -164,6 +170,12 @@ def answer_nll(answers: SeqLogps, nll: Nll, mean_chosen_length: Tensor | None = 
     return cost / mean_chosen_length
 
 
+def add_cost(output: LossOutput, cost: Tensor, weight: float = 1.0, **metrics: Tensor) -> LossOutput:
+    """Add ``weight`` times ``cost`` [U] to the loss and further metrics, detached, to its own."""
+    added = {name: stop(value) for name, value in metrics.items()}
+    return replace(output, loss=output.loss + weight * cost, metrics={**output.metrics, **added})
+
+
 def sampling_weight(policy: PairLogps, max_weight: float) -> Tensor:
     """Return how likely the policy is to sample both answers of a pair itself, [P], detached.
 
@@ -177,9 +189,9 @@ def sampling_weight(policy: PairLogps, max_weight: float) -> Tensor:
     return stop(safe_exp(aligned[0] + aligned[1]).clamp(max=max_weight))
 
 
-def scale_loss(output: LossOutput, weight: Tensor) -> LossOutput:
-    """Multiply the loss, not the rewards, by ``weight`` [P] and report it as the metric ``weight``."""
-    return replace(output, loss=output.loss * weight, metrics={**output.metrics, "weight": weight})
+def scale_loss(output: LossOutput, weight: Tensor, name: str = "weight") -> LossOutput:
+    """Multiply the loss, not the rewards, by ``weight`` [P] and report it as the metric ``name``."""
+    return replace(output, loss=output.loss * weight, metrics={**output.metrics, name: weight})
 
 
 def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
@@ -198,3 +210,10 @@ def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> Seq
     weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
     weights = torch.from_numpy(weight).to(device=answers.tokens.device, dtype=answers.tokens.dtype)
     return answers.with_total(answers.sum(answers.tokens * weights))
+
+
+def scramble(x: Tensor) -> Tensor:
+    """Map int64 to int64 one to one, far inputs and near ones alike: splitmix64, the same on any device."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ (x >> shift & (1 << (64 - shift)) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)

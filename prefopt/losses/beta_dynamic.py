@@ -67,7 +67,7 @@ def beta_dynamic(
     rejected = log_ratio(policy.rejected, reference.rejected)
     gap = stop(chosen - rejected)
     mean, std = moving_moments(gap, gap_mean, gap_std, momentum)
-    keys = gumbel(pair_seed).to(gap) - 0.5 * z_scores(gap, mean, std).square()
+    keys = gumbel(pair_seed.to(gap.device), gap.dtype) - 0.5 * z_scores(gap, mean, std).square()
     # the small number makes up for the rounding of 1 - rho
     num_kept = max(1, math.floor(len(gap) * (1 - rho) + 1e-9))
     kept = torch.zeros_like(gap).index_fill_(0, keys.topk(num_kept).indices, 1.0)

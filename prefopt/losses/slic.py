@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from torch import Tensor
 
 from prefopt.losses._contract import Applies
-from prefopt.losses._terms import Nll, answer_nll, stop, with_rewards
+from prefopt.losses._terms import Nll, add_cost, answer_nll, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
@@ -51,5 +50,5 @@ def slic(
     """
     chosen, rejected = policy.chosen.total, policy.rejected.total
     cost = answer_nll(policy.chosen, nll, mean_chosen_length)
-    loss = (delta - chosen + rejected).clamp(min=0.0) + lam * cost
-    return replace(with_rewards(loss, chosen, rejected, 1.0), metrics={"nll": stop(cost)})
+    loss = (delta - chosen + rejected).clamp(min=0.0)
+    return add_cost(with_rewards(loss, chosen, rejected, 1.0), cost, lam, nll=cost)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from prefopt.errors import RecipeError
-from prefopt.losses import LOSSES, contract_of, functional, ipo, simpo
-from prefopt.types import INPUTS, SeqLogps
+from prefopt.losses import LOSSES, contract_of, cpo, functional, ipo, rdpo_length, reward_aware, simpo
+from prefopt.losses._door import LENGTHS, SUMS, _stand_in
+from prefopt.types import INPUTS
 
-LOGPS = functional.SUMS
-ON_SUMS = [
-    name for name in LOSSES if name not in ("ipo", "simpo") and f"{name}_loss" not in functional._INSTEAD
-]
+WITHOUT_DOOR = ("wpo", "ld_dpo", "sgdpo", "triple", "rationale", "sft", "relative", "bco", "beta_dynamic")
+WITHOUT_DOOR += ("alpha_margin", "aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
+WITH_DOOR = [name for name in LOSSES if name not in WITHOUT_DOOR]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def reference(pairs):
 @pytest.fixture
 def sums(policy, reference):
     sides = (policy.chosen, policy.rejected, reference.chosen, reference.rejected)
-    return dict(zip(LOGPS, (side.total for side in sides), strict=True))
+    return dict(zip(SUMS, (side.total for side in sides), strict=True))
 
 
 @pytest.fixture
@@ -40,29 +40,56 @@ def same(one, other):
     torch.testing.assert_close(one, other, rtol=1e-15, atol=0.0)  # one order of division apart
 
 
-@pytest.mark.parametrize("name", ON_SUMS)
-def test_a_loss_on_sums_is_the_loss_itself(name, policy, reference, sums):
-    """At its defaults and once more at beta 0.3."""
-    scores = {"chosen_score": torch.tensor([0.9, 0.4]), "rejected_score": torch.tensor([0.2, 0.5])}
-    inputs = {key: scores[key].double() for key in contract_of(LOSSES[name]).inputs}
-    for settings in ({}, {"beta": 0.3}):
-        got = getattr(functional, f"{name}_loss")(**sums, **inputs, **settings)
-        same(got, LOSSES[name](policy, reference, **inputs, **settings).loss)
+INPUT_VALUES = {
+    "chosen_score": [0.9, 0.4],
+    "rejected_score": [0.2, 0.5],
+    "pair_margin": [2.0, 0.0],
+    "soft_label": [0.9, 0.6],
+}
 
 
-def test_ipo_in_both_norms(policy, reference, sums, lengths):
-    torch.testing.assert_close(  # sums divided before, not after, the difference of the models
-        functional.ipo_loss(**sums, **lengths, beta=0.3),
-        ipo(policy, reference, beta=0.3).loss,
-        rtol=1e-14,
-        atol=0.0,
-    )
+@pytest.mark.parametrize("name", WITH_DOOR)
+def test_a_door_pays_what_the_loss_pays(name, policy, reference, sums, lengths):
+    """At the defaults and once more with every number moved; lengths where they are read."""
+    contract, door = contract_of(LOSSES[name]), getattr(functional, f"{name}_loss")
+    takes = inspect.signature(door).parameters
+    required = [key for key, is_required in contract.inputs.items() if is_required]
+    inputs = {key: torch.tensor(INPUT_VALUES[key], dtype=torch.float64) for key in required}
+    logps = (policy, reference) if contract.needs_reference else (policy,)
+    moved = {
+        key: 0.3 for key, s in contract.settings.items() if s.type is float and 0.3 in (s.range or [0.3])
+    }
+    for settings in ({}, moved):
+        tensors = {key: value for key, value in (sums | lengths).items() if key in takes}
+        if "norm" in takes and takes["norm"].default == "sum":
+            tensors = {key: value for key, value in tensors.items() if key not in LENGTHS}
+        got = door(**tensors, **inputs, **settings)
+        # the mean of an answer is rounded once more on the way through equal tokens
+        torch.testing.assert_close(got, LOSSES[name](*logps, **inputs, **settings).loss, rtol=1e-14, atol=0.0)
+
+
+def test_losses_with_a_norm_take_lengths_for_means_only(policy, reference, sums, lengths):
+    same(functional.ipo_loss(**sums, **lengths), ipo(policy, reference).loss)
     same(functional.ipo_loss(**sums, norm="sum"), ipo(policy, reference, norm="sum").loss)
+    scores = {key: torch.tensor(INPUT_VALUES[key]).double() for key in ("chosen_score", "rejected_score")}
+    got = functional.reward_aware_loss(**sums, **lengths, **scores, norm="mean")
+    same(got, reward_aware(policy, reference, **scores, norm="mean").loss)
 
 
-def test_simpo(policy, sums, lengths):
-    got = functional.simpo_loss(*list(sums.values())[:2], **lengths, beta=2.5, gamma=0.5)
-    same(got, simpo(policy, beta=2.5, gamma=0.5).loss)
+def test_likelihood_over_the_tokens_of_the_step(policy, sums, lengths):
+    chosen = list(sums.values())[:2]
+    length = torch.tensor(1.5, dtype=torch.float64)
+    got = functional.cpo_loss(*chosen, **lengths, nll="batch_token", mean_chosen_length=length)
+    same(got, cpo(policy, nll="batch_token", mean_chosen_length=length).loss)
+    with pytest.raises(ValueError, match="mean_chosen_length is missing"):
+        functional.cpo_loss(*chosen, **lengths, nll="batch_token")
+
+
+def test_lengths_go_by_place_too(policy, reference, sums, lengths):
+    got = functional.rdpo_length_loss(*sums.values(), *lengths.values(), alpha=0.3)
+    same(got, rdpo_length(policy, reference, alpha=0.3).loss)
+    got = functional.simpo_loss(*list(sums.values())[:2], *lengths.values(), gamma=0.5)
+    same(got, simpo(policy, gamma=0.5).loss)
 
 
 def test_doors_take_settings_of_every_kind(policy, reference, sums):
@@ -79,7 +106,7 @@ def test_doors_take_settings_of_every_kind(policy, reference, sums):
 def test_a_door_says_what_it_takes():
     door = functional.exo_rw_loss
     keywords = ("chosen_score", "rejected_score", "beta", "beta_r")
-    assert tuple(inspect.signature(door).parameters) == (*functional.SUMS, *keywords)
+    assert tuple(inspect.signature(door).parameters) == (*SUMS, *keywords)
     assert door.__name__ == "exo_rw_loss"
     assert "prefopt.losses.exo_rw" in door.__doc__
     assert ", ".join(keywords) in door.__doc__
@@ -100,7 +127,7 @@ def test_integer_lengths_do(sums, lengths):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_here_with_its_defaults_or_says_what_to_build(name):
-    if f"{name}_loss" in functional._INSTEAD:
+    if name in WITHOUT_DOOR:
         with pytest.raises(AttributeError, match=rf"no {name}_loss. .*Logps.from_.*prefopt.losses.{name}\("):
             getattr(functional, f"{name}_loss")
         return
@@ -146,9 +173,28 @@ def test_bad_values_are_refused_at_the_door(sums, lengths):
         functional.simpo_loss(*[torch.zeros(2, 1)] * 4)
 
 
-def test_one_token_stands_for_an_answer(sums):
-    """What the door relies on: a single token's total and mean are its value."""
+def test_lengths_below_one_are_refused(sums, lengths):
+    lengths["rejected_lengths"][1] = 0.0
+    with pytest.raises(
+        ValueError, match=r"simpo_loss: rejected_lengths holds 0. Give at least one scored token"
+    ):
+        functional.simpo_loss(*list(sums.values())[:2], **lengths)
+
+
+def test_stand_ins_have_the_totals_means_and_lengths_of_the_answers(sums, policy):
+    """What the doors rely on; without lengths a single token's total is its value."""
     value = sums["policy_chosen_logps"]
-    stand_in = SeqLogps(tokens=value, lengths=(1, 1))
+    assert torch.equal(_stand_in(value, None).total, value)
+    stand_in = _stand_in(value, policy.chosen.lengths)
     assert torch.equal(stand_in.total, value)
-    assert torch.equal(stand_in.mean, value)
+    assert torch.equal(stand_in.length, policy.chosen.length)
+    torch.testing.assert_close(stand_in.mean, policy.chosen.mean, rtol=1e-15, atol=0.0)  # one rounding
+
+
+def test_the_gradient_passes_through_sums_and_means(sums, lengths):
+    """CPO at alpha 1: each chosen sum gets -0.1 * sigmoid(-m) - 1 / length."""
+    chosen, rejected = (sums[name].requires_grad_() for name in SUMS[:2])
+    functional.cpo_loss(chosen, rejected, **lengths).sum().backward()
+    pull = 0.1 * torch.sigmoid(-0.1 * (chosen - rejected)).detach()
+    torch.testing.assert_close(chosen.grad, -pull - 1.0 / lengths["chosen_lengths"], rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(rejected.grad, pull, rtol=1e-14, atol=0.0)

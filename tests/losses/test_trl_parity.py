@@ -24,6 +24,7 @@ from prefopt.losses import (
     convex,
     discopop,
     dpo,
+    dpo_norm,
     exo_pref,
     f_div,
     hinge,
@@ -120,6 +121,7 @@ def smoothed(loss: Loss, rate: float) -> Loss:
 
 CASES = {
     "sigmoid": (bound(dpo, beta=0.3, label_smoothing=0.0), {}),
+    "sigmoid_norm": (bound(dpo_norm, beta=0.3, label_smoothing=0.0), {}),
     "hinge": (bound(hinge, beta=0.3), {}),
     "ipo": (bound(ipo, beta=0.3), {}),
     "exo_pair": (smoothed(exo_pref, 1e-3), {"label_smoothing": 1e-3}),

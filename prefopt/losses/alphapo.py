@@ -1,0 +1,58 @@
+"""AlphaPO: SimPO with a reward whose shape can be bent."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from prefopt.losses._terms import logistic, with_rewards
+from prefopt.types import LossOutput, PairLogps, Range
+
+
+def alphapo(
+    policy: PairLogps,
+    *,
+    beta: Annotated[float, Range(gt=0)] = 2.5,
+    gamma: Annotated[float, Range(ge=0)] = 0.1,
+    alpha: float = 0.25,
+) -> LossOutput:
+    """Pay -log sigmoid of the margin of bent per-token rewards beyond a target margin, without a reference.
+
+    SimPO for when the chosen answers lose too much likelihood: with ``alpha`` above 0 a token's reward
+    falls faster the less likely it is, so the margin is made where answers are unlikely; below 0 it
+    flattens out. At 0 this is SimPO. Not ``alpha_margin`` (alpha-DPO, an adaptive margin) and not the
+    alpha-divergence of f-DPO, which bends the ratio to a reference.
+
+    Args:
+        policy: P pairs under the model being trained.
+        beta: reward per unit of bent log-prob.
+        gamma: margin of rewards at which a pair costs log 2, as in ``simpo``.
+        alpha: the bend, of either sign; 0 is SimPO.
+
+    Returns:
+        Loss [P]; rewards [P], beta times u. The exponent is clamped at 80: an answer whose mean
+        log-prob is below -80 / alpha has no gradient.
+
+    Formula:
+        a = log-prob / length, for each answer
+        u = (1 - exp(-alpha * a)) / alpha
+        loss = -log sigmoid(beta * (u_chosen - u_rejected) - gamma)
+
+    Source:
+        Gupta, Tang, Song, Zhu, Hong, Saha, Gupta, Lee, Kim, Zhu, Agrawal, Pillai and Keerthi, "AlphaPO:
+        Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; as in TRL's CPO trainer, whose
+        exponent is not clamped and overflows.
+    """
+    chosen = _bend(policy.chosen.total / policy.chosen.length, alpha)
+    rejected = _bend(policy.rejected.total / policy.rejected.length, alpha)
+    loss = logistic(beta * (chosen - rejected) - gamma)
+    return with_rewards(loss, chosen, rejected, beta)
+
+
+def _bend(mean: Tensor, alpha: float) -> Tensor:
+    if alpha == 0.0:
+        return mean
+    # expm1, not 1 - exp: the latter loses every digit as alpha goes to 0
+    return -torch.expm1((-alpha * mean).clamp(max=80.0)) / alpha

@@ -1,0 +1,57 @@
+"""Contrastive preference optimization: DPO without a reference, plus likelihood of the chosen answer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from prefopt.losses._contract import Applies
+from prefopt.losses._terms import Nll, add_cost, answer_nll, logistic, with_rewards
+from prefopt.types import LossOutput, PairLogps, Range
+
+
+def cpo(
+    policy: Annotated[PairLogps, Applies("with_nll")],
+    *,
+    mean_chosen_length: Tensor | None = None,
+    beta: Annotated[float, Range(gt=0)] = 0.1,
+    alpha: Annotated[float, Range(ge=0)] = 1.0,
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0,
+    nll: Nll = "sequence",
+) -> LossOutput:
+    """Pay -log sigmoid of the difference of log-probs, plus alpha times the chosen answer's NLL.
+
+    DPO at the memory of supervised fine-tuning: no reference pass, and the likelihood term keeps the
+    policy at the chosen answers instead. Made for machine translation, where chosen answers are good
+    enough to imitate. Sums favour short answers; ``with_nll(simpo)`` is the form with means (CPO-SimPO).
+    Not conservative DPO (cDPO), which is ``dpo`` with ``label_smoothing``.
+
+    Args:
+        policy: P pairs under the model being trained.
+        mean_chosen_length: [] tokens; for "batch_token".
+        beta: reward per nat.
+        alpha: weight of the likelihood term.
+        label_smoothing: probability that a label is flipped.
+        nll: "sequence" averages over the answer's own tokens; "batch_token" over the tokens of the step.
+
+    Returns:
+        Loss [P]; rewards [P], beta times the log-prob of each answer; metric ``nll`` [P].
+
+    Formula:
+        loss = dpo with D = chosen - rejected, sums of log-probs
+               + alpha * (-chosen / length)
+
+    Raises:
+        ValueError: "batch_token" without ``mean_chosen_length``.
+
+    Source:
+        Xu, Sharaf, Chen, Tan, Shen, Van Durme, Murray and Kim, "Contrastive Preference Optimization:
+        Pushing the Boundaries of LLM Performance in Machine Translation", 2024, arXiv 2401.08417,
+        equations 3 to 5. The authors' code and TRL average the likelihood term over the tokens of a
+        batch: "batch_token" here, over the whole optimizer step.
+    """
+    chosen, rejected = policy.chosen.total, policy.rejected.total
+    loss = logistic(beta * (chosen - rejected), label_smoothing)
+    cost = answer_nll(policy.chosen, nll, mean_chosen_length)
+    return add_cost(with_rewards(loss, chosen, rejected, beta), cost, alpha, nll=cost)
