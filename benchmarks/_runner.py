@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -24,8 +25,22 @@ from typing import Any, Protocol
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "transformers", "accelerate", "numpy", "trl", "datasets")
+RESULTS = Path(os.environ.get("PREFOPT_BENCH_RESULTS") or ROOT / "benchmarks" / "results")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "accelerate",
+    "peft",
+    "numpy",
+    "trl",
+    "datasets",
+    "liger-kernel",
+)
+
+
+AfterStep = Callable[[float | None], object]
+"""What is called after every optimizer step, with its loss where known; something true ends the training."""
 
 
 class Contender(Protocol):
@@ -37,8 +52,8 @@ class Contender(Protocol):
     def build(self) -> None:
         """Make model, reference and optimizer."""
 
-    def train(self, after_step: Callable[[float | None], None]) -> None:
-        """Train every step and call back after each optimizer step, with its loss where it is known."""
+    def train(self, after_step: AfterStep) -> None:
+        """Train every step and call back after each optimizer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +88,9 @@ class BenchmarkError(RuntimeError):
 
 def environment(device: str, threads: int) -> dict[str, Any]:
     """Return what a reader needs to judge or repeat a measurement."""
-    return {
+    said = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("PREFOPT_BENCH_COMMIT", ""),
         "is_dirty": bool(_git("status", "--porcelain", "--", "prefopt", "benchmarks/*.py")),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -84,9 +99,24 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+    return said | ({"cuda": torch.version.cuda, **_gpu_state()} if device == "cuda" else {})
+
+
+def _gpu_state() -> dict[str, str]:
+    """Return the GPU's driver, clocks, temperature and power, as its tool reads them now."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    names = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
+    words = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    values = done.stdout.splitlines()[0].split(", ") if done.returncode == 0 and done.stdout else []
+    return dict(zip(names, values, strict=False))
 
 
 def _git(*words: str) -> str:
+    """Return what git says about the checkout, nothing where there is none."""
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -280,6 +310,57 @@ def peak_mib(device: str) -> float:
         return int(line.split()[1]) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def clock(run: Callable[[], object], device: str) -> float:
+    """Return how long a call takes, milliseconds."""
+    if device == "cpu":
+        began = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - began)
+    make: Any = torch.cuda.Event
+    start, end = (make(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[int], tuple[float, float]]], turns: int, seconds: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Let everybody run turn by turn, in an order that rotates; the first turn warms up.
+
+    Args:
+        contenders: name -> a function of the turn that returns milliseconds of forward and backward.
+        turns: timed ones.
+        seconds: after which a contender has had enough of them, if it had two.
+
+    Returns:
+        The milliseconds of each contender's turns.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
+    spent = dict.fromkeys(contenders, 0.0)
+    for turn in range(turns + 1):
+        shift = turn % max(1, len(contenders))
+        order = list(contenders)
+        for name in (*order[shift:], *order[:shift]):
+            if spent[name] > seconds and turn > 2:
+                continue
+            began = time.perf_counter()
+            found = contenders[name](turn)
+            spent[name] += time.perf_counter() - began
+            if turn:
+                for kept, milliseconds in zip(times[name], found, strict=True):
+                    kept.append(milliseconds)
+    return times
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the error over the norm of what is expected."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def save(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:

@@ -13,8 +13,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +23,28 @@ from torch import Tensor
 
 from benchmarks._logp_plot import plot
 from benchmarks._logp_providers import PROVIDERS, TASKS, Inputs, Provider, draw, truth
-from benchmarks._runner import RESULTS, base_mib, environment, peak_mib, save, table
+from benchmarks._runner import (
+    RESULTS,
+    base_mib,
+    clock,
+    environment,
+    peak_mib,
+    relative_error,
+    save,
+    table,
+    time_in_turns,
+)
 
 Shape = tuple[int, int, int]
 SHAPES: dict[str, list[Shape]] = {
     "cpu": [(2048, 256, 32000), (2048, 512, 32000), (2048, 1024, 32000)],
     "cuda": [
         (rows, width, vocab)
+        for rows in (2048, 8192, 512)
         for width, vocab in ((1024, 151936), (2048, 151936), (4096, 128256))
-        for rows in (512, 2048, 8192)
     ],
 }
-"""Rows, hidden size, vocabulary: Qwen3 0.6B and 1.7B and Llama 3.1 8B on the GPU."""
+"""Rows, hidden size, vocabulary: Qwen3 0.6B and 1.7B and Llama 3.1 8B on the GPU; the most telling first."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GATES = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.15, 3e-2)}
 """Largest error of a log-prob in nats, and of a gradient relative to its norm, that is still right.
@@ -75,26 +86,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     dtype = DTYPES[given.dtype or ("float32" if given.device == "cpu" else "bfloat16")]
     providers = [PROVIDERS[name] for name in given.only or PROVIDERS]
-    lines: list[Line] = []
-    floors: dict[str, float] = {}
-    name = given.name or f"linear_logp_{given.device}"
-    surroundings = environment(given.device, given.threads)
-    for shape in given.shape or SHAPES[given.device]:
-        floors[_title(shape)] = rate = product_rate(shape, dtype, given.device)
-        for task in given.task or TASKS:
-            found = measure(shape, task, dtype, given.device, providers, (given.turns, given.seconds), rate)
-            print(_report(shape, task, rate, found), flush=True)
-            lines += found
-            record = {
-                "benchmark": "linear_logp",
-                "environment": surroundings,
-                "dtype": str(dtype).removeprefix("torch."),
-                "products": TASKS,
-                "product_tflops": floors,
-                "lines": lines,
-            }
-            stored = save(name, record)  # after every problem, for a run may be cut short
-    print("stored in", stored, "and", plot(lines, RESULTS / f"{name}.png"))
+    problems = [
+        (shape, task) for shape in given.shape or SHAPES[given.device] for task in given.task or TASKS
+    ]
+    record: dict[str, Any] = {
+        "benchmark": "linear_logp",
+        "environment": environment(given.device, given.threads),
+        "dtype": str(dtype).removeprefix("torch."),
+        "products": TASKS,
+        "product_tflops": {},
+        "lines": [],
+        "left_out": [],
+    }
+    rates, lines = record["product_tflops"], record["lines"]
+    name, began = given.name or f"linear_logp_{given.device}", time.monotonic()
+    for shape, task in problems:
+        if time.monotonic() - began > given.within:
+            record["left_out"].append(f"{_title(shape)}, {task}")
+            continue
+        if _title(shape) not in rates:
+            rates[_title(shape)] = product_rate(shape, dtype, given.device)
+        rate = rates[_title(shape)]
+        found = measure(shape, task, dtype, given.device, providers, (given.turns, given.seconds), rate)
+        print(_report(shape, task, rate, found), flush=True)
+        lines += found
+        save(name, record)  # after every problem, for a run may be cut short
+    for problem in record["left_out"]:
+        print(f"{problem}: left out, the time was up")
+    print("stored in", save(name, record), "and", plot(lines, RESULTS / f"{name}.png"))
     return 0
 
 
@@ -111,6 +130,7 @@ def measure(
 
     ``limits`` are the timed turns of each, and the seconds after which one has had enough of them.
     """
+    torch.compiler.reset()  # it compiles a function for a few shapes only, then falls back to eager
     turns, seconds = limits
     first = draw(shape, dtype, device, 0, None)
     drawings = [first, *(draw(shape, dtype, device, seed, first.weight) for seed in (1, 2))]
@@ -122,18 +142,10 @@ def measure(
         if not line.note:
             ready.append((provider, line))
     del expected
-    spent = dict.fromkeys((line.provider for _, line in ready), 0.0)
-    for turn in range(turns + 1):
-        shift = turn % max(1, len(ready))
-        for provider, line in (*ready[shift:], *ready[:shift]):
-            if spent[line.provider] > seconds and turn > 2:
-                continue
-            began = time.perf_counter()
-            forward, backward = _timed(provider, task, drawings[turn % len(drawings)], device)
-            spent[line.provider] += time.perf_counter() - began
-            if turn:  # the first one warms up
-                line.forward_ms.append(forward)
-                line.backward_ms.append(backward)
+    run = {line.provider: partial(_timed, provider, task, drawings, device) for provider, line in ready}
+    times = time_in_turns(run, turns, seconds)
+    for _, line in ready:
+        line.forward_ms, line.backward_ms = times[line.provider]
     operations = 2 * shape[0] * shape[1] * shape[2] * TASKS[task]
     for _, line in ready:
         line.tflops = operations / line.total_ms / 1e9
@@ -146,24 +158,9 @@ def product_rate(shape: Shape, dtype: torch.dtype, device: str) -> float:
     best = 0.0
     for rows, width, vocab in (shape, (SQUARE[device],) * 3):
         inputs = draw((rows, width, vocab), dtype, device, 0, None)
-        times = [_clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
+        times = [clock(lambda x=inputs.hidden, w=inputs.weight: torch.mm(x, w.T), device) for _ in range(8)]
         best = max(best, 2 * rows * width * vocab / statistics.median(times[2:]) / 1e9)
     return best
-
-
-def _clock(run: Callable[[], object], device: str) -> float:
-    """Return milliseconds."""
-    if device == "cpu":
-        began = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - began)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds
 
 
 def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -172,16 +169,19 @@ def _leaves(inputs: Inputs, task: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     return hidden, weight, [leaf for leaf in (hidden, weight) if leaf.requires_grad]
 
 
-def _timed(provider: Provider, task: str, inputs: Inputs, device: str) -> tuple[float, float]:
+def _timed(
+    provider: Provider, task: str, drawings: Sequence[Inputs], device: str, turn: int
+) -> tuple[float, float]:
+    inputs = drawings[turn % len(drawings)]
     hidden, weight, wanted = _leaves(inputs, task)
     kept: list[Any] = []
     with torch.set_grad_enabled(task != "no_grad"):
-        forward = _clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
+        forward = clock(lambda: kept.append(provider.score(hidden, weight, inputs.targets)), device)
     if not wanted:
         return forward, 0.0
     logps = kept.pop()
     upstream = inputs.upstream.to(logps.dtype)
-    return forward, _clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
+    return forward, clock(lambda: kept.append(torch.autograd.grad(logps, wanted, upstream)), device)
 
 
 def _once(provider: Provider, task: str, inputs: Inputs) -> list[Tensor]:
@@ -211,7 +211,7 @@ def _checked(
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     line.repeats_bits = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     line.logp_error = (found[0].double() - expected[0]).abs().max().item()
-    errors = [_relative(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
+    errors = [relative_error(a, b) for a, b in zip(found[1:], expected[1:], strict=False) if b is not None]
     line.hidden_error, line.weight_error = (*errors, 0.0, 0.0)[:2]
     most, most_grad = GATES[dtype]
     if not line.logp_error <= most:
@@ -219,10 +219,6 @@ def _checked(
     if not max(errors, default=0.0) <= most_grad:
         return f"wrong: a gradient is off by {max(errors):.2g} > {most_grad:g}"
     return ""
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def _report(shape: Shape, task: str, rate: float, lines: Sequence[Line]) -> str:
@@ -270,6 +266,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=int, default=30, help="timed runs of each")
     parser.add_argument("--seconds", type=float, default=10.0, help="after which a contender's turns end")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument(
+        "--within", type=float, default=float("inf"), help="seconds after which no further problem is begun"
+    )
     parser.add_argument("--name", help="of the files in benchmarks/results; default linear_logp_DEVICE")
     return parser
 

@@ -1,8 +1,9 @@
 """Pairs per second and peak memory of optimizer steps: prefopt against TRL's DPOTrainer, in turns, in one run.
 
     python -m benchmarks.bench_step --data ../shared/data/hh-rlhf-harmless/test.jsonl.gz
+    python -m benchmarks.bench_step --device cuda    # models at full size, see --device cuda --help
 
-All contenders train one 4-layer Llama (hidden 256, vocabulary 8192, float32) on the same token ids with
+On the CPU all contenders train one 4-layer Llama (hidden 256, vocabulary 8192, float32) on the same token ids with
 the same AdamW. Before any speed is shown, a gate compares the losses of 8 full-batch steps with TRL's.
 """
 
@@ -17,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._contenders import CONTENDERS, Task, worst_gap
+from benchmarks import _full_step
+from benchmarks._contenders import CONTENDERS, worst_gap
 from benchmarks._rows import load_rows, shape_of
 from benchmarks._runner import BenchmarkError, Legs, Measured, Team, environment, is_installed, save, table
+from benchmarks._task import Task
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "hh-rlhf-harmless" / "test.jsonl.gz"
 GATE_ROWS, GATE_STEPS = 16, 8
@@ -36,7 +39,10 @@ SORTED = ("TRL, grouped by length",)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if _is_full_size(words):
+        return _full_step.main(words)
+    given = _parser().parse_args(words)
     names = [name for name in given.only or CONTENDERS if not name.startswith(PEER) or is_installed("trl")]
     if PEER not in names:
         _say("TRL is not installed or was left out: nothing to compare with, so times and memory only")
@@ -64,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_report(record))
     print("stored in", save(given.name or f"step_{given.device}", record))
     return 0
+
+
+def _is_full_size(words: Sequence[str]) -> bool:
+    """Tell whether models at full size are asked for, or a quick run of that benchmark."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--device")
+    first.add_argument("--quick", action="store_true")
+    known, _ = first.parse_known_args(words)
+    return bool(known.quick or known.device == "cuda")
 
 
 def check_gate(task: Task, names: Sequence[str], threads: int) -> dict[str, Any]:
@@ -114,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: another benchmark")
+    parser.add_argument("--quick", action="store_true", help="that one on tiny models, on any device")
     parser.add_argument("--pairs-per-step", type=int, default=8)
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="most tokens in one of our packs")
     parser.add_argument("--steps", type=int, default=40, help="timed optimizer steps")

@@ -52,7 +52,8 @@ HEADINGS = {
     "": "Top level",
     "data.*": "data, and eval.data",
     "model.lora": "model.lora",
-    "reference": "reference, as a block",
+    "ReferenceModel": "reference, another model",
+    "MovingReference": "reference, moving",
 }
 
 LOSS = """\
@@ -78,6 +79,8 @@ Refused in one line each before anything is loaded, the last one when the rows a
 - `model.lora` with `model.adapter`: one makes an adapter, the other goes on from one.
 - `reference: adapter_off` without either of them.
 - A `reference` other than `none` with a loss that uses none, and `none` with a loss that needs one.
+- Several references with a loss that combines none, and one with a loss that combines several.
+- `reference: {name: moving}` with a `mix` below 1 where an adapter is trained, and with FSDP2.
 - `train.epochs` with `train.steps`; `eval.split` with `eval.data`, or neither of them in an `eval` block.
 - `eval.metric` without `eval.best` or `eval.patience`: nothing would go by it.
 - `model.trust_remote_code` on a hub model whose `model.revision` is no full commit.
@@ -101,27 +104,26 @@ def _blocks(block: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> I
     """Yield every block with its dotted path, each followed by those inside it."""
     yield path, block
     for name, field in block["properties"].items():
-        inner, in_list = _block_in(field, schema)
-        # eval.data is data once more
-        if inner is not None and not (path and in_list):
-            yield from _blocks(inner, schema, f"{path}.{name}".lstrip(".") + (".*" if in_list else ""))
+        seen: list[Any] = []
+        for inner, in_list in _blocks_in(field, schema):
+            # eval.data is data once more, and so is an entry of a list what stands alone as well
+            if inner not in seen and not (path and in_list):
+                yield from _blocks(inner, schema, f"{path}.{name}".lstrip(".") + (".*" if in_list else ""))
+            seen.append(inner)
 
 
-def _block_in(field: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[Any, bool]:
-    """Return the block that a field may hold, or None, and whether it holds a list of them."""
+def _blocks_in(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield every block that a field may hold, and whether it holds a list of them."""
     if "$ref" in field:
-        return schema["$defs"][field["$ref"].rpartition("/")[2]], False
+        yield schema["$defs"][field["$ref"].rpartition("/")[2]], False
     if "items" in field:
-        return _block_in(field["items"], schema)[0], True
+        yield from ((inner, True) for inner, _ in _blocks_in(field["items"], schema))
     for choice in [*field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())]:
-        found, in_list = _block_in(choice, schema)
-        if found is not None:
-            return found, in_list
-    return None, False
+        yield from _blocks_in(choice, schema)
 
 
 def _section(path: str, block: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    lines = [f"## {HEADINGS.get(path, path)}", ""]
+    lines = [f"## {HEADINGS.get(block['title']) or HEADINGS.get(path, path)}", ""]
     if path:
         lines += [block["description"], ""]
     lines += ["| key | type | default | on resume | meaning |", "| --- | --- | --- | --- | --- |"]
@@ -137,7 +139,7 @@ def _section(path: str, block: Mapping[str, Any], schema: Mapping[str, Any]) -> 
 def _default(name: str, field: Mapping[str, Any], block: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if name in block.get("required", ()):
         return "**required**"
-    if _block_in(field, schema)[0] is not None:
+    if any(_blocks_in(field, schema)):
         return "see below" if field.get("default") is not None else "none"
     value = field.get("default")
     if value is None or value == []:
@@ -156,10 +158,11 @@ def _yaml(value: Any) -> str:
 def _on_resume(key: str, field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if any(key == free or key.startswith(f"{free}.") for free in FREE):
         return "free"
-    inner, in_list = _block_in(field, schema)
-    if inner is None or in_list:
+    blocks = [inner for inner, in_list in _blocks_in(field, schema) if not in_list]
+    parts = [part for inner in blocks for part in inner["properties"].items()]
+    if not parts:
         return "fixed"
-    inside = [_on_resume(f"{key}.{name}", part, schema) for name, part in inner["properties"].items()]
+    inside = [_on_resume(f"{key}.{name}", part, schema) for name, part in parts]
     return "fixed" if set(inside) == {"fixed"} else "see below"
 
 

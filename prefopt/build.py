@@ -25,9 +25,10 @@ from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import RecipeError
 from prefopt.optim import OptimSettings
-from prefopt.recipe import DataSource, Recipe, parse_recipe
-from prefopt.reference import Reference, fill_cache
+from prefopt.recipe import DataSource, MovingReference, Recipe, parse_recipe
+from prefopt.reference import Reference, fill_cache, own_stats
 from prefopt.strict_yaml import dump_yaml
+from prefopt.types import OTHER_REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def loss_of(recipe: Recipe) -> BoundLoss:
     except RecipeError as error:
         raise recipe.located(error) from None
     reference = recipe.reference
+    _check_several(recipe, loss)
     if not loss.contract.needs_reference and reference not in (None, "none"):
         raise recipe.located(
             RecipeError(
@@ -187,7 +189,7 @@ def score_all(
     progress: Callable[[int], None],
 ) -> LogpCache:
     """Run a reference once over every group, spread over ranks, and hand all values to all ranks."""
-    cache = LogpCache(loss.contract.reference_stats)
+    cache = LogpCache(own_stats(loss.contract.reference_stats))
 
     def batches() -> Iterator[Any]:
         for table, plan in tables:
@@ -238,5 +240,35 @@ def _prompt_ranks(table: GroupTable, seed: int) -> np.ndarray[Any, np.dtype[np.i
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.int64)
 
 
+def _check_several(recipe: Recipe, loss: BoundLoss) -> None:
+    """Refuse a list of references that the loss does not combine, and a single one where it would."""
+    listed = recipe.reference if isinstance(recipe.reference, tuple) else ()
+    combines = OTHER_REFERENCES[0] in loss.contract.reference_stats
+    if listed and loss.contract.needs_reference and not combines:
+        raise recipe.located(
+            RecipeError(
+                f"reference: {loss.contract.name} compares with one reference, but {len(listed)} are listed. Keep "
+                f"one, or combine them under loss.with, e.g. by {{name: multi_ref}}."
+            )
+        )
+    if len(listed) > 1 + len(OTHER_REFERENCES):
+        most = 1 + len(OTHER_REFERENCES)
+        raise recipe.located(RecipeError(f"reference: {len(listed)} are listed. Give at most {most}."))
+    if combines and not listed:
+        raise recipe.located(
+            RecipeError(
+                f"reference: {loss.contract.name} combines several references, but there is only "
+                f"{_short(recipe.reference)}. Write a list, e.g. [{{path: other}}, initial]."
+            )
+        )
+
+
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else f"{{path: {value.path}}}"
+    match value:
+        case None | str():
+            return value or "the default one"
+        case tuple():
+            return f"[{', '.join(map(_short, value))}]"
+        case MovingReference():
+            return "{name: moving}"
+    return f"{{path: {value.path}}}"

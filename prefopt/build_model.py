@@ -1,9 +1,9 @@
-"""From a recipe to models: tokenizer, policy, reference, and how they are saved."""
+"""From a recipe to models: tokenizer and policy, and how they are saved."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,16 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
-from prefopt.build_loss import BoundLoss
-from prefopt.cache import LogpCache
 from prefopt.data.tokenize import Renderer
-from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
-from prefopt.recipe import Model, Recipe, ReferenceModel
-from prefopt.reference import (
-    AdapterOffReference,
-    CachedReference,
-    FrozenAdapterReference,
-    FrozenReference,
-    Reference,
-    SelfReference,
-)
+from prefopt.recipe import Model, MovingReference, Recipe, ReferenceModel
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE_ADAPTER = "reference"
-_VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "spiece*", "*.tiktoken")
-"""Files of which any tokenizer has one."""
 
 
 def quiet_libraries() -> None:
@@ -96,92 +83,13 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
         raise recipe.located(error) from None
 
 
-def reference_name(recipe: Recipe) -> str:
-    """Return which reference a recipe means when its loss needs one."""
-    if isinstance(recipe.reference, ReferenceModel):
-        return "path"
-    if recipe.reference is not None:
+def references_of(recipe: Recipe) -> tuple[str | ReferenceModel | MovingReference, ...]:
+    """Return what a recipe compares with when its loss needs a reference, one entry or several."""
+    if isinstance(recipe.reference, tuple):
         return recipe.reference
-    return "adapter_off" if recipe.model.lora is not None else "initial"
-
-
-def reference_of(
-    recipe: Recipe,
-    policy: Policy,
-    engine: Engine,
-    loss: BoundLoss,
-    score: Callable[[Reference], LogpCache],
-    *,
-    is_resumed: bool = False,
-) -> Reference | None:
-    """Build what the policy is compared with.
-
-    A reference of its own weights is proven to score packed rows exactly, as the policy is.
-
-    Args:
-        recipe: names the reference.
-        policy: placed, but not yet wrapped for the engine.
-        engine: places the reference.
-        loss: says whether a reference is needed, and which statistics of it.
-        score: runs a reference over all data once, for ``cached``.
-        is_resumed: the policy's weights are no longer those that training started from.
-
-    Raises:
-        ModelError: the reference cannot be loaded or scored exactly, or has another tokenizer.
-    """
-    if not loss.contract.needs_reference:
-        return None
-    match reference_name(recipe):
-        case "path":
-            return _by_path(recipe, engine)
-        case "adapter_off":
-            is_start = recipe.model.adapter is None
-            return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
-        case "initial":
-            return _initial(recipe, policy, engine)
-        case "cached":
-            # a policy that has not moved yet is its own reference, so no second model is loaded
-            source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
-            return CachedReference(score(source), is_start=True, device=engine.device)
-    raise AssertionError(f"unknown reference {recipe.reference!r}")
-
-
-def check_reference_tokenizer(recipe: Recipe, tokenizer: Any) -> str | None:
-    """Refuse a ``reference: {path: ...}`` to which the policy's token ids mean other text.
-
-    Args:
-        recipe: names the reference.
-        tokenizer: of the policy; tokens or ids that one of the two alone knows may differ.
-
-    Returns:
-        What could not be compared, if so.
-
-    Raises:
-        ModelError: names the first token or id that differs.
-    """
-    assert isinstance(recipe.reference, ReferenceModel)
-    path = recipe.reference.path
-    if demo.is_builtin(path):
-        other = demo.build_tokenizer()
-    elif Path(path).is_dir() and not any(file for name in _VOCABULARIES for file in Path(path).glob(name)):
-        return f"reference.path: {path!r} holds no tokenizer, so it is taken to read token ids as model.path does."
-    else:
-        other = load_tokenizer(path, key="reference.path", revision=recipe.reference.revision)
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    ids = {index: token for token, index in theirs.items()}
-    changed = {
-        token: index
-        for token, index in ours.items()
-        if theirs.get(token, index) != index or ids.get(index, token) != token
-    }
-    if changed:
-        token, index = min(changed.items(), key=lambda item: (item[1], item[0]))
-        found = repr(ids[index]) if index in ids else "no token"
-        raise ModelError(
-            f"reference.path: {path!r} has another tokenizer than model.path: id {index} is {found} there and "
-            f"{token!r} here ({len(changed)} ids differ). Choose a reference with the policy's tokenizer."
-        )
-    return None
+    if recipe.reference is not None:
+        return (recipe.reference,)
+    return ("adapter_off",) if recipe.model.lora is not None else ("initial",)
 
 
 def save_model(
@@ -206,6 +114,11 @@ def save_model(
     with policy.own_config():
         model.save_pretrained(str(folder), **only)  # type: ignore[operator]
     tokenizer.save_pretrained(str(folder))
+
+
+def load_start(recipe: Recipe) -> Any:
+    """Load the weights that training starts from, without an adapter."""
+    return _load_model(recipe, None)
 
 
 def _load_model(recipe: Recipe, weights: Path | None) -> Any:
@@ -248,10 +161,14 @@ def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
     source = str(weights) if weights is not None else settings.adapter
     assert source is not None
     model = load_adapter(base, source, key="model.adapter", is_trainable=True)
-    if settings.adapter is not None and reference_name(recipe) in ("initial", "cached"):
+    if settings.adapter is not None and not {"initial", "cached"}.isdisjoint(_names(recipe)):
         load_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
         model.set_adapter("default")
     return model
+
+
+def _names(recipe: Recipe) -> set[str]:
+    return {entry for entry in references_of(recipe) if isinstance(entry, str)}
 
 
 def _enable_checkpointing(model: Any) -> None:
@@ -261,46 +178,3 @@ def _enable_checkpointing(model: Any) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _by_path(recipe: Recipe, engine: Engine) -> Reference:
-    assert isinstance(recipe.reference, ReferenceModel)
-    note = check_reference_tokenizer(recipe, tokenizer_of(recipe))
-    if note is not None:
-        log.warning(note)
-    policy = _frozen(_load_reference(recipe, recipe.reference), engine, recipe.model.attention)
-    try:
-        policy.self_check()
-    except ModelError as error:
-        raise ModelError(f"reference.path: {recipe.reference.path!r}: {error}") from None
-    return FrozenReference(policy, is_start=False)
-
-
-def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
-    if recipe.model.adapter is not None:
-        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
-    if recipe.model.lora is not None:
-        return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
-    return FrozenReference(_frozen(_load_model(recipe, None), engine, recipe.model.attention), is_start=True)
-
-
-def _load_reference(recipe: Recipe, reference: ReferenceModel) -> Any:
-    if demo.is_builtin(reference.path):
-        model: Any = demo.build_model(reference.path, recipe.seed)
-        model = model.to(DTYPES[recipe.model.dtype])
-    else:
-        model = load_model(
-            reference.path,
-            dtype=DTYPES[recipe.model.dtype],
-            key="reference.path",
-            revision=reference.revision,
-        )
-    if reference.adapter is None:
-        return model
-    return load_adapter(model, reference.adapter, key="reference.adapter")
-
-
-def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
-    policy = Policy(model, attention=attention)
-    policy.model = engine.place(policy.model)
-    return policy

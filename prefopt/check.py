@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt import build, build_model
+from prefopt import build, build_model, build_reference
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -54,7 +54,7 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
     console.print(recipe.to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
-    used = build_model.reference_name(recipe) if loss.contract.needs_reference else "not used"
+    used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
     console.print(f"reference {used}", markup=False)
     console.rule("data")
 

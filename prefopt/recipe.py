@@ -106,8 +106,8 @@ class Model(Block):
     """Compute in this dtype while the weights keep theirs."""
     chat_template: Text | None = None
     """A Jinja file, or the template itself; in place of the tokenizer's own."""
-    attention: Literal["auto", "segments", "dense"] = "auto"
-    """Attention kernel; auto takes the fastest exact one."""
+    attention: Literal["auto", "segments", "dense", "varlen", "flex"] = "auto"
+    """Attention kernel; auto takes the fastest exact one. varlen and flex run on NVIDIA GPUs."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     dropout: bool = False
@@ -147,6 +147,19 @@ class ReferenceModel(Block):
     """Branch, tag or commit of a hub model."""
     adapter: Text | None = None
     """Path or hub id of an adapter on top of it."""
+    cached: bool = False
+    """Score all data once before training, then let the model go."""
+
+
+class MovingReference(Block):
+    """A copy of the policy that follows it while training (TR-DPO, arXiv 2404.09656)."""
+
+    name: Literal["moving"]
+    """moving."""
+    every: Count = 512
+    """Optimizer steps between two updates."""
+    mix: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the policy in an update, the rest is the old reference; 1 replaces it."""
 
 
 class DataSource(Block):
@@ -281,6 +294,26 @@ class Train(Block):
 
 
 ReferenceName = Literal["initial", "adapter_off", "cached", "none"]
+ListedReference = Annotated[
+    Annotated[Literal["initial", "adapter_off", "cached"], Tag("<name>")]
+    | Annotated[ReferenceModel, Tag("<block>")],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<block>"),
+]
+
+
+def _two_or_more(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(values) < 2:
+        raise _wrong("lists fewer than two references. Write a single one without the brackets.")
+    return values
+
+
+def _kind_of_reference(value: Any) -> str:
+    if isinstance(value, str):
+        return "<name>"
+    if isinstance(value, (list, tuple)):
+        return "<list>"
+    is_moving = isinstance(value, MovingReference) or (isinstance(value, dict) and "name" in value)
+    return "<moving>" if is_moving else "<block>"
 
 
 class Recipe(Block):
@@ -294,12 +327,20 @@ class Recipe(Block):
     """The model to train and how it computes."""
     reference: (
         Annotated[
-            Annotated[ReferenceName, Tag("<name>")] | Annotated[ReferenceModel, Tag("<block>")],
-            Discriminator(lambda value: "<name>" if isinstance(value, str) else "<block>"),
+            Annotated[ReferenceName, Tag("<name>")]
+            | Annotated[ReferenceModel, Tag("<block>")]
+            | Annotated[MovingReference, Tag("<moving>")]
+            | Annotated[
+                tuple[ListedReference, ...],
+                Field(strict=False),
+                AfterValidator(_two_or_more),
+                Tag("<list>"),
+            ],
+            Discriminator(_kind_of_reference),
         ]
         | None
     ) = None
-    """initial, adapter_off, cached, none or {path: ...}. Left out: adapter_off with lora, else initial."""
+    """A name, {path: ...}, {name: moving} or a list. Left out: adapter_off with lora, else initial."""
     data: Sources
     """Rows to train on: one source or a list."""
     rows: Rows = Rows()
@@ -328,13 +369,24 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.reference == "adapter_off" and self.model.lora is None and self.model.adapter is None:
+        listed = self.reference if isinstance(self.reference, tuple) else (self.reference,)
+        if "adapter_off" in listed and self.model.lora is None and self.model.adapter is None:
             raise _wrong(
                 "adapter_off takes the model without its adapter, but none is trained. "
                 "Write initial, or set model.lora or model.adapter.",
                 "reference",
             )
+        if isinstance(self.reference, MovingReference) and self.reference.mix < 1 and self._trains_adapter:
+            raise _wrong(
+                f"moving with mix {self.reference.mix:g} would average the factors of an adapter, which is not the "
+                f"average of what they add. Set mix: 1, or train all weights.",
+                "reference",
+            )
         return self
+
+    @property
+    def _trains_adapter(self) -> bool:
+        return self.model.lora is not None or self.model.adapter is not None
 
     def __eq__(self, other: object) -> bool:
         # where a setting was written is not part of what it says

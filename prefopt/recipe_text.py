@@ -87,7 +87,8 @@ class Schema:
         notes: dict[str, str] = {}
 
         def walk(block: Any, path: str) -> None:
-            blocks[path] = tuple(block.model_fields)
+            # where a setting takes blocks of more than one kind, their keys stand together
+            blocks[path] = tuple(dict.fromkeys((*blocks.get(path, ()), *block.model_fields)))
             for name, field in block.model_fields.items():
                 here = f"{path}.{name}" if path else name
                 notes[here] = field.description or ""
@@ -314,8 +315,6 @@ def _wrong_type(kind: str, value: Any, path: KeyPath, schema: Schema) -> str:
     if kind.startswith("string"):
         is_plain = isinstance(value, (int, float))
         return f"must be text, got {shown(value)}." + (" Put it in quotes if it is text." if is_plain else "")
-    if path == ("reference",) and isinstance(value, list):
-        return "several references are not supported in this version. Give one."
     return _wrong_block(kind, value, path, schema)
 
 

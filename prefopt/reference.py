@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prefopt.cache import LogpCache
-from prefopt.errors import ModelError
+from prefopt.errors import CorruptError, ModelError
 from prefopt.policy import Policy
-from prefopt.types import PackedBatch, SeqLogps
+from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
 
 
 class Reference(Protocol):
@@ -40,6 +41,82 @@ class FrozenReference:
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
         assert not self.policy.model.training, "the reference was put in training mode"
         return self.policy(batch, stats=stats).detach()
+
+
+class MovingReference(FrozenReference):
+    """Score with a copy of the policy that follows it: TR-DPO (Gorbatovski et al., 2024, arXiv 2404.09656).
+
+    Args:
+        policy: a copy of the policy at the start of training.
+        every: optimizer steps between two updates.
+        mix: share of the policy in an update; 1 replaces the copy.
+    """
+
+    def __init__(self, policy: Policy, *, every: int, mix: float) -> None:
+        super().__init__(policy, is_start=True)
+        self.every, self.mix = every, mix
+
+    @torch.no_grad()
+    def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
+        """Move towards the policy if an update is due after ``done`` optimizer steps."""
+        if done % self.every:
+            return
+        own = dict(self.policy.model.named_parameters())
+        for name, parameter in trained.items():
+            own[name].lerp_(parameter.to(own[name].dtype), self.mix)
+
+    def state(self, trained: Iterable[str]) -> dict[str, Tensor]:
+        """Return the weights that move, for a checkpoint."""
+        own = dict(self.policy.model.named_parameters())
+        return {name: own[name].detach().cpu().contiguous() for name in trained}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], trained: Collection[str]) -> None:
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            CorruptError: they are not those of this model.
+        """
+        own = dict(self.policy.model.named_parameters())
+        if state.keys() != set(trained) or any(state[n].shape != own[n].shape for n in state):
+            raise CorruptError(
+                "checkpoint: its moving reference does not have the weights of this model. Start anew."
+            )
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+class SeveralReferences:
+    """Score with several references: the first one's log-probs, those of the others as statistics.
+
+    The second one's are ``stats["reference_2"]``, and so on, as the transforms that combine them read it.
+    """
+
+    is_start = False
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        assert 2 <= len(references) <= 1 + len(OTHER_REFERENCES)
+        self.references = tuple(references)
+
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        first, *others = self.references
+        found = first(batch, stats=own_stats(stats))
+        further = {name: other(batch).tokens for name, other in zip(OTHER_REFERENCES, others, strict=False)}
+        return replace(found, stats={**found.stats, **further})
+
+
+def own_stats(stats: Collection[str]) -> tuple[str, ...]:
+    """Return the statistics that one reference is asked for: all but the log-probs of others."""
+    return tuple(name for name in stats if name not in OTHER_REFERENCES)
+
+
+def models_of(reference: Reference | None) -> Iterator[Policy]:
+    """Yield the models that a reference keeps besides the policy."""
+    if isinstance(reference, SeveralReferences):
+        for member in reference.references:
+            yield from models_of(member)
+    elif isinstance(reference, FrozenReference):
+        yield reference.policy
 
 
 class SelfReference:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefopt import build, build_model, checkpoint, resume
+from prefopt import build, build_model, build_reference, checkpoint, resume
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -23,7 +23,7 @@ from prefopt.optim import load_state_tensors, state_tensors, total_size
 from prefopt.policy import Policy
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
-from prefopt.reference import FrozenReference, Reference
+from prefopt.reference import MovingReference, Reference, models_of
 from prefopt.resume import Origin
 from prefopt.run_folder import RunFolder
 from prefopt.run_log import RunState, write_out
@@ -125,7 +125,9 @@ class _Run:
         """Return what must be the same when the run is resumed, besides the recipe."""
         trained = self.trainer.parameters
         frozen = self.engine.unwrap(self.policy.model).named_parameters()
-        other = reference.policy.model.named_parameters() if isinstance(reference, FrozenReference) else ()
+        # one that moves is part of the checkpoint, which has a digest of its own
+        kept = [] if isinstance(reference, MovingReference) else models_of(reference)
+        other = ((f"{i}.{n}", p) for i, policy in enumerate(kept) for n, p in policy.model.named_parameters())
         return {
             "rows": resume.rows_digest(self.data.train),
             "evaluation rows": resume.rows_digest(self.data.held_out),
@@ -183,8 +185,8 @@ class _Run:
         self.policy = build_model.policy_of(self.recipe, weights)
         self._check_fits(self.policy)
         self.policy.model = self.engine.place(self.policy.model)
-        self.policy.self_check()
-        reference = build_model.reference_of(
+        self._check_scores(self.policy)
+        reference = build_reference.reference_of(
             self.recipe,
             self.policy,
             self.engine,
@@ -192,8 +194,8 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
-        if isinstance(reference, FrozenReference):
-            self._check_fits(reference.policy)
+        for other in models_of(reference):
+            self._check_fits(other)
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -213,8 +215,19 @@ class _Run:
             load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
             carried = resume.load_carried(saved, self.loss.contract)
             self.trainer.carried = {name: value.to(self.engine.device) for name, value in carried.items()}
+            if isinstance(reference, MovingReference):
+                moved = load_file(str(saved / "reference.safetensors"))
+                reference.load_state(moved, self.trainer.parameters)
         self.facts = self._gather_facts(reference)
         self._announce(reference)
+
+    def _check_scores(self, policy: Policy) -> None:
+        """Prove packed scoring in the arithmetic that training uses."""
+        try:
+            with self.engine.autocast():
+                policy.self_check()
+        except RecipeError as error:
+            raise self.recipe.located(error) from None
 
     def _check_fits(self, policy: Policy) -> None:
         """Refuse data with tokens or lengths that a model has no table entry for."""
@@ -247,7 +260,7 @@ class _Run:
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",
-            f"reference {build_model.reference_name(self.recipe) if reference is not None else 'not used'}",
+            f"reference {build_reference.describe(self.recipe) if reference is not None else 'not used'}",
             f"model {self.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
             f"{len(self.data.train):,} groups, {self.num_steps:,} steps of {self.trainer.units(first.totals)} {unit}",
             f"{self.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
@@ -351,6 +364,9 @@ class _Run:
             save_file(optimizer, str(folder / "optimizer.safetensors"))
             if self.loss.contract.carried:
                 save_file(self.trainer.carried, str(folder / resume.CARRIED))
+            if isinstance(self.trainer.reference, MovingReference):
+                moved = self.trainer.reference.state(self.trainer.parameters)
+                save_file(moved, str(folder / "reference.safetensors"))
 
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}

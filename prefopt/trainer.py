@@ -26,7 +26,7 @@ from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.policy import Policy
-from prefopt.reference import Reference
+from prefopt.reference import MovingReference, Reference
 from prefopt.replay import Layout, Replay, lay_out
 from prefopt.types import LossOutput, PackedBatch, SeqLogps, Step, Totals
 
@@ -195,6 +195,8 @@ class Trainer:
             self.optimizer.step()
             self.carried = self._to_carry
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.reference, MovingReference):
+            self.reference.follow(self.parameters, step.index + 1)
         return sums, norm, bool(found)
 
     def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:

@@ -27,6 +27,9 @@ IntArray = npt.NDArray[np.int32]
 STATS = ("logsumexp", "entropy", "log_sum_p2", "is_top1", "mean_logit")
 """Per-token statistics a policy can return beside the log-prob; ``is_top1`` has no gradient."""
 
+OTHER_REFERENCES = tuple(f"reference_{number}" for number in range(2, 9))
+"""Per-token log-probs under further references, which a combined reference returns beside its own."""
+
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
 
@@ -500,7 +503,7 @@ class Stats:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            if name not in STATS:
+            if name not in (*STATS, *OTHER_REFERENCES):
                 raise ValueError(
                     f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
                 )

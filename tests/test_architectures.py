@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from attention_cases import PlainOp
 from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import prefopt.kernels.prefix_attention as door
 from prefopt.data.pack import pack
 from prefopt.errors import ModelError
+from prefopt.kernels.prefix_attention import choice
+from prefopt.kernels.prefix_attention.flex import attend
 from prefopt.policy import Policy, check_supported
 from prefopt.types import Preference, TokenizedGroup
 
@@ -216,6 +222,29 @@ def test_exact(name: str) -> None:
     found = policy(pack([group])).tokens
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert policy.self_check(tolerance=1e-4) <= 1e-4
+
+
+ON_GPUS = {
+    "llama": "varlen",
+    "mistral": "varlen",
+    "gemma3": "varlen",
+    "gemma2": "flex",
+    "gpt_oss": "flex",
+    "deepseek_v3": "flex",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_exact_by_the_back_ends_for_gpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, softcaps, sinks and two widths reach them: over a plain flash attention, and uncompiled."""
+    monkeypatch.setattr(choice, "obstacle", lambda name, problem, machine: None)
+    monkeypatch.setitem(door.ATTENTIONS, "varlen", partial(door.varlen_attention, op=PlainOp()))
+    monkeypatch.setitem(door.ATTENTIONS, "flex", partial(door.flex_attention, scores=attend))
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    policy = Policy(EXACT[name].build(), attention=ON_GPUS[name])
+    assert policy.self_check(tolerance=1e-4) <= 1e-4
+    assert policy.describe()["attention"].startswith(ON_GPUS[name])
 
 
 @pytest.mark.parametrize("name", REFUSED)

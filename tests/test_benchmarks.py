@@ -11,22 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks._contenders import CONTENDERS, PaddedPolicy, Task, Trl, unpack, worst_gap
+from benchmarks._contenders import CONTENDERS, worst_gap
+from benchmarks._flops import Sizes
+from benchmarks._models import SMALL
+from benchmarks._ours import PaddedPolicy, unpack
 from benchmarks._rows import Rows, load_rows, shape_of
 from benchmarks._runner import BenchmarkError, Legs, Measured, Team, environment, save, table
+from benchmarks._task import Task
+from benchmarks._trl import Trl, TrlWay
 from benchmarks.bench_step import summary
 from prefopt.data.pack import pack
 from prefopt.policy import Policy
 from prefopt.types import Preference, TokenizedGroup
 
-TINY = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-TINY |= {"num_key_value_heads": 2}
+TINY = replace(SMALL, sizes=Sizes(2, 16, 32, 2, 2, 8, 300))
 
 
 def transcripts(folder: Path, count: int = 12) -> Path:
@@ -132,9 +130,9 @@ def test_trl_takes_the_same_steps(task: Task) -> None:
 
 
 def test_sorting_by_length_keeps_the_warm_up_rows_in_front(task: Task) -> None:
-    contender = Trl(replace(task, warmup=1), sorts=True)
-    contender.lengths = [5, 9, 1, 3, 20, 30, 40, 50, 41, 31, 21, 11]
-    order = contender._order()
+    contender = Trl(replace(task, warmup=1), TrlWay(sorts=True))
+    contender.rows = [(0, (n, 1)) for n in (5, 9, 1, 3, 20, 30, 40, 50, 41, 31, 21, 11)]
+    order = contender.order
     assert order[:4] == [0, 1, 2, 3] and sorted(order) == list(range(12))
     spread = [
         max(part) - min(part) for part in ([contender.lengths[i] for i in order[a : a + 4]] for a in (4, 8))

@@ -12,7 +12,7 @@ import toy
 import transformers
 from safetensors.torch import load_file, save_file
 
-from prefopt import build_model
+from prefopt import build_model, build_reference
 from prefopt.build_loss import build_loss
 from prefopt.cli import main
 from prefopt.data.pack import pack
@@ -121,7 +121,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     other = recipe_of(tmp_path, reference=f"{{path: {tmp_path / 'model'}, adapter: {adapter}}}")
     assert not isinstance(other.reference, str) and other.reference is not None
     with pytest.raises(ModelError, match=rf"^reference\.adapter: .*{words}"):
-        build_model._load_reference(other, other.reference)
+        build_reference._load(other.reference, other)
 
 
 @pytest.mark.filterwarnings("ignore")  # peft warns about adapters on heads
@@ -285,7 +285,9 @@ def path_reference(folder: Path, model: str = "other") -> Recipe:
 def built(recipe: Recipe) -> Reference | None:
     policy = build_model.policy_of(recipe)
     loss = build_loss({"name": "dpo"})
-    return build_model.reference_of(recipe, policy, Engine(cpu=True), loss, lambda _: pytest.fail("no cache"))
+    return build_reference.reference_of(
+        recipe, policy, Engine(cpu=True), loss, lambda _: pytest.fail("no cache")
+    )
 
 
 def rename(folder: Path, *swaps: tuple[str, str]) -> None:
@@ -340,9 +342,9 @@ def test_tokens_that_one_tokenizer_alone_knows_are_no_difference(tmp_path: Path)
     recipe = path_reference(tmp_path)
     longer = toy.tokenizer()
     longer.add_tokens(["extra"])
-    assert build_model.check_reference_tokenizer(recipe, longer) is None
+    assert build_reference.check_tokenizer(recipe.reference, longer) is None
     longer.save_pretrained(tmp_path / "other")
-    assert build_model.check_reference_tokenizer(recipe, toy.tokenizer()) is None
+    assert build_reference.check_tokenizer(recipe.reference, toy.tokenizer()) is None
 
 
 def test_a_reference_without_a_tokenizer_is_taken_and_said(
@@ -358,4 +360,4 @@ def test_a_reference_without_a_tokenizer_is_taken_and_said(
 def test_a_builtin_reference_of_another_model_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, reference="{path: 'builtin:tiny'}")
     with pytest.raises(ModelError, match=r"has another tokenizer than model\.path"):
-        build_model.check_reference_tokenizer(recipe, toy.tokenizer())
+        build_reference.check_tokenizer(recipe.reference, toy.tokenizer())

@@ -25,6 +25,7 @@ LEVELS = [
     {"trainer", "demo"},
     {"build_loss", "progress", "run_log"},
     {"build_model"},
+    {"build_reference"},
     {"build"},
     {"loss_curves"},
     {"train", "check", "score", "show_losses"},

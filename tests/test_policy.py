@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prefopt.data.pack import pack
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, check_supported, disable_dropout
-from prefopt.policy.attention import NAME
+from prefopt.policy.attention import NAME, describe
 from prefopt.types import STATS, PackedBatch, Preference, TokenizedGroup
 
 peft = pytest.importorskip("peft")
@@ -370,12 +370,14 @@ def test_adapter_dropout_is_off_too() -> None:
 def test_self_check_finds_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that lets an answer see everything before it in the row is caught, in half precision too."""
     import prefopt.kernels.prefix_attention as door
+    from prefopt.kernels.prefix_attention.spec import Rule
     from prefopt.types import Segments
 
-    def leaky(*tensors: Tensor, **kwargs: Any) -> Tensor:
-        *inputs, segments = tensors
-        whole = Segments((0,), (sum(segments.lengths),), (-1,))  # type: ignore[attr-defined]
-        return door.dense_attention(*inputs, whole, **kwargs)  # type: ignore[arg-type]
+    def leaky(
+        query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, segments: Segments, rule: Rule
+    ) -> Tensor:
+        whole = Segments((0,), (sum(segments.lengths),), (-1,))
+        return door.dense_attention(query, key, value, sinks, whole, rule)
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = toy.llama(dtype=torch.float32).to(dtype)
@@ -509,6 +511,33 @@ def test_a_recipe_knows_every_attention_by_name() -> None:
 
 
 def test_describe_names_what_is_used() -> None:
-    """For the log of a run."""
-    assert Policy(toy.llama()).describe() == {"attention": "segments", "head": "chunked (Linear, scale 1)"}
+    """For the log of a run: ``auto`` has a name once something was scored."""
+    policy = Policy(toy.llama())
+    assert policy.describe() == {"attention": "auto", "head": "chunked (Linear, scale 1)"}
+    policy(batch())
+    assert policy.describe()["attention"] == "segments"
     assert Policy(toy.llama(), attention="dense").describe()["attention"] == "dense"
+
+
+def test_describe_gives_the_reason_and_the_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: layers with a softcap went to flex, the others to flash attention as it is activated."""
+    assert describe({"varlen": ""}) == "varlen (FA2)"
+    used = {"flex": "varlen has no softcap of scores", "varlen": ""}
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA3")
+    assert describe(used) == "flex (varlen has no softcap of scores) and varlen (FA3)"
+
+
+@pytest.mark.parametrize("name", ["varlen", "flex"])
+def test_attention_for_gpus_is_refused_on_the_cpu_before_training(name: str) -> None:
+    """The self-check, which every run begins with, ends in one line."""
+    policy = Policy(toy.llama(), attention=name)
+    with pytest.raises(RecipeError) as caught:
+        policy.self_check()
+    assert str(caught.value) == f"model.attention: '{name}' runs on NVIDIA GPUs only, not on cpu. Use 'auto'."
+
+
+def test_the_self_check_judges_the_arithmetic_that_autocast_chooses() -> None:
+    """Weights in float32, layers in bfloat16: errors of 8 bits pass, as they do for bfloat16 weights."""
+    policy = Policy(toy.llama(dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert 1e-4 < policy.self_check() < 0.5

@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.build_loss import build_loss
 from prefopt.errors import ModelError, RecipeError
-from prefopt.recipe import SCHEMA, Recipe, load_recipe, parse_recipe
+from prefopt.recipe import SCHEMA, Recipe, ReferenceModel, load_recipe, parse_recipe
 from prefopt.recipe_diff import FREE, diff_recipes
 from prefopt.recipe_text import NOT_YET, OTHER_NAMES, edits, nearest
 from prefopt.strict_yaml import dump_yaml, parse_yaml
@@ -34,7 +34,7 @@ model:
   trust_remote_code: false
   lora: {rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.05}
   adapter: null
-reference: {path: other/model, revision: main, adapter: some/adapter}
+reference: {path: other/model, revision: main, adapter: some/adapter, cached: false}
 data:
   - path: a.jsonl
     split: train
@@ -79,13 +79,17 @@ def with_change(path: tuple[Any, ...], change: Any) -> str:
 
 
 def every_setting() -> Iterator[tuple[Any, ...]]:
-    """The path of every setting of the schema, list entries as 0; one block of sources stands for both."""
+    """The path of every setting of the schema, list entries as 0; one block of its kind stands for all.
+
+    Of references that is the one by path; ``test_build_reference`` holds the others.
+    """
     for block, keys in SCHEMA.blocks.items():
-        if block.startswith("eval.data"):
+        if block.startswith(("eval.data", "reference.*")):
             continue
         prefix = tuple(0 if part == "*" else part for part in block.split(".") if part)
         for key in keys:
-            yield (*prefix, key)
+            if block != "reference" or key in ReferenceModel.model_fields:
+                yield (*prefix, key)
 
 
 SETTINGS = list(every_setting())
@@ -314,7 +318,6 @@ MISTAKES = {
         "reference=adapter_off",
         "reference: adapter_off takes the model without its",
     ),
-    "several references": ("reference=[initial, cached]", "several references are not supported"),
     "reference path typo": ("reference={pth: x}", "reference.pth: no such setting. Did you mean 'path'?"),
     "data as text": (
         "data=a.jsonl",

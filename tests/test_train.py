@@ -463,6 +463,18 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     assert go(tmp_path, output="/dev/null/x") == 2
 
 
+def test_attention_for_gpus_is_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the place of the setting; the attention that is used instead is announced."""
+    assert go(tmp_path, model__attention="varlen") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "model.attention: 'varlen' runs on NVIDIA GPUs only, not on cpu. Use 'auto'." in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert go(tmp_path, train__steps="1") == 0
+    assert "parameters trained, attention segments, head chunked" in "".join(capsys.readouterr())
+
+
 def test_tokens_beyond_the_embedding_are_refused_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ from prefopt.losses.orpo import orpo
 from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
+from prefopt.losses.references import momentum_ref, multi_ref, spo_sequential
 from prefopt.losses.relative import relative
 from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
@@ -116,6 +117,9 @@ TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "weighted": weighted,
     "reward_gap_weight": reward_gap_weight,
     "with_rationale": with_rationale,
+    "multi_ref": multi_ref,
+    "momentum_ref": momentum_ref,
+    "spo_sequential": spo_sequential,
 }
 """The transforms a recipe can apply to a loss, each from loss to loss."""
 
@@ -158,6 +162,8 @@ __all__ = [
     "length_desensitized",
     "mappo",
     "mixed",
+    "momentum_ref",
+    "multi_ref",
     "nca_pair",
     "offset",
     "orpo",
@@ -177,6 +183,7 @@ __all__ = [
     "slic",
     "soft_label",
     "spo_selfsup",
+    "spo_sequential",
     "sppo",
     "sppo_hard",
     "triple",

@@ -219,7 +219,9 @@ def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[s
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
     if name in contract.refuses:
-        raise RecipeError(f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}.")
+        raise RecipeError(
+            f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}, or apply it first."
+        )
     return check_settings(name, settings_of(transform), settings, name)
 
 

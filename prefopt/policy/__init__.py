@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
-from prefopt.policy.attention import LAYOUT, NAME, Layout, MissingLayoutError, check_coverage, use_attention
+from prefopt.policy.attention import (
+    LAYOUT,
+    NAME,
+    Layout,
+    MissingLayoutError,
+    check_coverage,
+    describe,
+    use_attention,
+)
 from prefopt.policy.guards import (
     check_attention_dropout,
     check_modules,
@@ -37,7 +45,8 @@ class Policy:
     Args:
         model: a causal language model of transformers, or one with peft adapters. From here on it
             attends to packed rows only; ``plain_attention`` gives it back for generation.
-        attention: ``segments``, ``dense`` (a reference with a full mask) or ``auto``.
+        attention: ``varlen`` or ``flex`` (GPUs), ``segments``, ``dense`` (a reference with a full mask), or
+            ``auto``, which takes the fastest that can serve.
         dropout: keep dropout as configured, adapters' included. False switches it off.
         adapter_dropout: keep that of LoRA's inputs even so.
 
@@ -63,7 +72,8 @@ class Policy:
                 f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(ATTENTIONS)}."
             )
         self.model = model
-        self.attention = "segments" if attention == "auto" else attention
+        self.attention = attention
+        self._attention_used: dict[str, str] = {}
         core = causal_model(model)
         check_supported(core.config)
         _check_adapters(model)
@@ -95,6 +105,7 @@ class Policy:
         layout = Layout(batch.segments, self.attention)
         with scoring(core, scorer):
             outputs = self._run(batch, layout)
+        self._attention_used.update(layout.used)
         if not self._is_proven:
             self._prove(core, scorer, layout, outputs.logits)
         values = outputs.logits[0].unbind(-1)
@@ -217,10 +228,11 @@ class Policy:
             )
 
     def describe(self) -> dict[str, str]:
-        """Say which attention and which head are in use."""
+        """Say which attention and which head are in use; ``auto`` becomes a name with the first batch."""
         core = causal_model(self.model)
         head = class_of(head_of(core)).__name__
-        return {"attention": self.attention, "head": f"chunked ({head}, {read_transform(core)})"}
+        attention = describe(self._attention_used) or self.attention
+        return {"attention": attention, "head": f"chunked ({head}, {read_transform(core)})"}
 
 
 def _check_adapters(model: nn.Module) -> None:

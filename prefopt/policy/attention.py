@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve
+from prefopt.kernels.prefix_attention.flash_op import active_name
 from prefopt.types import Segments
 
 # transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
@@ -21,10 +23,11 @@ LAYOUT = "packed_layout"
 
 @dataclass(slots=True)
 class Layout:
-    """Carry one batch's segments through the model and count the layers that they reach."""
+    """Carry one batch's segments through the model, count the layers they reach and note what served them."""
 
     segments: Segments
     impl: str
+    used: dict[str, str] = field(default_factory=dict)  # back-end -> why auto took no faster one
     num_layers: int = 0
     num_windows: int = 0
 
@@ -63,18 +66,19 @@ def attend(
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
-    out = tree_attention(
-        query,
-        key,
-        value,
-        layout.segments,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-        impl=layout.impl,
-    )
+    rule: dict[str, Any] = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    problem = problem_of(query, key, value, layout.segments, **rule)
+    choice = resolve(layout.impl, problem, machine_of(query.device), "model.attention:")
+    layout.used[choice.name] = choice.why
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = tree_attention(query, key, value, layout.segments, scaling=scale, impl=choice.name, **rule)
     return out, None
+
+
+def describe(used: dict[str, str]) -> str:
+    """Say which back-ends served, and why no faster ones did."""
+    notes = {name: active_name() if name == "varlen" else why for name, why in used.items()}
+    return " and ".join(f"{name} ({note})" if note else name for name, note in notes.items())
 
 
 _register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register

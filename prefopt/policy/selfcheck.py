@@ -48,7 +48,9 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
     packed = policy(pack([group]).to(weight.device)).tokens
     with policy.plain_attention("eager"):
         plain = torch.cat([_score(policy.model, prompt, answer, weight.device) for answer in answers])
-    return _judge(packed, plain, class_of(core).__name__, weight.dtype, tolerance)
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return _judge(packed, plain, class_of(core).__name__, dtype, tolerance)
 
 
 def _judge(packed: Tensor, plain: Tensor, name: str, dtype: torch.dtype, tolerance: float | None) -> float:

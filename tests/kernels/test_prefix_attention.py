@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
+from attention_cases import FORESTS, draw, forest
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -15,38 +15,6 @@ from prefopt.kernels import tree_attention
 from prefopt.kernels.prefix_attention import segments as fast
 from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
 from prefopt.types import Segments
-
-
-def forest(lengths: list[int], parents: list[int]) -> Segments:
-    """Lay segments end to end."""
-    return Segments(tuple(accumulate([0, *lengths[:-1]])), tuple(lengths), tuple(parents))
-
-
-FORESTS = {
-    "one_token": forest([1], [-1]),
-    "prompt_alone": forest([6], [-1]),
-    "pair": forest([5, 3, 4], [-1, 0, 0]),
-    "one_token_answers": forest([4, 1, 1], [-1, 0, 0]),
-    "one_token_prompt": forest([1, 3, 2], [-1, 0, 0]),
-    "five_answers": forest([4, 1, 2, 3, 1, 2], [-1, 0, 0, 0, 0, 0]),
-    "two_pairs": forest([5, 3, 4, 2, 6, 1], [-1, 0, 0, -1, 3, 3]),
-    "deep_tree": forest([3, 2, 2, 1, 4, 2, 5, 1], [-1, 0, 1, 1, 0, 4, -1, 6]),
-    "interleaved_trees": forest([5, 3, 4, 2, 6], [-1, 0, -1, 2, 0]),
-    "unshared": forest([3, 4, 3, 2], [-1, 0, -1, 2]),
-}
-
-
-def draw(
-    segments: Segments, hq: int = 4, hkv: int = 2, d: int = 8, dv: int = 8, sinks: bool = False
-) -> list[Tensor]:
-    """Return query, key, value and perhaps sinks, laid out as transformers hands them over."""
-    tokens = sum(segments.lengths)
-
-    def leaf(heads: int, width: int) -> Tensor:
-        return torch.randn(1, tokens, heads, width, dtype=torch.float64).transpose(1, 2).requires_grad_()
-
-    leaves = [leaf(hq, d), leaf(hkv, d), leaf(hkv, dv)]
-    return [*leaves, torch.randn(hq, dtype=torch.float64, requires_grad=True)] if sinks else leaves
 
 
 def run(leaves: list[Tensor], segments: Segments, grad: Tensor, **kwargs: Any) -> list[Tensor]:
@@ -225,7 +193,9 @@ def test_refuses_unknown_names_and_rows_that_segments_do_not_cover() -> None:
     """Each mistake is one line."""
     segments = FORESTS["pair"]
     leaves = draw(segments)
-    with pytest.raises(RecipeError, match="impl='flex'"):
+    with pytest.raises(RecipeError, match="tree_attention: impl 'flux' does not exist"):
+        tree_attention(*leaves, segments, scaling=1.0, impl="flux")
+    with pytest.raises(RecipeError, match="tree_attention: impl 'flex' runs on NVIDIA GPUs only, not on cpu"):
         tree_attention(*leaves, segments, scaling=1.0, impl="flex")
     with pytest.raises(ValueError, match="segments of 6 tokens"):
         tree_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)

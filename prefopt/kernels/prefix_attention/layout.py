@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,6 +72,12 @@ def dense_mask(segments: Segments, window: int | None, device: torch.device) -> 
             keys = torch.arange(depth[node], depth[node] + high - low, device=device)
             mask[start : start + length, low:high] = _in_reach(at - keys, window)
     return mask
+
+
+def upload(numbers: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """Return host numbers as int32 on a device, which goes on working while they are copied."""
+    host = torch.from_numpy(numbers.astype(np.int32))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def path_starts(segments: Segments) -> list[int]:

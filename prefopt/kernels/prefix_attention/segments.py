@@ -10,7 +10,6 @@ the explicit softmax, in blocks of queries that the backward computes again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefopt.kernels.prefix_attention.layout import Call, plan_calls
+from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
 
 LONGEST_DENSE = 1024
@@ -35,33 +35,12 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """Describe one attention layer: how scores are scaled, bounded and cut off."""
-
-    scaling: float
-    window: int | None
-    softcap: float | None
-
-
 def segment_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: Segments,
-    *,
-    scaling: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, segments: Segments, rule: Rule
 ) -> Tensor:
-    """Attend along every token's path, one call per short tree or chain of segments.
-
-    Arguments and result are those of ``tree_attention``.
-    """
+    """Attend along every token's path, one call per short tree or chain of segments."""
     longest = int((2 * DENSE_BYTES // (4 * query.shape[1])) ** 0.5)
-    calls = plan_calls(segments, window, min(LONGEST_DENSE, longest))
-    rule = _Rule(scaling, window, softcap)
+    calls = plan_calls(segments, rule.window, min(LONGEST_DENSE, longest))
     apply: Callable[..., Tensor] = _SegmentAttention.apply
     return apply(query, key, value, sinks, calls, rule, torch.is_grad_enabled())
 
@@ -79,7 +58,7 @@ class _SegmentAttention(torch.autograd.Function):
         value: Tensor,
         sinks: Tensor | None,
         calls: tuple[Call, ...],
-        rule: _Rule,
+        rule: Rule,
         has_backward: bool,
     ) -> Tensor:
         num_heads = query.shape[1]
@@ -165,7 +144,7 @@ def _give(total: Tensor, grads: Tensor, call: Call) -> None:
             at += high - low
 
 
-def _core(calls: tuple[Call, ...], at: int, rule: _Rule, q: Tensor, v: Tensor, sinks: Tensor | None) -> _Core:
+def _core(calls: tuple[Call, ...], at: int, rule: Rule, q: Tensor, v: Tensor, sinks: Tensor | None) -> _Core:
     if rule.softcap is not None or sinks is not None:
         return _Explicit(calls, at, rule, sinks)
     if calls[at].groups is not None:
@@ -178,7 +157,7 @@ def _core(calls: tuple[Call, ...], at: int, rule: _Rule, q: Tensor, v: Tensor, s
 class _Core:
     """Attend for one call; ``forward`` returns the output [H, n, dv] and the state its backward needs."""
 
-    def __init__(self, calls: tuple[Call, ...], at: int, rule: _Rule, sinks: Tensor | None) -> None:
+    def __init__(self, calls: tuple[Call, ...], at: int, rule: Rule, sinks: Tensor | None) -> None:
         self.calls, self.at, self.call = calls, at, calls[at]
         self.rule, self.sinks = rule, sinks
 

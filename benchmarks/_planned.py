@@ -1,0 +1,64 @@
+"""The peak memory that prefopt foresees for a contender, to be set beside the one that is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from prefopt.memory import Machine, Sample, plan_of
+
+from benchmarks._models import build_base, recompute_layers, with_adapters
+from benchmarks._ours import Way
+from benchmarks._task import Task
+from prefopt.data.pack import pack
+
+
+def planned_mib(task: Task, way: Way) -> float | None:
+    """Return the most that tensors take while a step runs, MiB.
+
+    None for ways that are the benchmark's own, and for compiled layers, whose memory is the compiler's choice.
+
+    Args:
+        task: its ``tokens_per_batch`` is the budget that is planned for.
+        way: of ours; its largest pack is planned, with its very segments.
+    """
+    if way.layout == "padded" or way.head == "logits" or way.compiles:
+        return None
+    shares = way.layout == "shared"
+    plan = task.plan(shares)
+    steps = [plan.step(at).ranks[0] for at in range(task.num_steps)]
+    tokens = task.table.sizes(shares).tokens
+    largest = max((part for packs in steps for part in packs), key=lambda part: int(tokens[list(part)].sum()))
+    batch = pack([task.table[at] for at in largest], share_prompts=shares)
+    model = _outline(task, way)
+    reference: Any = "adapter_off" if task.model.rank else model
+    found = plan_of(
+        model,
+        Sample.of(batch),
+        _machine(task, way),
+        reference=None if way.is_cached else reference,
+        accumulates=any(len(packs) > 1 for packs in steps),
+    )
+    return found.allocated(batch.num_tokens) / 2**20
+
+
+def _outline(task: Task, way: Way) -> Any:
+    """Build the model to train without memory for its weights."""
+    model = build_base(task.model, "meta", task.seed)
+    if task.model.rank:
+        with torch.device("meta"):
+            model = with_adapters(model, task.model, seed=task.seed, is_start=True)
+    if way.recomputes:
+        recompute_layers(model)
+    return model
+
+
+def _machine(task: Task, way: Way) -> Machine:
+    on_gpu = task.device == "cuda"
+    attention = "varlen" if on_gpu and task.model.compute != torch.float32 else "segments"
+    return Machine(
+        device=task.device,
+        attention=attention if way.attention == "auto" else way.attention,
+        head=("fused" if on_gpu else "chunked") if way.head == "auto" else way.head,
+        autocast=torch.bfloat16 if task.model.autocast else None,
+    )
