@@ -114,14 +114,29 @@ class Engine:
         """
         torch.autograd.backward(loss * self.world if self.world > 1 else loss)
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a small module that every rank holds and no wrapper shares, in place."""
+        if self.world == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                self.sum(parameter.grad).div_(self.world)
+
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
         """Return the gradients' total norm and scale them down to ``max_norm`` if given."""
         limit = float("inf") if max_norm is None else max_norm
         if self.sharding is None:
             with_grad = [p for p in parameters if p.grad is not None]
             return torch.nn.utils.clip_grad_norm_(with_grad, limit)
-        shares = [sharding.local(p.grad) for p in parameters if p.grad is not None]
-        own = torch.nn.utils.get_total_norm(shares).to(self.device)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        shares = [sharding.local(grad) for grad in grads]
+        # what every rank holds whole counts once
+        counted = [
+            share
+            for grad, share in zip(grads, shares, strict=True)
+            if self.is_main or sharding.is_spread(grad)
+        ]
+        own = torch.nn.utils.get_total_norm(counted).to(self.device)
         norm: Tensor = torch.linalg.vector_norm(self.gather(own[None]))
         for share in shares:
             share.mul_((limit / (norm + 1e-6)).clamp(max=1.0))

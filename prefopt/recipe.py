@@ -232,7 +232,7 @@ class Batch(Block):
     """How much goes into one optimizer step and into one forward pass."""
 
     pairs_per_step: Count = 64
-    """Pairs (answers, for a loss without pairs) per optimizer step, over all processes."""
+    """Pairs (or answers, or lists: what the loss is paid for) per optimizer step, over all processes."""
     tokens_per_batch: Count = 16384
     """Most tokens in one forward pass; sets memory and speed, never the result."""
     max_tokens: Annotated[int, Field(ge=2)] | None = 2048
@@ -258,6 +258,10 @@ class Optim(Block):
     """Linear rise from zero: a share of all steps below 1, else a number of steps."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest total gradient norm. null: no clipping."""
+    mask_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of learned token weights, as in sparse_mask. null: lr."""
+    mask_weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled; on the matrices that make learned token weights."""
 
 
 class Train(Block):

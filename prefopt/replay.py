@@ -21,10 +21,8 @@ from prefopt.data.loader import Groups
 from prefopt.data.pack import pack
 from prefopt.data.plan import Ints, Plan
 from prefopt.distributed import Engine
+from prefopt.scoring import Scores
 from prefopt.types import PackedBatch, SeqLogps
-
-Score = Callable[[int], SeqLogps]
-"""Score one of a rank's packs, by its number, with the random numbers that belong to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,14 @@ class Layout:
         held = engine.gather(torch.cat(own).detach())
         tokens, *stats = held.index_select(0, self.places).t().contiguous()
         return SeqLogps(tokens, self.batch.lengths, dict(zip(names, stats, strict=True)))
+
+    def gather_both(
+        self, packs: Sequence[PackedBatch], scores: Sequence[Scores], engine: Engine
+    ) -> tuple[SeqLogps, SeqLogps | None]:
+        """Put the log-probs of policy and reference into the order of the plan; see ``gather``."""
+        policy = self.gather(packs, [part.policy for part in scores], engine)
+        others = [part.reference for part in scores if part.reference is not None]
+        return policy, self.gather(packs, others, engine) if others else None
 
     def share_out(self, values: Tensor, packs: Sequence[PackedBatch]) -> list[Tensor]:
         """Hand each of this rank's packs its part of per-token values in the order of the plan.
@@ -119,8 +125,8 @@ class Replay:
         layout: of the step.
         engine: shares gradients over ranks.
         model: as the engine wrapped it.
-        policy: scores a pack with the model that is trained.
-        reference: scores a pack with the reference, once.
+        first: scores the pack of that number, with the random numbers that belong to it.
+        again: scores it once more, with the same random numbers, by the policy alone.
     """
 
     def __init__(
@@ -129,28 +135,29 @@ class Replay:
         layout: Layout,
         engine: Engine,
         model: nn.Module,
-        policy: Score,
-        reference: Score | None,
+        first: Callable[[int], Scores],
+        again: Callable[[int], SeqLogps],
     ) -> None:
         self.packs, self.layout, self.engine, self.model = packs, layout, engine, model
-        self._policy, self._reference = policy, reference
+        self._first, self._again = first, again
         self._last = len(packs) - 1
         self.pack_sums: list[Tensor] = []  # log-probs of each pack added up, to find out which is not finite
 
     def score(self) -> tuple[SeqLogps, SeqLogps | None]:
         """Return the log-probs of the whole step under the policy, as leaves, and under the reference."""
-        scores, others = [], []
+        scores = []
         for at in range(len(self.packs)):
             with torch.set_grad_enabled(at == self._last), self._part(is_last=self._last == 0):
-                scores.append(self._policy(at))
-                if self._reference is not None:
-                    others.append(self._reference(at))
-        self._kept = scores[self._last]
-        both = zip(scores, others or scores, strict=True)
-        self.pack_sums = [one.tokens.detach().sum() + other.tokens.detach().sum() for one, other in both]
-        whole = self.layout.gather(self.packs, scores, self.engine)
-        self._leaves = [values.requires_grad_() for values in (whole.tokens, *whole.stats.values())]
-        return whole, self.layout.gather(self.packs, others, self.engine) if others else None
+                scores.append(self._first(at)._replace(rows=None))
+        self._kept = scores[self._last].policy
+        self.pack_sums = [
+            part.policy.tokens.detach().sum()
+            + (0.0 if part.reference is None else part.reference.tokens.detach().sum())
+            for part in scores
+        ]
+        policy, reference = self.layout.gather_both(self.packs, scores, self.engine)
+        self._leaves = [values.requires_grad_() for values in (policy.tokens, *policy.stats.values())]
+        return policy, reference
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` [], computed from what ``score`` returned, to the parameters."""
@@ -158,7 +165,7 @@ class Replay:
         upstream = self.layout.share_out(torch.stack(found, 1), self.packs)
         for at in (self._last, *range(self._last)):
             with self._part(is_last=at == max(0, self._last - 1)):
-                part = self._kept if at == self._last else self._policy(at)
+                part = self._kept if at == self._last else self._again(at)
                 values = torch.stack([part.tokens, *part.stats.values()], 1)
                 self.engine.backward((values * upstream[at]).sum())
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt import build, build_model, build_reference, checkpoint, resume
+from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -196,6 +197,9 @@ class _Run:
         )
         for other in models_of(reference):
             self._check_fits(other)
+        masks = build_reference.masks_of(self.recipe, self.loss, reference)
+        if masks is not None and saved is not None:
+            masks.load_state_dict(load_file(str(saved / "masks.safetensors")))
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -205,6 +209,7 @@ class _Run:
             reference=reference,
             optim=build.optim_of(self.recipe),
             engine=self.engine,
+            masks=masks,
             share_prompts=self.recipe.batch.share_prompts,
             on_nonfinite=self.recipe.train.on_nonfinite,
             start_step=self.origin.step if self.origin is not None else 0,
@@ -212,7 +217,7 @@ class _Run:
         )
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
-            load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+            load_state_tensors(self.trainer.optimizer, self.trainer.trained, flat)
             carried = resume.load_carried(saved, self.loss.contract)
             self.trainer.carried = {name: value.to(self.engine.device) for name, value in carried.items()}
             if isinstance(reference, MovingReference):
@@ -256,7 +261,7 @@ class _Run:
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
         first = self.plan.step(0)
-        unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
+        unit = UNIT_NAMES[self.loss.contract.structure]
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",
@@ -357,11 +362,13 @@ class _Run:
 
     def _save(self, done: int) -> None:
         weights = self.engine.weights(self.policy.model)
-        optimizer = state_tensors(self.trainer.optimizer, self.trainer.parameters, keep=self.engine.is_main)
+        optimizer = state_tensors(self.trainer.optimizer, self.trainer.trained, keep=self.engine.is_main)
 
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if self.trainer.masks is not None:
+                save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
             if self.loss.contract.carried:
                 save_file(self.trainer.carried, str(folder / resume.CARRIED))
             if isinstance(self.trainer.reference, MovingReference):

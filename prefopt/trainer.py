@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prefopt.arrange import Values, arrange, inputs_of, num_units, unit_weights
+from prefopt.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
 from prefopt.data.loader import Groups, stream
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
@@ -26,9 +26,11 @@ from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.policy import Policy
-from prefopt.reference import MovingReference, Reference
+from prefopt.reference import MovingReference, Reference, check_rows
 from prefopt.replay import Layout, Replay, lay_out
-from prefopt.types import LossOutput, PackedBatch, SeqLogps, Step, Totals
+from prefopt.scoring import Scorer, Scores
+from prefopt.types import LEARNED_MASKS, LossOutput, PackedBatch, SeqLogps, Step, Totals
+from prefopt.weighting import TokenMasks
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +67,15 @@ class Trainer:
         reference: needed by losses whose signature has ``reference``.
         optim: settings of AdamW and its schedule.
         engine: devices and ranks; None is one process on the default device.
+        masks: makes the token weights that a loss may ask for as ``types.LEARNED_MASKS``.
         share_prompts: compute each prompt once for all its responses.
         on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
         start_step: first step to run, for a resumed run.
         seed: of dropout; the order of the data is the plan's.
 
     Raises:
-        RecipeError: the loss needs a reference and there is none, or the other way round.
+        RecipeError: the loss needs a reference and there is none, or one that can do more; or it needs
+            ``masks`` and there are none.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Trainer:
         reference: Reference | None = None,
         optim: OptimSettings | None = None,
         engine: Engine | None = None,
+        masks: TokenMasks | None = None,
         share_prompts: bool = True,
         on_nonfinite: str = "abort",
         start_step: int = 0,
@@ -95,6 +100,12 @@ class Trainer:
             raise RecipeError(
                 f"reference: {self.contract.name} compares with a reference, but there is none."
             )
+        if self.contract.row_stats:
+            check_rows(self.contract.name, self.contract.row_stats, policy, reference)
+        if set(LEARNED_MASKS) & set(self.contract.row_stats) and masks is None:
+            raise RecipeError(
+                f"masks: {self.contract.name} learns its token weights, but there is no module."
+            )
         self.engine = engine or Engine()
         self.policy, self.loss, self.plan, self.groups = policy, loss, plan, groups
         self.reference = reference if self.contract.needs_reference else None
@@ -102,8 +113,10 @@ class Trainer:
         self.num_steps, self.start_step, self.seed = num_steps, start_step, seed
         self.share_prompts, self.on_nonfinite = share_prompts, on_nonfinite
         self.policy.model = self.engine.prepare(policy.model)
+        self.masks = None if masks is None else masks.to(self.engine.device)
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
-        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings)
+        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
+        self.scorer = Scorer(policy, self.reference, self.contract, self.engine, self.masks)
         self.identity: float | None = None  # step-0 difference, once checked
         self.carried: dict[str, Tensor] = {}  # what the loss hands to itself in the next optimizer step
         self._to_carry: dict[str, Tensor] = {}
@@ -112,9 +125,17 @@ class Trainer:
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
 
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Everything that the optimizer changes, by name: the policy's parameters and those of the masks."""
+        masks = {} if self.masks is None else trainable(self.masks)
+        return self.parameters | {f"masks.{name}": parameter for name, parameter in masks.items()}
+
     def __iter__(self) -> Iterator[StepResult]:
         """Run the steps that are left, yielding each when its weights are in place."""
         self.policy.model.train()
+        if self.masks is not None:
+            self.masks.train()
         before = time.perf_counter()
         for step in stream(
             self.plan,
@@ -154,6 +175,8 @@ class Trainer:
         wrapped = self.policy.model
         self.policy.model = self.engine.unwrap(wrapped)
         self.policy.model.eval()
+        if self.masks is not None:
+            self.masks.eval()
         sums, totals = Sums(), plan.epoch_totals(0)
         try:
             for step in stream(
@@ -166,7 +189,8 @@ class Trainer:
             ):
                 if self.contract.is_whole_step:
                     layout = lay_out(plan, groups, step.index, self.engine)
-                    sums.merge(self._evaluate_whole(layout, step, totals), is_ghost=not self.engine.is_main)
+                    part = self._evaluate_whole(layout, step, totals)
+                    sums.merge(part, is_ghost=not self.engine.is_main)
                     continue
                 for batch in step.packs:
                     part, _ = self._forward(batch.to(self.engine.device), totals, step.index)
@@ -174,6 +198,8 @@ class Trainer:
         finally:
             self.policy.model = wrapped
             wrapped.train()
+            if self.masks is not None:
+                self.masks.train()
         names, vector = sums.vector()
         return divide(names, self.engine.sum(vector), self.units(totals))
 
@@ -182,7 +208,9 @@ class Trainer:
         self._is_first_step = step.index == 0
         sums, losses, packs = self._accumulate(step)
         self._is_first_step = False
-        norm = self.engine.clip(self.parameters.values(), self.settings.clip)
+        if self.masks is not None:
+            self.engine.average_gradients(self.masks)
+        norm = self.engine.clip(self.trained.values(), self.settings.clip)
         loss = sums.values["loss"]
         is_bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         flags = torch.stack([is_bad.to(torch.int32), *self._request_bits(norm.device)])
@@ -238,22 +266,20 @@ class Trainer:
     def _run_whole(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
         """Add the gradient of a loss that reads all units of the step at once; see ``replay``."""
 
-        def policy(at: int) -> SeqLogps:
+        def first(at: int) -> Scores:
             self._begin(step, at)
-            return self._score(packs[at].to(self.engine.device))
+            return self.scorer.both(packs[at].to(self.engine.device))
 
-        def reference(at: int) -> SeqLogps:
-            other = self._score_reference(packs[at].to(self.engine.device))
-            assert other is not None
-            return other
+        def again(at: int) -> SeqLogps:
+            self._begin(step, at)
+            return self.scorer.again(packs[at].to(self.engine.device))
 
         layout = lay_out(self.plan, self.groups, step.index, self.engine)
-        compare = reference if self.reference is not None else None
-        replay = Replay(packs, layout, self.engine, self.policy.model, policy, compare)
-        logps, others = replay.score()
-        if others is not None and self._must_check(layout.batch):
-            self._check_whole(layout, packs, logps.detach(), others)
-        part, numerator, output = self._pay(layout.batch, logps, others, step.totals, step.index)
+        replay = Replay(packs, layout, self.engine, self.policy.model, first, again)
+        policy, reference = replay.score()
+        if reference is not None and self._must_check(layout.batch):
+            self._check_whole(layout, packs, policy.detach(), reference)
+        part, numerator, output = self._pay(layout.batch, policy, reference, step.totals, step.index)
         replay.backward(numerator / self.units(step.totals))
         self._to_carry = dict(output.carried)
         sums = Sums()
@@ -262,10 +288,8 @@ class Trainer:
 
     def _evaluate_whole(self, layout: Layout, step: Step, totals: Totals) -> Sums:
         """Return the metrics of a step's units, all of them read at once."""
-        batches = [batch.to(self.engine.device) for batch in step.packs]
-        policy = layout.gather(batches, [self._score(batch) for batch in batches], self.engine)
-        others = [other for batch in batches if (other := self._score_reference(batch)) is not None]
-        reference = layout.gather(batches, others, self.engine) if others else None
+        found = [self.scorer.both(batch.to(self.engine.device)) for batch in step.packs]
+        policy, reference = layout.gather_both(step.packs, found, self.engine)
         return self._pay(layout.batch, policy, reference, totals, step.index)[0]
 
     def _begin(self, step: Step, at: int) -> None:
@@ -287,36 +311,28 @@ class Trainer:
 
     def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
-        policy, reference = self._score(batch), self._score_reference(batch)
-        sums, numerator, output = self._pay(batch, policy, reference, totals, index)
-        if reference is not None and self._must_check(batch):
-            self._check_identity(batch, policy, reference, output, self._inputs(batch, totals, index))
+        scores = self.scorer.both(batch)
+        sums, numerator, output = self._pay(batch, scores.policy, scores.reference, totals, index)
+        if scores.reference is not None and self._must_check(batch):
+            self._check_identity(batch, scores, output, self._inputs(batch, totals, index))
         return sums, numerator
-
-    def _score(self, batch: PackedBatch) -> SeqLogps:
-        with self.engine.autocast():
-            return self.policy(batch, stats=self.contract.policy_stats)
-
-    def _score_reference(self, batch: PackedBatch) -> SeqLogps | None:
-        if self.reference is None:
-            return None
-        with self.engine.autocast():
-            return self.reference(batch, stats=self.contract.reference_stats)
 
     def _pay(
         self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
     ) -> tuple[Sums, Tensor, LossOutput]:
         """Return the metrics of a batch's units, the loss numerator, and what the loss returned."""
-        structure = self.contract.structure
-        values = arrange(structure, batch, policy)
-        other = None if reference is None else arrange(structure, batch, reference)
+        values = self._arrange(batch, policy)
+        other = None if reference is None else self._arrange(batch, reference)
         output = self._loss(values, other, self._inputs(batch, totals, index))
-        numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
+        numerator = (output.loss * unit_weights(self.contract.structure, batch, output.loss)).sum()
         return pack_sums(values, output, numerator), numerator, output
 
+    def _arrange(self, batch: PackedBatch, logps: SeqLogps) -> Values:
+        return arrange(self.contract.structure, batch, logps, self.contract.roles)
+
     def _inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
-        structure, seed = self.contract.structure, _mix(self.seed, index)
-        return inputs_of(self.contract.inputs, structure, batch, totals, seed) | self.carried
+        names, seed = wanted_inputs(self.contract.inputs, batch), _mix(self.seed, index)
+        return inputs_of(names, self.contract.structure, batch, totals, seed) | self.carried
 
     def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
         if reference is None:
@@ -330,36 +346,27 @@ class Trainer:
         return self._is_first_step and self.identity is None and is_start and is_due
 
     def _check_identity(
-        self,
-        batch: PackedBatch,
-        logps: SeqLogps,
-        other: SeqLogps,
-        output: LossOutput,
-        inputs: Mapping[str, Tensor],
+        self, batch: PackedBatch, scores: Scores, output: LossOutput, inputs: Mapping[str, Tensor]
     ) -> None:
         """Compare the loss with that of equal log-probs."""
-        structure = self.contract.structure
-        policy = arrange(structure, batch, logps)
+        assert scores.reference is not None
+        policy = self._arrange(batch, scores.policy)
         if self.policy.drops:
-            policy = arrange(structure, batch, self._score_still([batch])[0])
-            output = self._loss(policy, arrange(structure, batch, other), inputs)
+            policy = self._arrange(batch, self.scorer.still(batch, scores.rows))
+            output = self._loss(policy, self._arrange(batch, scores.reference), inputs)
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss
-        self.identity = check_loss(structure, batch, output.loss.detach(), expected, self._dtype)
+        loss = output.loss.detach()
+        self.identity = check_loss(self.contract.structure, batch, loss, expected, self._dtype)
 
     def _check_whole(
         self, layout: Layout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps
     ) -> None:
         """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
         if self.policy.drops:
-            batches = [batch.to(self.engine.device) for batch in packs]
-            policy = layout.gather(batches, self._score_still(batches), self.engine)
+            still = [self.scorer.still(batch.to(self.engine.device)) for batch in packs]
+            policy = layout.gather(packs, still, self.engine)
         self.identity = check_logps(layout.batch, policy, reference, self._dtype)
-
-    def _score_still(self, batches: list[PackedBatch]) -> list[SeqLogps]:
-        """Score without dropout and outside the graph."""
-        with self.policy.evaluating():
-            return [self._score(batch) for batch in batches]
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -29,7 +29,14 @@ def whole_dpo(policy: Annotated[PairLogps, WholeStep()], reference: PairLogps) -
     return dpo(policy, reference)
 
 
-def trainer_of(loss: Any = whole_dpo, *, steps: int = 4, budget: int = 60, **changes: Any) -> Trainer:
+def trainer_of(
+    loss: Any = whole_dpo,
+    *,
+    steps: int = 4,
+    budget: int = 60,
+    policy: Policy | None = None,
+    **changes: Any,
+) -> Trainer:
     data = toy.table(24)
     options: dict[str, Any] = {
         "num_steps": steps,
@@ -37,7 +44,7 @@ def trainer_of(loss: Any = whole_dpo, *, steps: int = 4, budget: int = 60, **cha
         "optim": OptimSettings(lr=1e-2, warmup=0),
         "engine": Engine(cpu=True),
     }
-    return Trainer(toy.policy(), loss, toy.plan(data, budget=budget), data, **(options | changes))
+    return Trainer(policy or toy.policy(), loss, toy.plan(data, budget=budget), data, **(options | changes))
 
 
 class Counting(Policy):
@@ -64,10 +71,9 @@ def test_a_loss_that_needs_no_whole_step_pays_the_same_with_one() -> None:
 
 @pytest.mark.parametrize("budget", [60, 10_000])
 def test_all_packs_but_the_last_are_scored_twice(budget: int) -> None:
-    trainer = trainer_of(budget=budget, reference=toy.reference(seed=1))
     policy = Counting(toy.llama())
     policy.calls = []
-    trainer.policy = policy
+    trainer = trainer_of(budget=budget, policy=policy, reference=toy.reference(seed=1))
     step = build_step(trainer.plan, trainer.groups, 0)
     trainer._accumulate(step)
     sizes = [batch.num_tokens for batch in step.packs]
@@ -145,15 +151,15 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
     engine = Engine(cpu=True)
     usual = [result.means() for result in coupled.trainer_of("beta_dynamic", data, engine, **options)]
     trainer = coupled.trainer_of("beta_dynamic", data, engine, **options)
-    real, calls = trainer._score, []
+    real, calls = trainer.scorer.again, []
 
-    def fails(batch: PackedBatch) -> SeqLogps:
+    def fails(batch: PackedBatch, rows: Any = None) -> SeqLogps:
         calls.append(batch)
         if len(calls) in (3, 5):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return real(batch)
+        return real(batch, rows)
 
-    monkeypatch.setattr(trainer, "_score", fails)
+    monkeypatch.setattr(trainer.scorer, "again", fails)
     split = [result.means() for result in trainer]
     assert len(calls[2].row_ids) > 1 and len(calls[4].row_ids) > 1
     for found, wanted in zip(split, usual, strict=True):

@@ -25,6 +25,7 @@ from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
 from prefopt.losses.dpo_norm import dpo_norm
 from prefopt.losses.dpop import dpop
+from prefopt.losses.exo_k import exo_k
 from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.f_div import f_div
 from prefopt.losses.flex import flex
@@ -32,12 +33,18 @@ from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.kto import apo_zero_unpaired, kto
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.mapo import mapo
 from prefopt.losses.mappo import mappo, prior_scaled
+from prefopt.losses.nca_k import infonca_k, nca_k
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
+from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pro_rank import pro_rank
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
@@ -47,13 +54,20 @@ from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
 from prefopt.losses.robust import robust
+from prefopt.losses.rrhf import rrhf
 from prefopt.losses.sft import sft
 from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
 from prefopt.losses.slic import slic
 from prefopt.losses.soft_label import soft_label
+from prefopt.losses.sparse_mask import sparse_mask, sparse_mask_independent
 from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.sppo_k import sppo_k
+from prefopt.losses.suffix_from_divergence import suffix_from_divergence
+from prefopt.losses.tdpo import tdpo
+from prefopt.losses.token_weighted import token_weighted
+from prefopt.losses.tree import tree
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
@@ -106,6 +120,20 @@ LOSSES: dict[str, Loss] = {
     "sppo": sppo,
     "sppo_hard": sppo_hard,
     "cal_dpo": cal_dpo,
+    "joint_prompt": joint_prompt,
+    "prompt_contrast": prompt_contrast,
+    "plackett_luce": plackett_luce,
+    "pro_rank": pro_rank,
+    "rrhf": rrhf,
+    "infonca_k": infonca_k,
+    "nca_k": nca_k,
+    "exo_k": exo_k,
+    "tree": tree,
+    "sppo_k": sppo_k,
+    "tdpo": tdpo,
+    "mapo": mapo,
+    "sparse_mask": sparse_mask,
+    "sparse_mask_independent": sparse_mask_independent,
 }
 """The losses a recipe can name."""
 
@@ -117,6 +145,8 @@ TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "weighted": weighted,
     "reward_gap_weight": reward_gap_weight,
     "with_rationale": with_rationale,
+    "token_weighted": token_weighted,
+    "suffix_from_divergence": suffix_from_divergence,
     "multi_ref": multi_ref,
     "momentum_ref": momentum_ref,
     "spo_sequential": spo_sequential,
@@ -149,6 +179,7 @@ __all__ = [
     "dpo",
     "dpo_norm",
     "dpop",
+    "exo_k",
     "exo_pref",
     "exo_rw",
     "f_div",
@@ -156,18 +187,25 @@ __all__ = [
     "focal",
     "focal_hard",
     "hinge",
+    "infonca_k",
     "ipo",
+    "joint_prompt",
     "kto",
     "ld_dpo",
     "length_desensitized",
+    "mapo",
     "mappo",
     "mixed",
     "momentum_ref",
     "multi_ref",
+    "nca_k",
     "nca_pair",
     "offset",
     "orpo",
+    "plackett_luce",
     "prior_scaled",
+    "pro_rank",
+    "prompt_contrast",
     "rationale",
     "rdpo_length",
     "ref_scale",
@@ -176,16 +214,24 @@ __all__ = [
     "reward_aware",
     "reward_gap_weight",
     "robust",
+    "rrhf",
     "settings_of",
     "sft",
     "sgdpo",
     "simpo",
     "slic",
     "soft_label",
+    "sparse_mask",
+    "sparse_mask_independent",
     "spo_selfsup",
     "spo_sequential",
     "sppo",
     "sppo_hard",
+    "sppo_k",
+    "suffix_from_divergence",
+    "tdpo",
+    "token_weighted",
+    "tree",
     "triple",
     "weighted",
     "with_nll",

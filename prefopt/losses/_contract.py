@@ -21,10 +21,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from prefopt.errors import RecipeError
 from prefopt.types import (
     INPUTS,
+    MASK_STATS,
+    OTHER_REFERENCES,
+    PAIRED_STATS,
+    STATS,
     Carried,
     ListLogps,
     LossOutput,
     PairLogps,
+    Prompts,
     Range,
     Roles,
     SeqLogps,
@@ -44,8 +49,22 @@ STRUCTURES: dict[type, str] = {
 }
 """The kind of unit a loss pays for, by the type of its first parameter."""
 
+_STRUCTURES_OF = {
+    "[P]": ("pairs",),
+    "int64 [P]": ("pairs",),
+    "[S]": ("sides", "lists"),
+    "[]": ("pairs", "responses", "sides"),
+}
+"""Which structures have an input of a shape; any other shape fits all."""
+
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
+
+RESUMMING = ("length_desensitized", "token_weighted", "suffix_from_divergence")
+"""The transforms that add up an answer's tokens anew; of two of them, one would undo the other."""
+
+COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
+"""The transforms that compare with several references at once, whose hidden states are not at hand."""
 
 _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -128,8 +147,8 @@ class LossContract:
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
     transforms the loss contains, ``refuses`` those it cannot take, ``roles`` the responses it needs
-    besides the answers, ``carried`` the parameters through which it hands values to itself in the next
-    optimizer step.
+    besides the answers, ``prompts`` whether a pair's answers may reply to different prompts, ``carried``
+    the parameters through which it hands values to itself in the next optimizer step.
     """
 
     name: str
@@ -145,8 +164,14 @@ class LossContract:
     applies: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
+
+    @property
+    def row_stats(self) -> tuple[str, ...]:
+        """The statistics for which a live reference must hand over its hidden states."""
+        return tuple(name for name in self.policy_stats if name in (*PAIRED_STATS, *MASK_STATS))
 
 
 @lru_cache(maxsize=256)
@@ -174,6 +199,7 @@ def contract_of(loss: Loss) -> LossContract:
     is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
+    _check_stats(name, positional)
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -181,7 +207,7 @@ def contract_of(loss: Loss) -> LossContract:
         needs_reference=len(positional) == 2,
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
-        inputs={p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS},
+        inputs=_inputs(name, structure, keyword),
         settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=formula,
@@ -189,9 +215,32 @@ def contract_of(loss: Loss) -> LossContract:
         applies=_marked(positional[0], Applies, "transforms"),
         refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
+        prompts=_marked(positional[0], Prompts, "names"),
         is_whole_step=is_whole_step,
         carried=carried,
     )
+
+
+def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str, bool]:
+    """Return the inputs that a signature names, and whether it requires each."""
+    inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
+    for given in inputs:
+        shape = INPUTS[given].shape
+        if structure not in _STRUCTURES_OF.get(shape, (structure,)):
+            raise TypeError(
+                f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
+            )
+    return inputs
+
+
+def _check_stats(name: str, positional: list[Parameter]) -> None:
+    """Refuse statistics that nobody could supply."""
+    for stat in stats_of(positional[0]):
+        if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
+            raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
+    for stat in stats_of(positional[1]) if len(positional) == 2 else ():
+        if stat not in (*STATS, *OTHER_REFERENCES):
+            raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

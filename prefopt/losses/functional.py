@@ -8,7 +8,7 @@ Losses that weigh single tokens, average statistics of them or read further answ
 are not enough. Build ``PairLogps.from_concatenated(logps, mask)`` (or ``SeqLogps.from_padded`` for
 ``sft``) from your per-token log-probs and call ``prefopt.losses.ld_dpo(policy, reference).loss``
 instead; ``wpo`` also needs ``log_sum_p2=`` beside the log-probs. The same values take transforms:
-``f_div(dpo, divergence="js")(policy, reference).loss``.
+``f_div(dpo, divergence="js")(policy, reference).loss``. Losses over lists take a ``ListLogps``.
 
 ``aot_loss`` matches quantiles over all pairs it is given, so give it all of the optimizer step.
 """
@@ -35,10 +35,12 @@ from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.mappo import mappo
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
 from prefopt.losses.reverse import reverse
@@ -74,6 +76,8 @@ offset_loss = on_sums(offset)
 reverse_loss = on_sums(reverse)
 soft_label_loss = on_sums(soft_label)
 spo_selfsup_loss = on_sums(spo_selfsup)
+joint_prompt_loss = on_sums(joint_prompt)
+prompt_contrast_loss = on_sums(prompt_contrast)
 aot_loss = on_sums(aot)
 
 dpo_norm_loss = on_sums_and_lengths(dpo_norm)
@@ -88,6 +92,8 @@ cpo_loss = on_policy_sums_and_lengths(cpo)
 orpo_loss = on_policy_sums_and_lengths(orpo)
 alphapo_loss = on_policy_sums_and_lengths(alphapo)
 
+LISTS = ("plackett_luce", "pro_rank", "rrhf", "infonca_k", "nca_k", "exo_k", "tree", "sppo_k")
+
 _INSTEAD = {
     "wpo_loss": "It averages per-token values. Build PairLogps.from_concatenated(logps, mask, log_sum_p2=...) "
     "from [2 P, T] tensors and call prefopt.losses.wpo(policy, reference).",
@@ -99,6 +105,15 @@ _INSTEAD = {
     "SeqLogps.from_padded(logps, mask), and call prefopt.losses.triple(policy).",
     "rationale_loss": "It reads a third answer. Build PairLogps(chosen, rejected, {'rationale': text}), each "
     "from SeqLogps.from_padded(logps, mask), and call prefopt.losses.rationale(policy, reference).",
+    "tdpo_loss": "It reads a divergence per token. Build PairLogps.from_concatenated(logps, mask, kl=...) from "
+    "[2 P, T] tensors, kl by prefopt.kernels.token_kl, and call prefopt.losses.tdpo(policy, reference).",
+    "mapo_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., activation=...) from "
+    "[2 P, T] tensors and call prefopt.losses.mapo(policy, reference).",
+    "sparse_mask_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., "
+    "reward_mask=...) from [2 P, T] tensors and call prefopt.losses.sparse_mask(policy, reference).",
+    "sparse_mask_independent_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., "
+    "reward_mask=..., kl_mask=...) from [2 P, T] tensors and call "
+    "prefopt.losses.sparse_mask_independent(policy, reference).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
     "relative_loss": "It compares prompts. Build PairLogps.from_concatenated(logps, mask) from all 2 P rows of the "
@@ -113,6 +128,11 @@ _INSTEAD = {
         f"{name}_loss": "It learns from single answers. Build SideLogps(SeqLogps.from_padded(logps, mask), "
         f"is_desirable) from [S, T] per-token log-probs and call prefopt.losses.{name}(policy, reference)."
         for name in ("aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
+    },
+    **{
+        f"{name}_loss": "It compares whole lists. Build ListLogps(SeqLogps.from_padded(logps, mask), group_sizes) from "
+        f"[S, T] per-token log-probs and call prefopt.losses.{name}(policy, ..., answer_score=scores)."
+        for name in LISTS
     },
     "cdpo_loss": "Call dpo_loss with label_smoothing above 0.",
 }

@@ -35,19 +35,29 @@ from prefopt.losses import (
     cpo,
     dpo,
     dpop,
+    exo_k,
+    exo_pref,
+    exo_rw,
     f_div,
     flex,
     focal,
     focal_hard,
     hinge,
+    infonca_k,
     ipo,
+    joint_prompt,
     kto,
     ld_dpo,
     length_desensitized,
+    mapo,
     mappo,
     mixed,
+    nca_k,
+    nca_pair,
     offset,
+    plackett_luce,
     prior_scaled,
+    prompt_contrast,
     rationale,
     rdpo_length,
     ref_scale,
@@ -59,9 +69,15 @@ from prefopt.losses import (
     settings_of,
     simpo,
     soft_label,
+    sparse_mask,
+    sparse_mask_independent,
     spo_selfsup,
     sppo,
     sppo_hard,
+    sppo_k,
+    suffix_from_divergence,
+    tdpo,
+    token_weighted,
     triple,
     weighted,
     with_nll,
@@ -70,12 +86,24 @@ from prefopt.losses import (
 )
 from prefopt.losses._contract import Loss, Setting
 from prefopt.losses._terms import recording_stops, replaying_stops
-from prefopt.types import OTHER_REFERENCES, STATS, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import (
+    OTHER_REFERENCES,
+    STATS,
+    TOKEN_STATS,
+    ListLogps,
+    LossOutput,
+    PairLogps,
+    SeqLogps,
+    SideLogps,
+)
 
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
 REJECTED_LENGTHS = (2, 5, 4, 1, 3)
 OTHER_LENGTHS = (4, 2, 1, 3, 5)
+GROUP_SIZES = (2, 4, 3, 2, 3)
+LIST_LENGTHS = (3, 1, 2, 5, 1, 4, 2, 2, 6, 1, 3, 4, 1, 2)
+LIST_SCORES = (0.2, 0.9, 1.3, -0.4, 0.6, 0.1, -0.7, 0.8, 1.1, 0.3, 0.5, -0.1, 0.4, 1.5)
 
 
 def off_default(setting: Setting) -> list:
@@ -165,9 +193,14 @@ every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
 
 def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed: int) -> SeqLogps:
     generator = torch.Generator().manual_seed(seed)
-    known = (*STATS, *OTHER_REFERENCES)
+    known = (*STATS, *OTHER_REFERENCES, *TOKEN_STATS[len(STATS) :])
     values = torch.rand(1 + len(known), sum(lengths), generator=generator, dtype=torch.float64).to(dtype)
-    kept = {name: -values[1 + i] for i, name in enumerate(known) if name in stats}
+    kept = {}
+    for name, value in zip(known, values[1:], strict=True):
+        if name in stats:
+            kept[name] = -value if name in (*STATS, *OTHER_REFERENCES) else value
+    if "token_id" in stats:
+        kept["token_id"] = (kept["token_id"] < 0.5).long()  # two ids, so that some answers begin alike
     return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
 
 
@@ -179,6 +212,8 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, r
         return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
     if structure == "sides":
         return SideLogps(chosen, torch.tensor([True, False, True, True, False]), others)
+    if structure == "lists":
+        return ListLogps(draw(LIST_LENGTHS, stats, dtype, seed), GROUP_SIZES)
     assert structure == "responses", f"the battery cannot draw {structure} yet"
     return chosen
 
@@ -196,16 +231,20 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
         "pair_margin": torch.linspace(0.0, 1.0, NUM_UNITS, dtype=dtype),
         "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
         "pair_seed": torch.arange(NUM_UNITS) + 1,
-        "answer_score": torch.linspace(1.5, -0.5, NUM_UNITS, dtype=dtype),
+        "answer_score": torch.tensor(LIST_SCORES, dtype=dtype),
         "prompt_embedding": torch.linspace(-1.0, 2.0, 3 * NUM_UNITS, dtype=dtype).view(NUM_UNITS, 3).sin(),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
+    if contract.structure != "lists":
+        inputs["answer_score"] = inputs["answer_score"][:NUM_UNITS]
     return given | {name: inputs[name] for name in contract.inputs}
 
 
 def sides_of(value) -> list[SeqLogps]:
     if isinstance(value, PairLogps):
         return [value.chosen, value.rejected, *value.others.values()]
+    if isinstance(value, ListLogps):
+        return [value.answers]
     return [value.answers, *value.others.values()] if isinstance(value, SideLogps) else [value]
 
 
@@ -215,7 +254,7 @@ def with_sides(value, sides: Sequence[SeqLogps]):
     if isinstance(value, SideLogps):
         others = dict(zip(value.others, sides[1:], strict=True))
         return replace(value, answers=sides[0], others=others)
-    return sides[0]
+    return replace(value, answers=sides[0]) if isinstance(value, ListLogps) else sides[0]
 
 
 def leaves(given: dict) -> list[Tensor]:
@@ -225,8 +264,12 @@ def leaves(given: dict) -> list[Tensor]:
         if isinstance(value, Tensor):
             found += [value] if value.is_floating_point() else []
         else:
-            found += [t for side in sides_of(value) for t in (side.tokens, *side.stats.values())]
+            found += [t for side in sides_of(value) for t in (side.tokens, *_floats(side).values())]
     return found
+
+
+def _floats(side: SeqLogps) -> dict[str, Tensor]:
+    return {name: value for name, value in side.stats.items() if value.is_floating_point()}
 
 
 def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
@@ -240,7 +283,8 @@ def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
         sides = []
         for side in sides_of(value):
             tokens = next(remaining)
-            sides.append(replace(side, tokens=tokens, stats={k: next(remaining) for k in side.stats}))
+            moved = {k: next(remaining) for k in _floats(side)}
+            sides.append(replace(side, tokens=tokens, stats={**side.stats, **moved}))
         rebuilt[name] = with_sides(value, sides)
     return rebuilt
 
@@ -285,6 +329,14 @@ def test_only_the_loss_carries_a_gradient(loss):
         assert value.requires_grad == (name == "loss"), name
 
 
+def answer_order(order: Sequence[int], count: int) -> list[int]:
+    """Return the order of ``count`` answers when units are moved: the units' own, or that of whole groups."""
+    if count == NUM_UNITS:
+        return list(order)
+    starts = [sum(GROUP_SIZES[:group]) for group in range(NUM_UNITS)]
+    return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
+
+
 @every_case
 def test_units_permute_with_their_inputs(loss):
     order = [3, 0, 4, 1, 2]
@@ -292,7 +344,11 @@ def test_units_permute_with_their_inputs(loss):
     moved = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
-            moved[name] = value[order] if value.dim() else value
+            moved[name] = value[answer_order(order, len(value))] if value.dim() else value
+            continue
+        if isinstance(value, ListLogps):
+            answers = value.answers.take(answer_order(order, len(value.answers)))
+            moved[name] = ListLogps(answers, tuple(GROUP_SIZES[group] for group in order))
             continue
         moved[name] = with_sides(value, [side.take(order) for side in sides_of(value)])
         if isinstance(value, SideLogps):
@@ -323,13 +379,19 @@ def test_what_it_carries_is_named_in_its_signature_and_counts_in_the_next_step(n
 @every_case
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_finite_at_margins_of_ten_thousand_in_float32(loss, sign):
-    """Every token of one side gets 1e4 / beta nats, so sums and means alike reach a margin of +-1e4 at least."""
+    """Every token of one side gets 1e4 / beta nats, so sums and means alike reach a margin of +-1e4 at least.
+
+    In a list every second answer is pushed.
+    """
     given = arguments(loss, torch.float32)
     setting = contract_of(loss).settings.get("beta")
     nats = -1e4 / (setting.default if setting else 0.01)
     sides = sides_of(given["policy"])
     far = sides[min(1, len(sides) - 1)] if sign > 0 else sides[0]
     pushed = [replace(s, tokens=torch.full_like(s.tokens, nats)) if s is far else s for s in sides]
+    if isinstance(given["policy"], ListLogps):
+        far = sides[0].sequence_of % 2 == (sign > 0)
+        pushed = [replace(sides[0], tokens=torch.where(far, nats, sides[0].tokens))]
     given["policy"] = with_sides(given["policy"], pushed)
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
     output = loss(**with_leaves(given, inputs))
@@ -349,7 +411,7 @@ def test_stats_it_does_not_ask_for_do_not_matter(loss):
     for name in asked.keys() & given.keys():
         sides = []
         for side in sides_of(given[name]):
-            poison = {s: torch.full_like(side.tokens, math.nan) for s in STATS if s not in asked[name]}
+            poison = {s: torch.full_like(side.tokens, math.nan) for s in TOKEN_STATS if s not in asked[name]}
             sides.append(replace(side, stats={**side.stats, **poison}))
         poisoned[name] = with_sides(given[name], sides)
     clean, dirty = tensors_of(loss(**given)), tensors_of(loss(**poisoned))
@@ -359,7 +421,7 @@ def test_stats_it_does_not_ask_for_do_not_matter(loss):
 
 @every_case
 def test_what_it_asks_for_matters(loss):
-    """Each tensor that the contract names changes the loss or a metric when it changes.
+    """Each tensor that the contract names changes the loss or a metric when it changes; scores change places.
 
     Roles are asked of the policy, stats of its answers; what the reference and the other responses have of
     both comes along, needed or not.
@@ -374,8 +436,10 @@ def test_what_it_asks_for_matters(loss):
     for index, leaf in enumerate(leaves(given)):
         if id(leaf) in optional:
             continue
+        # up and down, as a loss may be clamped on one side
+        changes = (-leaf,) if leaf is given.get("answer_score") else (leaf * 1.5 - 0.01, leaf * 0.5)
         afters = []
-        for change in (leaf * 1.5 - 0.01, leaf * 0.5):  # up and down, as a loss may be clamped on one side
+        for change in changes:
             changed = leaves(given)
             changed[index] = change
             afters.append(tensors_of(loss(**with_leaves(given, changed))))
@@ -453,6 +517,54 @@ def right_in_three_of_four(given: dict) -> dict:
     return {**given, "soft_label": torch.full((NUM_UNITS,), 0.75, dtype=torch.float64)}
 
 
+def chosen_scores_more(given: dict) -> dict:
+    return {**given, "rejected_score": given["chosen_score"] - 0.3}
+
+
+def on_pairs(loss: Loss) -> Loss:
+    """Hand every pair to a loss over lists, as a group of two."""
+
+    def lists_of(pair: PairLogps) -> ListLogps:
+        sides = (pair.chosen, pair.rejected)
+        both = SeqLogps(torch.cat([s.tokens for s in sides]), sides[0].lengths + sides[1].lengths)
+        order = [index + side * len(pair) for index in range(len(pair)) for side in (0, 1)]
+        return ListLogps(both.take(order), (2,) * len(pair))
+
+    def pay(
+        policy: PairLogps, reference: PairLogps, *, chosen_score: Tensor, rejected_score: Tensor
+    ) -> LossOutput:
+        scores = torch.stack([chosen_score, rejected_score], dim=1).flatten()
+        return loss(lists_of(policy), lists_of(reference), answer_score=scores)
+
+    return pay
+
+
+def counting_all(given: dict) -> dict:
+    """Give every token the weight 1, by whatever name."""
+    names = ("weight", "activation", "reward_mask", "kl_mask")
+    sides = [
+        side.with_stats({name: torch.ones_like(side.tokens) for name in names if name in side.stats})
+        for side in sides_of(given["policy"])
+    ]
+    return {**given, "policy": with_sides(given["policy"], sides)}
+
+
+def together(given: dict) -> dict:
+    """Put the policy's whole distribution on the reference's."""
+    sides = [side.with_stats({"kl": torch.zeros_like(side.tokens)}) for side in sides_of(given["policy"])]
+    return {**given, "policy": with_sides(given["policy"], sides)}
+
+
+def parting_at_once(given: dict) -> dict:
+    """Let every pair's answers differ from the first token on."""
+    pair = given["policy"]
+    sides = [
+        side.with_stats({"token_id": torch.full_like(side.stats["token_id"], i)})
+        for i, side in enumerate(sides_of(pair))
+    ]
+    return {**given, "policy": with_sides(pair, sides)}
+
+
 def as_drawn(given: dict) -> dict:
     return given
 
@@ -477,6 +589,14 @@ REDUCES_TO = {
         as_drawn,
     ),
     "kto without drift": (kto, apo_zero_unpaired, undrifted),
+    "joint_prompt": (joint_prompt, dpo, as_drawn),
+    "prompt_contrast": (prompt_contrast, dpo, as_drawn),
+    "plackett_luce of two": (on_pairs(plackett_luce), dpo, certain),
+    "infonca_k of two, one of them wanted": (on_pairs(bound(infonca_k, beta=0.1, tau=1e-3)), dpo, certain),
+    "nca_k of two, one of them wanted": (on_pairs(bound(nca_k, tau=1e-3)), nca_pair, certain),
+    "exo_k of two": (on_pairs(exo_k), exo_rw, chosen_scores_more),
+    "exo_k preference of two": (on_pairs(bound(exo_k, target="preference")), exo_pref, certain),
+    "sppo_k of two": (on_pairs(sppo_k), sppo, chosen_scores_more),
     "f_div reverse_kl of dpo": (f_div(dpo, divergence="reverse_kl"), dpo, as_drawn),
     "f_div reverse_kl of ipo": (f_div(ipo, divergence="reverse_kl"), ipo, as_drawn),
     "f_div alpha to 0 of dpo": (f_div(dpo, alpha=1e-15), dpo, as_drawn),
@@ -517,6 +637,21 @@ REDUCES_TO = {
     ),
     "reward_gap_weight of wide gaps": (reward_gap_weight(dpo, scale=1e3), dpo, certain),
     "with_nll alpha=0": (with_nll(dpo, alpha=0.0), dpo, as_drawn),
+    "tdpo without divergence": (bound(tdpo, beta=0.1), dpo, together),
+    "tdpo1 without divergence": (bound(tdpo, variant="tdpo1"), dpo, together),
+    "tdpo alpha=0": (bound(tdpo, alpha=0.0), dpo, together),
+    "mapo counting every token": (mapo, bound(tdpo, variant="tdpo1"), counting_all),
+    "sparse_mask of ones": (bound(sparse_mask, l1=0.0), bound(tdpo, variant="tdpo1"), counting_all),
+    "independent masks of ones": (
+        bound(sparse_mask_independent, l1=0.0),
+        bound(tdpo, variant="tdpo1"),
+        counting_all,
+    ),
+    "token_weighted by ones of dpo": (token_weighted(dpo), dpo, counting_all),
+    "token_weighted by ones of simpo": (token_weighted(simpo), simpo, counting_all),
+    "token_weighted by ones of tdpo": (token_weighted(tdpo), tdpo, counting_all),
+    "suffix from the first token of ipo": (suffix_from_divergence(ipo), ipo, parting_at_once),
+    "suffix from the first token of tdpo": (suffix_from_divergence(tdpo), tdpo, parting_at_once),
     "mixed of one": (mixed([dpo], [1.0]), dpo, as_drawn),
     "mixed of two halves": (mixed([bound(dpo, **defaults(dpo))] * 2, [0.5, 0.5]), dpo, as_drawn),
 }
@@ -530,12 +665,15 @@ def test_degenerate_setting_equals_the_simpler_loss(special, general, prepare):
     given = prepare(given)
     logps = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(logps)]
+    names = [n for value in logps.values() for side in sides_of(value) for n in ("tokens", *_floats(side))]
     results = []
     for loss in (special, general):
         all_given = given | with_leaves(logps, inputs)
         output = loss(**{k: v for k, v in all_given.items() if k in signature(loss).parameters})
         results.append([output.loss, output.chosen_reward, output.rejected_reward])
-        # what a loss does not read has a gradient of zero
-        results[-1] += torch.autograd.grad(output.loss.sum(), inputs, materialize_grads=True)
+        # what a loss does not read has a gradient of zero; what only the special one reads cannot be compared
+        found = torch.autograd.grad(output.loss.sum(), inputs, materialize_grads=True)
+        shared = ("tokens", *contract_of(general).policy_stats)
+        results[-1] += [grad for grad, name in zip(found, names, strict=True) if name in shared]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-14, atol=0.0)  # a few roundings of float64
