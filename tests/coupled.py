@@ -9,6 +9,7 @@ import numpy as np
 import toy
 
 from prefopt.build_loss import build_loss
+from prefopt.data.mismatched import add_mismatched
 from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
 from prefopt.optim import OptimSettings
@@ -34,12 +35,18 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "name": "mixed",
         "of": [{"name": "dpo", "weight": 0.5}, {"name": "bco", "beta": 0.3, "with": [{"name": "with_nll"}]}],
     },
+    "kto": {"name": "kto", "beta": 0.3, "undesirable_weight": 1.3},
+    "aot_unpaired": {"name": "aot_unpaired", "beta": 0.3},
+    "bco_unpaired": {"name": "bco_unpaired", "beta": 0.2},
 }
 """Loss blocks by the name of their case."""
 
+SIDES = ("kto", "aot_unpaired", "bco_unpaired")
+"""Cases that learn from labelled answers."""
+
 SPLITS = [
     *((case, "even") for case in BLOCKS),
-    *((case, "ghost") for case in ("aot", "bco")),
+    *((case, "ghost") for case in ("aot", "kto")),
     *((case, "sharded") for case in ("aot, weighted, with nll", "beta_dynamic")),
 ]
 """How cases are spread over two ranks: with equal work, with nothing but a ghost on one, with FSDP2."""
@@ -58,6 +65,22 @@ def rows(count: int = 24, answers: int = 2, seed: int = 0) -> list[TokenizedGrou
     ]
 
 
+def sides(count: int = 16, seed: int = 0) -> list[TokenizedGroup]:
+    """Draw groups of one or two labelled answers, more of them desirable, and as many to other prompts."""
+    drawn = [
+        replace(group, preferences=(), labels=(True, False))
+        if row % 2
+        else replace(group, preferences=(), labels=(True,), responses=group.responses[:1], prompt_of=(0,))
+        for row, group in enumerate(toy.groups(count, seed))
+    ]
+    return add_mismatched(drawn, None)
+
+
+def rows_of(case: str, count: int = 24) -> list[TokenizedGroup]:
+    """Draw about ``count`` units of the kind that a case learns from."""
+    return sides(2 * count // 3) if case in SIDES else rows(count)
+
+
 def trainer_of(
     case: str,
     data: list[TokenizedGroup],
@@ -70,7 +93,8 @@ def trainer_of(
 ) -> Trainer:
     """Build a trainer for one case whose policy and reference differ."""
     loss = build_loss(BLOCKS[case])
-    plan = Plan.of(data, units_per_step=per_step, tokens_per_batch=budget, world=engine.world)
+    unit = loss.contract.structure
+    plan = Plan.of(data, units_per_step=per_step, tokens_per_batch=budget, world=engine.world, unit=unit)
     options: dict[str, Any] = {
         "num_steps": steps,
         "reference": toy.reference(seed=1) if loss.contract.needs_reference else None,

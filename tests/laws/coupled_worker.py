@@ -19,7 +19,7 @@ from prefopt.sharding import whole
 
 def record(case: str, engine: Any, per_step: int) -> dict[str, Tensor]:
     """Return all numbers of the gradient of step 0 and then of two steps and an evaluation."""
-    data = coupled.rows(16)
+    data = coupled.rows_of(case, 16)
     trainer = coupled.trainer_of(case, data, engine, budget=40, per_step=per_step, steps=2)
     sums, _, packs = trainer._accumulate(build_step(trainer.plan, data, 0, rank=engine.rank))
     out = {"packs": torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])}

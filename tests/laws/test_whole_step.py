@@ -72,7 +72,7 @@ def directly(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
 
 @every_case
 def test_any_number_of_packs_gives_the_gradient_of_one_graph(case: str, engine: Engine) -> None:
-    data = coupled.rows(24)
+    data = coupled.rows_of(case)
     value, wanted = directly(coupled.trainer_of(case, data, engine))
     counts = []
     for budget in (10_000, 150, 40):
@@ -145,7 +145,7 @@ def test_gradients_of_statistics_are_replayed_too(engine: Engine) -> None:
 @every_case
 def test_the_gradient_is_that_of_finite_differences(case: str, engine: Engine) -> None:
     """Two random directions in weight space, with what the loss stops held still, good to 1e-6."""
-    data = coupled.rows(10, seed=3)
+    data = coupled.rows_of(case, 10)
     trainer = coupled.trainer_of(case, data, engine, budget=60, per_step=10)
     _, grads, packs = accumulate(trainer)
     assert packs > 2
@@ -154,7 +154,9 @@ def test_the_gradient_is_that_of_finite_differences(case: str, engine: Engine) -
 
     @torch.no_grad()
     def objective() -> float:
-        return trainer._evaluate_whole(layout, step, step.totals).values["loss"].item() / 10
+        return trainer._evaluate_whole(layout, step, step.totals).values["loss"].item() / trainer.units(
+            step.totals
+        )
 
     with recording_stops() as stopped:
         objective()
