@@ -221,6 +221,8 @@ class _Run:
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
             load_state_tensors(self.trainer.optimizer, self.trainer.trained, flat)
+            carried = resume.load_carried(saved, self.loss.contract)
+            self.trainer.carried = {name: value.to(self.engine.device) for name, value in carried.items()}
             if isinstance(reference, MovingReference):
                 moved = load_file(str(saved / "reference.safetensors"))
                 reference.load_state(moved, self.trainer.parameters)
@@ -378,6 +380,8 @@ class _Run:
             save_file(optimizer, str(folder / "optimizer.safetensors"))
             if self.trainer.masks is not None:
                 save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
+            if self.loss.contract.carried:
+                save_file(self.trainer.carried, str(folder / resume.CARRIED))
             if isinstance(self.trainer.reference, MovingReference):
                 moved = self.trainer.reference.state(self.trainer.parameters)
                 save_file(moved, str(folder / "reference.safetensors"))
