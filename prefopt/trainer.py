@@ -248,8 +248,9 @@ class Trainer:
             if self.reference is not None:
                 other = self.reference(batch, stats=self.contract.reference_stats)
         structure = self.contract.structure
-        values = arrange(structure, batch, logps)
-        reference = None if other is None else arrange(structure, batch, other)
+        roles = self.contract.roles
+        values = arrange(structure, batch, logps, roles)
+        reference = None if other is None else arrange(structure, batch, other, roles)
         seed = _mix(self.seed, index)
         inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
         output = self._loss(values, reference, inputs)
@@ -281,7 +282,7 @@ class Trainer:
         if self.policy.drops:
             with self.policy.evaluating(), self.engine.autocast():
                 logps = self.policy(batch, stats=self.contract.policy_stats)
-                policy = arrange(self.contract.structure, batch, logps)
+                policy = arrange(self.contract.structure, batch, logps, self.contract.roles)
                 output = self._loss(policy, reference, inputs)
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss

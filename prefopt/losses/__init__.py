@@ -21,6 +21,7 @@ from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
 from prefopt.losses.dpo_norm import dpo_norm
 from prefopt.losses.dpop import dpop
+from prefopt.losses.exo_k import exo_k
 from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.f_div import f_div
 from prefopt.losses.flex import flex
@@ -28,11 +29,16 @@ from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.ld_dpo import ld_dpo
 from prefopt.losses.mappo import mappo, prior_scaled
+from prefopt.losses.nca_k import infonca_k, nca_k
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
+from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pro_rank import pro_rank
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
@@ -41,6 +47,7 @@ from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
 from prefopt.losses.robust import robust
+from prefopt.losses.rrhf import rrhf
 from prefopt.losses.sft import sft
 from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
@@ -48,6 +55,8 @@ from prefopt.losses.slic import slic
 from prefopt.losses.soft_label import soft_label
 from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.sppo_k import sppo_k
+from prefopt.losses.tree import tree
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
@@ -91,6 +100,16 @@ LOSSES: dict[str, Loss] = {
     "sppo": sppo,
     "sppo_hard": sppo_hard,
     "cal_dpo": cal_dpo,
+    "joint_prompt": joint_prompt,
+    "prompt_contrast": prompt_contrast,
+    "plackett_luce": plackett_luce,
+    "pro_rank": pro_rank,
+    "rrhf": rrhf,
+    "infonca_k": infonca_k,
+    "nca_k": nca_k,
+    "exo_k": exo_k,
+    "tree": tree,
+    "sppo_k": sppo_k,
 }
 """The losses a recipe can name."""
 
@@ -127,6 +146,7 @@ __all__ = [
     "dpo",
     "dpo_norm",
     "dpop",
+    "exo_k",
     "exo_pref",
     "exo_rw",
     "f_div",
@@ -134,17 +154,23 @@ __all__ = [
     "focal",
     "focal_hard",
     "hinge",
+    "infonca_k",
     "ipo",
+    "joint_prompt",
     "ld_dpo",
     "length_desensitized",
     "mappo",
     "mixed",
     "momentum_ref",
     "multi_ref",
+    "nca_k",
     "nca_pair",
     "offset",
     "orpo",
+    "plackett_luce",
     "prior_scaled",
+    "pro_rank",
+    "prompt_contrast",
     "rationale",
     "rdpo_length",
     "ref_scale",
@@ -152,6 +178,7 @@ __all__ = [
     "reward_aware",
     "reward_gap_weight",
     "robust",
+    "rrhf",
     "settings_of",
     "sft",
     "sgdpo",
@@ -162,6 +189,8 @@ __all__ = [
     "spo_sequential",
     "sppo",
     "sppo_hard",
+    "sppo_k",
+    "tree",
     "triple",
     "weighted",
     "with_nll",
