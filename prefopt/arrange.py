@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.ragged import on_device
-from prefopt.types import ROLES, ListLogps, PackedBatch, PairLogps, SeqLogps, SideLogps, Totals
+from prefopt.types import BATCH_STATS, ROLES, ListLogps, PackedBatch, PairLogps, SeqLogps, SideLogps, Totals
 
 Values = PairLogps | SideLogps | ListLogps | SeqLogps
 
@@ -59,6 +59,21 @@ def arrange(structure: str, batch: PackedBatch, logps: SeqLogps, roles: Sequence
         case "responses":
             return logps.take(answers)
     raise AssertionError(f"no loss has the structure {structure}")
+
+
+def batch_stats(names: Iterable[str], batch: PackedBatch) -> dict[str, Tensor]:
+    """Return those of ``types.BATCH_STATS`` that are among ``names``, each [M]."""
+    found = {}
+    for name in BATCH_STATS:
+        if name in names:
+            found[name] = batch.target_ids if name == "token_id" else _token_weights(batch)
+    return found
+
+
+def _token_weights(batch: PackedBatch) -> Tensor:
+    if batch.token_weights is not None:
+        return batch.token_weights
+    return torch.ones(batch.target_ids.shape, dtype=torch.float32, device=batch.target_ids.device)
 
 
 def num_units(structure: str, totals: Totals) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,10 +26,10 @@ from prefopt.distributed import Engine
 from prefopt.errors import RecipeError
 from prefopt.losses import LossContract
 from prefopt.optim import OptimSettings
-from prefopt.recipe import DataSource, MovingReference, Recipe, parse_recipe
-from prefopt.reference import Reference, fill_cache, own_stats
+from prefopt.recipe import DataSource, MovingReference, Optim, Recipe, ReferenceModel, parse_recipe
+from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.strict_yaml import dump_yaml
-from prefopt.types import OTHER_REFERENCES
+from prefopt.types import LEARNED_MASKS, OTHER_REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,18 @@ def loss_of(recipe: Recipe) -> BoundLoss:
                 f"Leave the line out for the start weights, or name one."
             )
         )
+    changed = _changed(recipe.optim, ("mask_lr", "mask_weight_decay"))
+    if changed and not set(LEARNED_MASKS) & set(loss.contract.row_stats):
+        raise recipe.located(
+            RecipeError(
+                f"optim.{changed[0]}: {loss.contract.name} learns no token weights, so it has no effect. Take the "
+                f"line out."
+            )
+        )
+    is_cached = reference == "cached" or (isinstance(reference, ReferenceModel) and reference.cached)
+    if loss.contract.row_stats and (is_cached or isinstance(reference, tuple)):
+        message = needs_live_reference(loss.contract.name, loss.contract.row_stats)
+        raise recipe.located(RecipeError(message))
     return loss
 
 
@@ -85,6 +97,11 @@ def _check_metric(recipe: Recipe, contract: LossContract) -> None:
                 f"Choose {' or '.join(known)}."
             )
         )
+
+
+def _changed(block: Optim, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that are not at their default."""
+    return [name for name in names if getattr(block, name) != type(block).model_fields[name].default]
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:

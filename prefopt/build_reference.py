@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefopt import build_model, demo
 from prefopt.build_loss import BoundLoss
 from prefopt.build_model import DTYPES, REFERENCE_ADAPTER, references_of
@@ -22,11 +24,14 @@ from prefopt.reference import (
     CachedReference,
     FrozenAdapterReference,
     FrozenReference,
+    LiveReference,
     MovingReference,
     Reference,
     SelfReference,
     SeveralReferences,
 )
+from prefopt.types import LEARNED_MASKS
+from prefopt.weighting import TokenMasks
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +118,21 @@ def _one(
             source = _initial(recipe, policy, engine) if is_resumed else SelfReference(policy)
             return CachedReference(score(source), is_start=True, device=engine.device)
     raise AssertionError(f"unknown reference {entry!r}")
+
+
+def masks_of(recipe: Recipe, loss: BoundLoss, reference: Reference | None) -> TokenMasks | None:
+    """Build the module that learns token weights, where the loss asks for them.
+
+    Args:
+        recipe: its seed draws the first weights.
+        loss: says which masks it reads.
+        reference: its hidden states are what the weights are made from.
+    """
+    wanted = set(LEARNED_MASKS) & set(loss.contract.row_stats)
+    if not wanted or not isinstance(reference, LiveReference):
+        return None
+    torch.manual_seed(recipe.seed)
+    return TokenMasks(*reference.policy.depth_and_width, wanted)
 
 
 def check_tokenizer(reference: ReferenceModel, tokenizer: Any) -> str | None:

@@ -114,10 +114,25 @@ class Engine:
         """
         torch.autograd.backward(loss * self.world if self.world > 1 else loss)
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a small module that every rank holds and no wrapper shares, in place."""
+        if self.world == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                self.sum(parameter.grad).div_(self.world)
+
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
         """Return the gradients' total norm and scale them down to ``max_norm`` if given, all on the device."""
-        shares = [sharding.local(p.grad) for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(shares).to(self.device)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        shares = [sharding.local(grad) for grad in grads]
+        # what every rank holds whole counts once
+        counted = [
+            share
+            for grad, share in zip(grads, shares, strict=True)
+            if self.sharding is None or self.is_main or sharding.is_spread(grad)
+        ]
+        norm = torch.nn.utils.get_total_norm(counted).to(self.device)
         if self.sharding is not None:
             norm = self.sum(norm.square()).sqrt()
         if max_norm is not None and shares:

@@ -20,6 +20,7 @@ NATS = -2.0
 WIDTHS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Half-widths of the axis that are tried, in nats."""
 STATS = {"log_sum_p2": -3.0, "logsumexp": 5.0, "entropy": 2.0, "kl": 0.01, "weight": 1.0}
+STATS |= {"activation": 1.0, "reward_mask": 1.0, "kl_mask": 1.0}
 """Every token's statistics; what is not named here is zero."""
 INPUTS: dict[str, Tensor] = {
     "chosen_score": torch.ones(1, dtype=torch.float64),

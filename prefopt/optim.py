@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class OptimSettings:
         schedule: "cosine" or "linear" fall to zero at the last step, "constant" stays.
         warmup: linear rise from zero; a share of all steps below 1, else a number of steps.
         clip: largest total gradient norm; None leaves gradients as they are.
+        mask_lr: peak learning rate of trained token weights; None takes ``lr``.
+        mask_weight_decay: decoupled, of their matrices.
     """
 
     lr: float = 5e-7
@@ -36,6 +39,8 @@ class OptimSettings:
     schedule: str = "cosine"
     warmup: float = 0.1
     clip: float | None = 1.0
+    mask_lr: float | None = None
+    mask_weight_decay: float = 0.01
 
 
 def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
@@ -59,26 +64,29 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """Build AdamW over the trainable parameters of ``model``."""
-    parameters = list(trainable(model).values())
+def adamw(model: nn.Module, settings: OptimSettings, masks: nn.Module | None = None) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parameters of ``model`` and, in groups of their own, of ``masks``."""
+    groups = _groups(model, settings.weight_decay, 1.0)
+    if masks is not None:
+        share = 1.0 if settings.mask_lr is None else settings.mask_lr / settings.lr
+        groups += _groups(masks, settings.mask_weight_decay, share)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _groups(module: nn.Module, weight_decay: float, share: float) -> list[dict[str, Any]]:
+    """Part parameters by whether they decay; ``share`` is their part of the learning rate."""
+    parameters = list(trainable(module).values())
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay, "share": share},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, "share": share},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group the learning rate ``value``."""
+    """Give every parameter group its share of the learning rate ``value``."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["share"]
 
 
 def state_tensors(

@@ -269,6 +269,10 @@ class Optim(Block):
     """Linear rise from zero: a share of all steps below 1, else a number of steps."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest total gradient norm. null: no clipping."""
+    mask_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of learned token weights, as in sparse_mask. null: lr."""
+    mask_weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled; on the matrices that make learned token weights."""
 
 
 class Train(Block):

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from prefopt.cache import LogpCache
-from prefopt.errors import CorruptError, ModelError
-from prefopt.policy import Policy
+from prefopt.errors import CorruptError, ModelError, RecipeError
+from prefopt.policy import Policy, RowStates
 from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
+
+Reduce = Callable[[Tensor], Tensor]
+"""What is kept of a decoder layer's output at the scored rows, [M, D]."""
+
+Scored = tuple[SeqLogps, RowStates]
 
 
 class Reference(Protocol):
@@ -26,6 +31,17 @@ class Reference(Protocol):
     is_start: bool
 
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps: ...
+
+
+@runtime_checkable
+class LiveReference(Reference, Protocol):
+    """A reference with a model at hand, which can also hand over its hidden states; see ``Policy.with_rows``."""
+
+    policy: Policy
+
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored: ...
 
 
 class FrozenReference:
@@ -41,6 +57,13 @@ class FrozenReference:
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
         assert not self.policy.model.training, "the reference was put in training mode"
         return self.policy(batch, stats=stats).detach()
+
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        assert not self.policy.model.training, "the reference was put in training mode"
+        return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
 class MovingReference(FrozenReference):
@@ -132,6 +155,13 @@ class SelfReference:
         with _scoring(self.policy, self.policy.model):
             return self.policy(batch, stats=stats).detach()
 
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        with _scoring(self.policy, self.policy.model):
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
+
 
 class AdapterOffReference:
     """Score with the policy's own weights, its adapters switched off.
@@ -155,6 +185,14 @@ class AdapterOffReference:
         model = self._unwrap(self.policy.model)
         with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
             return self.policy(batch, stats=stats).detach()
+
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
 class FrozenAdapterReference:
@@ -182,6 +220,14 @@ class FrozenAdapterReference:
         with _scoring(self.policy, model), self._switched(model):
             return self.policy(batch, stats=stats).detach()
 
+    @torch.no_grad()
+    def with_rows(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
+    ) -> Scored:
+        model = self._unwrap(self.policy.model)
+        with _scoring(self.policy, model), self._switched(model):
+            return self.policy.with_rows(batch, stats=stats, layers=layers)
+
     @contextmanager
     def _switched(self, model: nn.Module) -> Iterator[None]:
         """Make the frozen adapter the active one, and put everything back even after an error."""
@@ -208,6 +254,36 @@ class CachedReference:
         missing = set(stats) - set(self.cache.stats)
         assert not missing, f"the cache was filled without {missing}"
         return self.cache.get(batch, self.device)
+
+
+def check_rows(loss: str, stats: Sequence[str], policy: Policy, reference: Reference | None) -> None:
+    """Refuse a reference that cannot hand over what per-token statistics are made from.
+
+    Args:
+        loss: its name, for messages.
+        stats: those of the loss that need the reference's hidden states.
+        policy: the model to train.
+        reference: what it is compared with.
+
+    Raises:
+        RecipeError: the reference has no model at hand or, for "kl", another vocabulary.
+    """
+    if not isinstance(reference, LiveReference):
+        raise RecipeError(needs_live_reference(loss, stats))
+    own, other = policy.vocabulary, reference.policy.vocabulary
+    if "kl" in stats and own != other:
+        raise RecipeError(
+            f"reference: {loss} measures the KL divergence over the vocabulary, but the reference's head has "
+            f"{other} tokens and the policy's {own}. Choose a reference with the policy's vocabulary."
+        )
+
+
+def needs_live_reference(loss: str, stats: Sequence[str]) -> str:
+    """Say in one line why log-probs from a cache, or of several references, will not do."""
+    return (
+        f"reference: {loss} reads '{stats[0]}', which is made from the hidden states of one reference, and a cache "
+        f"of log-probs holds none. Use initial, adapter_off or a model's path."
+    )
 
 
 def fill_cache(

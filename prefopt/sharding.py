@@ -72,6 +72,11 @@ def rest(model: nn.Module) -> None:
             module.reshard()
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """Tell whether each rank holds only a share of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's share of a tensor, the very memory of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

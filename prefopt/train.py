@@ -200,6 +200,9 @@ class _Run:
         self.policies = [self.policy, *models_of(reference)]
         for policy in self.policies[1:]:
             self._check_fits(policy)
+        masks = build_reference.masks_of(self.recipe, self.loss, reference)
+        if masks is not None and saved is not None:
+            masks.load_state_dict(load_file(str(saved / "masks.safetensors")))
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -209,6 +212,7 @@ class _Run:
             reference=reference,
             optim=build.optim_of(self.recipe),
             engine=self.engine,
+            masks=masks,
             share_prompts=self.recipe.batch.share_prompts,
             on_nonfinite=self.recipe.train.on_nonfinite,
             start_step=self.origin.step if self.origin is not None else 0,
@@ -216,7 +220,7 @@ class _Run:
         )
         if saved is not None:
             flat = load_file(str(saved / "optimizer.safetensors"))
-            load_state_tensors(self.trainer.optimizer, self.trainer.parameters, flat)
+            load_state_tensors(self.trainer.optimizer, self.trainer.trained, flat)
             if isinstance(reference, MovingReference):
                 moved = load_file(str(saved / "reference.safetensors"))
                 reference.load_state(moved, self.trainer.parameters)
@@ -367,11 +371,13 @@ class _Run:
 
     def _save(self, done: int) -> None:
         weights = self.engine.weights(self.policy.model)
-        optimizer = state_tensors(self.trainer.optimizer, self.trainer.parameters, keep=self.engine.is_main)
+        optimizer = state_tensors(self.trainer.optimizer, self.trainer.trained, keep=self.engine.is_main)
 
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
             save_file(optimizer, str(folder / "optimizer.safetensors"))
+            if self.trainer.masks is not None:
+                save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
             if isinstance(self.trainer.reference, MovingReference):
                 moved = self.trainer.reference.state(self.trainer.parameters)
                 save_file(moved, str(folder / "reference.safetensors"))

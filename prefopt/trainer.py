@@ -13,9 +13,17 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prefopt.arrange import Values, arrange, inputs_of, num_units, origin_of_unit, unit_weights
+from prefopt.arrange import (
+    Values,
+    arrange,
+    batch_stats,
+    inputs_of,
+    num_units,
+    origin_of_unit,
+    unit_weights,
+)
 from prefopt.data.loader import Groups, stream
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
@@ -24,9 +32,10 @@ from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
-from prefopt.policy import Policy
-from prefopt.reference import MovingReference, Reference
-from prefopt.types import LossOutput, PackedBatch, Step, Totals
+from prefopt.policy import Policy, RowStates
+from prefopt.reference import LiveReference, MovingReference, Reference, check_rows
+from prefopt.types import LEARNED_MASKS, PAIRED_STATS, STATS, LossOutput, PackedBatch, SeqLogps, Step, Totals
+from prefopt.weighting import TokenMasks, mask_stats, needs_layers
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +75,15 @@ class Trainer:
         reference: needed by losses whose signature has ``reference``.
         optim: settings of AdamW and its schedule.
         engine: devices and ranks; None is one process on the default device.
+        masks: makes the token weights that a loss may ask for as ``types.LEARNED_MASKS``.
         share_prompts: compute each prompt once for all its responses.
         on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
         start_step: first step to run, for a resumed run.
         seed: of dropout; the order of the data is the plan's.
 
     Raises:
-        RecipeError: the loss needs a reference and there is none, or the other way round.
+        RecipeError: the loss needs a reference and there is none, or one that can do more; or it needs
+            ``masks`` and there are none.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Trainer:
         reference: Reference | None = None,
         optim: OptimSettings | None = None,
         engine: Engine | None = None,
+        masks: TokenMasks | None = None,
         share_prompts: bool = True,
         on_nonfinite: str = "abort",
         start_step: int = 0,
@@ -96,6 +108,12 @@ class Trainer:
             raise RecipeError(
                 f"reference: {self.contract.name} compares with a reference, but there is none."
             )
+        if self.contract.row_stats:
+            check_rows(self.contract.name, self.contract.row_stats, policy, reference)
+        if set(LEARNED_MASKS) & set(self.contract.row_stats) and masks is None:
+            raise RecipeError(
+                f"masks: {self.contract.name} learns its token weights, but there is no module."
+            )
         self.engine = engine or Engine()
         self.policy, self.loss, self.plan, self.groups = policy, loss, plan, groups
         self.reference = reference if self.contract.needs_reference else None
@@ -103,16 +121,25 @@ class Trainer:
         self.num_steps, self.start_step, self.seed = num_steps, start_step, seed
         self.share_prompts, self.on_nonfinite = share_prompts, on_nonfinite
         self.policy.model = self.engine.prepare(policy.model)
+        self.masks = None if masks is None else masks.to(self.engine.device)
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
-        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings)
+        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
         self.identity: float | None = None  # step-0 difference, once checked
         self._is_first_step = False
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
 
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Everything that the optimizer changes, by name: the policy's parameters and those of the masks."""
+        masks = {} if self.masks is None else trainable(self.masks)
+        return self.parameters | {f"masks.{name}": parameter for name, parameter in masks.items()}
+
     def __iter__(self) -> Iterator[StepResult]:
         """Run the steps that are left, yielding each when its weights are in place."""
         self.policy.model.train()
+        if self.masks is not None:
+            self.masks.train()
         before = time.perf_counter()
         for step in stream(
             self.plan,
@@ -153,6 +180,8 @@ class Trainer:
         wrapped = self.policy.model
         self.policy.model = self.engine.unwrap(wrapped)
         self.policy.model.eval()
+        if self.masks is not None:
+            self.masks.eval()
         sums, totals = Sums(), plan.epoch_totals(0)
         try:
             for step in stream(
@@ -170,6 +199,8 @@ class Trainer:
         finally:
             self.policy.model = wrapped
             wrapped.train()
+            if self.masks is not None:
+                self.masks.train()
         names, vector = sums.vector()
         return divide(names, self.engine.sum(vector), self.units(totals))
 
@@ -178,7 +209,9 @@ class Trainer:
         self._is_first_step = step.index == 0
         sums, losses, packs = self._accumulate(step)
         self._is_first_step = False
-        norm = self.engine.clip(self.parameters.values(), self.settings.clip)
+        if self.masks is not None:
+            self.engine.average_gradients(self.masks)
+        norm = self.engine.clip(self.trained.values(), self.settings.clip)
         loss = sums.values["loss"]
         is_bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         flags = torch.stack([is_bad.to(torch.int32), *self._request_bits(norm.device)])
@@ -242,11 +275,8 @@ class Trainer:
 
     def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
-        with self.engine.autocast():
-            logps = self.policy(batch, stats=self.contract.policy_stats)
-            other = None
-            if self.reference is not None:
-                other = self.reference(batch, stats=self.contract.reference_stats)
+        other, rows = self._score_reference(batch)
+        logps = self._score_policy(batch, rows)
         structure = self.contract.structure
         roles = self.contract.roles
         values = arrange(structure, batch, logps, roles)
@@ -255,9 +285,33 @@ class Trainer:
         inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
         output = self._loss(values, reference, inputs)
         if reference is not None and self._must_check(batch):
-            self._check_identity(batch, values, reference, output, inputs)
+            self._check_identity(batch, values, reference, output, inputs, rows)
         numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
         return pack_sums(values, output, numerator), numerator
+
+    def _score_reference(self, batch: PackedBatch) -> tuple[SeqLogps | None, RowStates | None]:
+        """Score a pack with the reference, keeping the rows behind its log-probs where the loss needs them."""
+        if self.reference is None:
+            return None, None
+        stats = self.contract.reference_stats
+        with self.engine.autocast():
+            if not self.contract.row_stats:
+                return self.reference(batch, stats=stats), None
+            assert isinstance(self.reference, LiveReference)
+            layers = needs_layers(self.contract.policy_stats)
+            return self.reference.with_rows(batch, stats=stats, layers=layers)
+
+    def _score_policy(self, batch: PackedBatch, rows: RowStates | None) -> SeqLogps:
+        """Score a pack with the policy, every statistic that the loss asks for included."""
+        wanted = self.contract.policy_stats
+        stats = [name for name in wanted if name in STATS or name in PAIRED_STATS]
+        with self.engine.autocast():
+            if "kl" in stats:
+                logps = self.policy(batch, stats=stats, against=rows)
+            else:
+                logps = self.policy(batch, stats=stats)
+        masks = {} if rows is None else mask_stats(wanted, rows.layers, batch.lengths, self.masks)
+        return logps.with_stats({**batch_stats(wanted, batch), **masks})
 
     def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
         if reference is None:
@@ -277,11 +331,12 @@ class Trainer:
         reference: Values,
         output: LossOutput,
         inputs: Mapping[str, Tensor],
+        rows: RowStates | None,
     ) -> None:
         """Refuse to start when policy and reference should be one and the same but score differently."""
         if self.policy.drops:
-            with self.policy.evaluating(), self.engine.autocast():
-                logps = self.policy(batch, stats=self.contract.policy_stats)
+            with self.policy.evaluating():
+                logps = self._score_policy(batch, rows)
                 policy = arrange(self.contract.structure, batch, logps, self.contract.roles)
                 output = self._loss(policy, reference, inputs)
         with torch.no_grad():

@@ -26,7 +26,22 @@ Text = str | Sequence[Message]
 IntArray = npt.NDArray[np.int32]
 
 STATS = ("logsumexp", "entropy", "log_sum_p2", "is_top1", "mean_logit")
-"""Per-token statistics a policy can return beside the log-prob; ``is_top1`` has no gradient."""
+"""Per-token statistics of one head, beside the log-prob; ``is_top1`` has no gradient."""
+
+PAIRED_STATS = ("kl",)
+"""Those of the policy's head against the reference's: ``kl`` is KL(reference || policy), nats."""
+
+BATCH_STATS = ("token_id", "weight")
+"""What the data says of each scored token: its id (int64), and its weight, 1 where no weights are given."""
+
+LEARNED_MASKS = ("reward_mask", "kl_mask")
+"""Weights that a module learns to make from the reference's hidden states, along with the policy."""
+
+MASK_STATS = ("activation", *LEARNED_MASKS)
+"""All weights made from those hidden states; ``activation`` is from 0 to 1 and has no gradient."""
+
+TOKEN_STATS = (*STATS, *PAIRED_STATS, *BATCH_STATS, *MASK_STATS)
+"""The closed table of what a loss can ask for per token, by name."""
 
 OTHER_REFERENCES = tuple(f"reference_{number}" for number in range(2, 9))
 """Per-token log-probs under further references, which a combined reference returns beside its own."""
@@ -346,6 +361,10 @@ class SeqLogps:
             replaced_total=None if total is None else total.detach(),
         )
 
+    def with_stats(self, stats: Mapping[str, Tensor]) -> SeqLogps:
+        """Return the same tokens with further statistics, name -> [M]."""
+        return replace(self, stats={**self.stats, **stats}) if stats else self
+
     def with_total(self, total: Tensor) -> SeqLogps:
         """Return the same tokens with another ``total`` [S]."""
         return replace(self, replaced_total=total)
@@ -540,9 +559,9 @@ class Stats:
 
     def __init__(self, *names: str) -> None:
         for name in names:
-            if name not in (*STATS, *OTHER_REFERENCES):
+            if name not in (*TOKEN_STATS, *OTHER_REFERENCES):
                 raise ValueError(
-                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(STATS)}."
+                    f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(TOKEN_STATS)}."
                 )
         object.__setattr__(self, "names", names)
 

@@ -20,7 +20,7 @@ LEVELS = [
     {"strict_yaml", "sharding"},
     {"recipe_text", "recipe_diff"},
     {"kernels", "losses", "data", "recipe", "distributed", "optim"},
-    {"policy", "metrics", "checkpoint", "cache", "arrange"},
+    {"policy", "metrics", "checkpoint", "cache", "arrange", "weighting"},
     {"reference", "run_folder", "stopping"},
     {"resume"},
     {"trainer", "demo"},

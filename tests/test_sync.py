@@ -28,6 +28,8 @@ LOSSES = [
     {"name": "ld_dpo"},
     {"name": "sft"},
     {"name": "plackett_luce"},
+    {"name": "tdpo"},
+    {"name": "mapo"},
 ]
 
 

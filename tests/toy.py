@@ -12,11 +12,13 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.policy import Policy
 from prefopt.reference import FrozenReference
-from prefopt.types import Preference, TokenizedGroup
+from prefopt.types import LEARNED_MASKS, Preference, TokenizedGroup
+from prefopt.weighting import TokenMasks
 
 VOCABULARY = 61
 
@@ -170,3 +172,11 @@ def recipe(folder: Path, **changes: str) -> list[str]:
         )
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     return [str(folder / "recipe.yaml"), *overrides]
+
+
+def masks(loss: BoundLoss) -> TokenMasks | None:
+    """Build what learns the token weights of ``loss`` from the small Llama's states, without dropout."""
+    if not set(LEARNED_MASKS) & set(loss.contract.row_stats):
+        return None
+    torch.manual_seed(0)
+    return TokenMasks(2, 16, loss.contract.row_stats, dropout=0.0).double()

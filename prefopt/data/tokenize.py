@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
 
+from prefopt.data.control import ControlTokens
 from prefopt.data.raw import RowError, one_line, shown
+from prefopt.data.turns import Span, Turns, Weights, needs_spans, spans_of, token_weights
 from prefopt.errors import DataError, ModelError
 from prefopt.types import Comparison, IntArray
 
@@ -44,6 +46,7 @@ class Rendered(NamedTuple):
     is_chat: bool
     has_control: bool  # a control token is spelled out inside the row's own text
     is_left_out: bool  # the template did not print some of the row's text
+    spans: tuple[tuple[Span, ...], ...] | None = None  # what counts of each answer; None: all of it
 
 
 class Tokens(NamedTuple):
@@ -52,6 +55,7 @@ class Tokens(NamedTuple):
     prompt: IntArray
     answers: tuple[IntArray, ...]
     is_cut_back: bool  # the prompt's last tokens changed where an answer follows
+    weights: tuple[Weights, ...] | None = None  # of each answer's tokens; None: all 1
 
 
 class WindowError(Exception):
@@ -64,20 +68,26 @@ class Renderer:
     Args:
         tokenizer: of the model that is trained.
         chat_template: a template, or a path to one; None takes the tokenizer's own.
+        turns: "assistant" counts only what assistant turns say in an answer of several turns; "all" does so
+            only where a turn says what it counts.
 
     Raises:
         ModelError: ``chat_template`` is a path to nothing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, turns: Turns = "all"
+    ) -> None:
         self.tokenizer = tokenizer
+        self.turns = turns
         self.template = _read_template(chat_template)
-        self.control = _ControlTokens(tokenizer)
+        self.control = ControlTokens(tokenizer)
 
     def fingerprint(self) -> str:
         """Return what rendering depends on, besides the row."""
         template = self.template or self.tokenizer.chat_template
-        return json.dumps([template, self.tokenizer.special_tokens_map], sort_keys=True, default=str)
+        parts = [template, self.tokenizer.special_tokens_map, self.turns]
+        return json.dumps(parts, sort_keys=True, default=str)
 
     def render(self, rows: Sequence[Comparison]) -> list[Rendered | RowError]:
         """Render every row; a row that cannot be rendered becomes the reason why.
@@ -111,20 +121,22 @@ class Renderer:
                 f"{_TEMPLATE_HINT}."
             )
         plain = [row for row in rows if row.tools is None]
-        prompts = self._apply([row.prompt for row in plain], None, True)
-        wholes = self._apply([[*row.prompt, *answer] for row in plain for answer in row.answers], None, False)
+        prompts = self._apply([row.prompt for row in plain], True)
+        wholes = self._apply([[*row.prompt, *answer] for row in plain for answer in row.answers], False)
         ready = iter(prompts), iter(wholes)
         result = []
         for row in rows:
             if row.tools is None:
                 prompt, whole = next(ready[0]), [next(ready[1]) for _ in row.answers]
             else:
-                prompt = self._apply([row.prompt], row.tools, True)[0]
-                whole = self._apply([[*row.prompt, *answer] for answer in row.answers], row.tools, False)
+                prompt = self._apply([row.prompt], True, row.tools)[0]
+                whole = self._apply([[*row.prompt, *answer] for answer in row.answers], False, row.tools)
             result.append(self._split(row, prompt, whole))
         return result
 
-    def _apply(self, conversations: Sequence[Any], tools: Any, opens_answer: bool) -> list[str | RowError]:
+    def _apply(
+        self, conversations: Sequence[Any], opens_answer: bool, tools: Any = None
+    ) -> list[str | RowError]:
         if not conversations:
             return []
         try:
@@ -135,7 +147,7 @@ class Renderer:
         except Exception as error:  # noqa: BLE001 - a template may raise anything; which row did is found below
             if len(conversations) == 1:
                 return [RowError("", f"the chat template refuses it ({one_line(error)})")]
-        parts = [self._apply([conversation], tools, opens_answer) for conversation in conversations]
+        parts = [self._apply([conversation], opens_answer, tools) for conversation in conversations]
         return [part[0] for part in parts]
 
     def _apply_template(self, conversations: list[Any], tools: Any, opens_answer: bool) -> list[str]:
@@ -175,7 +187,11 @@ class Renderer:
             for text in reply
         )
         has_control = self.control.found_in([*said, *(text for reply in replies for text in reply)])
-        return Rendered(prompt, tuple(answers), True, has_control, left_out)
+        rendered = Rendered(prompt, tuple(answers), True, has_control, left_out)
+        if not needs_spans(row, self.turns):
+            return rendered
+        spans = spans_of(row, prompt, list(map(str, wholes)), partial(self._apply, tools=row.tools))
+        return spans if isinstance(spans, RowError) else rendered._replace(spans=spans)
 
 
 class Tokenizer:
@@ -189,7 +205,7 @@ class Tokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, windowed: bool = True) -> None:
         self.tokenizer = tokenizer
         self.windowed = windowed
-        self.control = _ControlTokens(tokenizer)
+        self.control = ControlTokens(tokenizer)
         self._backend = _copy_of_backend(tokenizer)
         self._tails: dict[str, list[int]] = {}
         self._opening = self._find_opening()
@@ -280,7 +296,24 @@ class Tokenizer:
         if not prompt:
             return RowError("prompt", "has no token that all answers follow")
         ids = tuple(np.array(answer, dtype=np.int32) for answer in answers)
-        return Tokens(np.array(prompt, dtype=np.int32), ids, is_cut_back)
+        weights = None
+        if row.spans is not None:
+            weights = tuple(self._weigh(row, index, ids[index]) for index in range(len(ids)))
+        return Tokens(np.array(prompt, dtype=np.int32), ids, is_cut_back, weights)
+
+    def _weigh(self, row: Rendered, index: int, ids: IntArray) -> Weights:
+        """Return the weight of every token of one answer, by the place of its text."""
+        if self._backend is None:
+            name = type(self.tokenizer).__name__
+            raise DataError(
+                f"weights of turns: {name} does not say which text a token stands for. Use a fast tokenizer."
+            )
+        assert row.spans is not None
+        encoded = self._backend.encode(row.prompt + row.answers[index], add_special_tokens=False)
+        own = len(encoded.ids) - len(ids)
+        if not np.array_equal(encoded.ids[own:], ids):
+            raise WindowError
+        return token_weights(row.spans[index], encoded.offsets[own:], len(row.prompt))
 
     def _window_start(self, prompt: str) -> int:
         """Return where tokens before and after do not depend on each other, near the prompt's end."""
@@ -307,41 +340,6 @@ class Tokenizer:
             if whole[start : start + len(bare)] == bare:
                 return list(whole[:start])
         return []
-
-
-class _ControlTokens:
-    """The tokens that split a text before anything else looks at it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
-        names = sorted({token.content for token in added if token.content}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, names))) if names else None
-        self._openings = tuple({name[:2] for name in names})
-        # A token that is matched only as a whole word, or after normalisation, is no sure boundary.
-        sure = [token.content for token in added if not token.single_word and not token.normalized]
-        self._sure = (
-            re.compile("|".join(map(re.escape, sorted(sure, key=len, reverse=True)))) if sure else None
-        )
-
-    def found_in(self, texts: Sequence[str]) -> bool:
-        """Whether any text spells out a control token."""
-        if self._pattern is None:
-            return False
-        pattern = self._pattern
-        return any(
-            pattern.search(text) is not None
-            for text in texts
-            if any(opening in text for opening in self._openings)
-        )
-
-    def last_start(self, text: str, from_position: int) -> int:
-        """Return where the last control token at or after ``from_position`` starts, or -1."""
-        if self._sure is None:
-            return -1
-        found = -1
-        for match in self._sure.finditer(text, max(from_position, 0)):
-            found = match.start()
-        return found
 
 
 def _read_template(chat_template: str | None) -> str | None:

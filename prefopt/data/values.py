@@ -229,7 +229,24 @@ def _message(item: Any, column: str) -> dict[str, Any]:
         if not rest.get("tool_calls"):
             raise RowError(f"{column}.{content_key}", "missing")
         content = ""
-    return {"role": role, "content": content, **rest}
+    return {"role": role, "content": content, **_with_weight(rest, column)}
+
+
+def _with_weight(rest: dict[str, Any], column: str) -> dict[str, Any]:
+    """Check how much a turn counts; ``train: false`` becomes ``weight: 0``."""
+    if "train" in rest:
+        if "weight" in rest:
+            raise RowError(f"{column}.train", "says what 'weight' says too. Keep one of them")
+        train = rest.pop("train")
+        if not isinstance(train, bool):
+            raise RowError(f"{column}.train", f"must be true or false, found {shown(train, 40)}")
+        return {**rest, "weight": float(train)}
+    if "weight" in rest:
+        weight = number(rest["weight"], f"{column}.weight")
+        if weight < 0:
+            raise RowError(f"{column}.weight", f"must not be negative, found {weight:g}")
+        return {**rest, "weight": weight}
+    return rest
 
 
 def _content(value: Any, column: str) -> str | None:

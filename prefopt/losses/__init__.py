@@ -31,6 +31,7 @@ from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.ld_dpo import ld_dpo
+from prefopt.losses.mapo import mapo
 from prefopt.losses.mappo import mappo, prior_scaled
 from prefopt.losses.nca_k import infonca_k, nca_k
 from prefopt.losses.nca_pair import nca_pair
@@ -53,9 +54,13 @@ from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
 from prefopt.losses.slic import slic
 from prefopt.losses.soft_label import soft_label
+from prefopt.losses.sparse_mask import sparse_mask, sparse_mask_independent
 from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
 from prefopt.losses.sppo_k import sppo_k
+from prefopt.losses.suffix_from_divergence import suffix_from_divergence
+from prefopt.losses.tdpo import tdpo
+from prefopt.losses.token_weighted import token_weighted
 from prefopt.losses.tree import tree
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
@@ -110,6 +115,10 @@ LOSSES: dict[str, Loss] = {
     "exo_k": exo_k,
     "tree": tree,
     "sppo_k": sppo_k,
+    "tdpo": tdpo,
+    "mapo": mapo,
+    "sparse_mask": sparse_mask,
+    "sparse_mask_independent": sparse_mask_independent,
 }
 """The losses a recipe can name."""
 
@@ -121,6 +130,8 @@ TRANSFORMS: dict[str, Callable[..., Loss]] = {
     "weighted": weighted,
     "reward_gap_weight": reward_gap_weight,
     "with_rationale": with_rationale,
+    "token_weighted": token_weighted,
+    "suffix_from_divergence": suffix_from_divergence,
     "multi_ref": multi_ref,
     "momentum_ref": momentum_ref,
     "spo_sequential": spo_sequential,
@@ -159,6 +170,7 @@ __all__ = [
     "joint_prompt",
     "ld_dpo",
     "length_desensitized",
+    "mapo",
     "mappo",
     "mixed",
     "momentum_ref",
@@ -185,11 +197,16 @@ __all__ = [
     "simpo",
     "slic",
     "soft_label",
+    "sparse_mask",
+    "sparse_mask_independent",
     "spo_selfsup",
     "spo_sequential",
     "sppo",
     "sppo_hard",
     "sppo_k",
+    "suffix_from_divergence",
+    "tdpo",
+    "token_weighted",
     "tree",
     "triple",
     "weighted",

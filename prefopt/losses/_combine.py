@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
+    RESUMMING,
     Applies,
     Loss,
     Refuses,
@@ -209,15 +210,23 @@ def bound(loss: Loss, **settings: Any) -> Loss:
     return _named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
 
 
-def admit(transform: Callable[..., Loss], loss: Loss, **settings: Any) -> dict[str, Any]:
+def admit(
+    transform: Callable[..., Loss], loss: Loss, structures: Sequence[str] = ("pairs",), **settings: Any
+) -> dict[str, Any]:
     """Refuse what ``transform`` cannot wrap; return its checked settings."""
     name, contract = name_of(transform), contract_of(loss)
-    if contract.structure != "pairs":
+    if contract.structure not in structures:
         raise RecipeError(
-            f"{name}: needs a loss over pairs, but {contract.name} learns from {contract.structure}. Remove {name}."
+            f"{name}: needs a loss over {' or '.join(structures)}, but {contract.name} learns from "
+            f"{contract.structure}. Remove {name}."
         )
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
+    again = [other for other in RESUMMING if name in RESUMMING and other in contract.applies]
+    if again:
+        raise RecipeError(
+            f"{name}: {contract.name} adds up tokens anew by {again[0]}, and one would undo the other. Keep one."
+        )
     if name in contract.refuses:
         raise RecipeError(
             f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}, or apply it first."

@@ -21,6 +21,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from prefopt.errors import RecipeError
 from prefopt.types import (
     INPUTS,
+    MASK_STATS,
+    OTHER_REFERENCES,
+    PAIRED_STATS,
+    STATS,
     Carried,
     ListLogps,
     LossOutput,
@@ -55,6 +59,12 @@ _STRUCTURES_OF = {
 
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
+
+RESUMMING = ("length_desensitized", "token_weighted", "suffix_from_divergence")
+"""The transforms that add up an answer's tokens anew; of two of them, one would undo the other."""
+
+COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
+"""The transforms that compare with several references at once, whose hidden states are not at hand."""
 
 _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -158,6 +168,11 @@ class LossContract:
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
 
+    @property
+    def row_stats(self) -> tuple[str, ...]:
+        """The statistics for which a live reference must hand over its hidden states."""
+        return tuple(name for name in self.policy_stats if name in (*PAIRED_STATS, *MASK_STATS))
+
 
 @lru_cache(maxsize=256)
 def contract_of(loss: Loss) -> LossContract:
@@ -184,6 +199,7 @@ def contract_of(loss: Loss) -> LossContract:
     is_whole_step = any(isinstance(mark, WholeStep) for mark in marks_of(positional[0]))
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
+    _check_stats(name, positional)
     summary, formula, source = _read_docstring(loss)
     return LossContract(
         name=name,
@@ -215,6 +231,16 @@ def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str
                 f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
             )
     return inputs
+
+
+def _check_stats(name: str, positional: list[Parameter]) -> None:
+    """Refuse statistics that nobody could supply."""
+    for stat in stats_of(positional[0]):
+        if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
+            raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
+    for stat in stats_of(positional[1]) if len(positional) == 2 else ():
+        if stat not in (*STATS, *OTHER_REFERENCES):
+            raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

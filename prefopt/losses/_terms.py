@@ -16,6 +16,7 @@ from itertools import starmap
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -210,4 +211,17 @@ def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> Seq
     # laid out on the host, where the lengths are: one copy to the device, which nobody waits for
     weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
     weights = on_device(torch.from_numpy(weight), answers.tokens.device, answers.tokens.dtype)
-    return answers.with_total(answers.sum(answers.tokens * weights))
+    return reweight(answers, weights)
+
+
+def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
+    """Count every token at its weight [M] in the sum of log-probs and, where it is there, in that of ``kl``."""
+    found = answers.with_total(answers.sum(answers.tokens * weights))
+    return found.with_stats({"kl": answers.stats["kl"] * weights} if "kl" in answers.stats else {})
+
+
+def places(lengths: npt.ArrayLike, device: torch.device) -> Tensor:
+    """Return where each token stands in its answer, from 0, int64 [M]."""
+    sizes = np.asarray(lengths, dtype=np.int64)
+    found = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return on_device(torch.from_numpy(found), device)

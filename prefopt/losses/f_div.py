@@ -7,7 +7,7 @@ from typing import Annotated
 
 from prefopt.errors import RecipeError
 from prefopt.losses._combine import Given, admit, compose, union
-from prefopt.losses._contract import Loss, contract_of, settings_of, signature_of
+from prefopt.losses._contract import RESUMMING, Loss, contract_of, settings_of, signature_of
 from prefopt.losses._terms import Divergence, reshape_ratio
 from prefopt.types import LossOutput, Range
 
@@ -47,7 +47,7 @@ def f_div(
 
     Raises:
         RecipeError: ``loss`` is not over pairs, has no reference, already contains this transform or,
-            inside, ``length_desensitized``; or a setting is illegal.
+            inside, a transform that sums tokens anew; or a setting is illegal.
 
     Source:
         Wang, Jiang, Yang, Liu and Chen, "Beyond Reverse KL: Generalizing Direct Preference Optimization
@@ -59,9 +59,10 @@ def f_div(
     contract = contract_of(loss)
     if not contract.needs_reference:
         raise RecipeError(f"f_div: {contract.name} has no reference to diverge from. Remove f_div.")
-    if "length_desensitized" in contract.applies:
+    undoing = next((name for name in RESUMMING if name in contract.applies), None)
+    if undoing is not None:
         raise RecipeError(
-            f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before length_desensitized."
+            f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before {undoing}."
         )
     if divergence != "alpha" and alpha != settings_of(f_div)["alpha"].default:
         raise RecipeError(f"f_div.alpha: divergence '{divergence}' has no alpha. Remove the setting.")

@@ -101,6 +101,15 @@ _INSTEAD = {
     "SeqLogps.from_padded(logps, mask), and call prefopt.losses.triple(policy).",
     "rationale_loss": "It reads a third answer. Build PairLogps(chosen, rejected, {'rationale': text}), each "
     "from SeqLogps.from_padded(logps, mask), and call prefopt.losses.rationale(policy, reference).",
+    "tdpo_loss": "It reads a divergence per token. Build PairLogps.from_concatenated(logps, mask, kl=...) from "
+    "[2 P, T] tensors, kl by prefopt.kernels.token_kl, and call prefopt.losses.tdpo(policy, reference).",
+    "mapo_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., activation=...) from "
+    "[2 P, T] tensors and call prefopt.losses.mapo(policy, reference).",
+    "sparse_mask_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., "
+    "reward_mask=...) from [2 P, T] tensors and call prefopt.losses.sparse_mask(policy, reference).",
+    "sparse_mask_independent_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., "
+    "reward_mask=..., kl_mask=...) from [2 P, T] tensors and call "
+    "prefopt.losses.sparse_mask_independent(policy, reference).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
     **{

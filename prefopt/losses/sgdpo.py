@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.losses._contract import Refuses
-from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
+from prefopt.losses._contract import RESUMMING, Refuses
+from prefopt.losses._terms import log_ratio, logistic, places, stop, with_rewards
 from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
 
 
 def sgdpo(
-    policy: Annotated[PairLogps, Refuses("length_desensitized", "f_div")],
+    policy: Annotated[PairLogps, Refuses(*RESUMMING, "f_div")],
     reference: PairLogps,
     *,
     pair_seed: Tensor,
@@ -74,10 +74,8 @@ def _pilot(
         seed: int64 [P].
         side: tells the two answers of a pair apart.
     """
-    device, lengths = policy.tokens.device, np.asarray(policy.lengths)
-    answer = policy.sequence_of
-    places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    place = on_device(torch.from_numpy(places), device)  # int64 [M], of each token in its answer
+    device, answer = policy.tokens.device, policy.sequence_of
+    place = places(policy.lengths, device)
     count = on_device(torch.from_numpy(np.maximum(wanted.astype(np.int64), 1)), device)
     key = _scramble(_scramble(seed.to(device) + side)[answer] + place)
     # by answer, and by key within each: the place that a token gets there is its rank

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +32,16 @@ from prefopt.policy.guards import (
     has_dropout,
     num_positions,
 )
-from prefopt.policy.head import ScoringHead, check_head, head_of, read_transform, scoring
+from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.quantize import describe_weights
 from prefopt.policy.selfcheck import compare_with_plain
-from prefopt.policy.wrappers import causal_model, class_of, without_engine
-from prefopt.types import STATS, PackedBatch, SeqLogps
+from prefopt.policy.wrappers import causal_model, class_of, decoder_layers, is_sharded, without_engine
+from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
 
 if TYPE_CHECKING:
     from prefopt.policy.compiling import CompiledLayers
 
-__all__ = ["Policy", "check_supported", "disable_dropout"]
+__all__ = ["Policy", "RowStates", "check_supported", "disable_dropout"]
 
 _PLAIN = "_attention_before_prefopt"
 
@@ -105,20 +106,73 @@ class Policy:
         self._is_proven = False
         self._head_impl = "not used yet"
 
-    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+    def __call__(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), against: RowStates | None = None
+    ) -> SeqLogps:
         """Return the log-prob of every scored token, and the statistics asked for.
 
         Args:
             batch: on the model's device.
-            stats: names out of ``prefopt.types.STATS``.
+            stats: names out of ``prefopt.types.STATS``, and "kl".
+            against: for "kl", what ``with_rows`` of the reference returned for the same batch.
 
         Returns:
             float32 values (float64 for a float64 model); ``is_top1`` is 0 or 1 without gradient.
         """
-        wanted = tuple(name for name in STATS if name in stats)
+        return self._score(batch, stats, against, "no")[0]
+
+    def with_rows(
+        self,
+        batch: PackedBatch,
+        *,
+        stats: Collection[str] = (),
+        layers: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[SeqLogps, RowStates]:
+        """Score a batch and return, outside the graph, what made the logits of every scored row.
+
+        Args:
+            batch: on the model's device.
+            stats: names out of ``prefopt.types.STATS``.
+            layers: also keep what this makes of every decoder layer's output at those rows, [M, D].
+
+        Raises:
+            ModelError: ``layers`` where the model's decoder layers cannot be found.
+        """
+        keep: Literal["yes", "copy"] = "copy" if is_sharded(self.model) else "yes"
+        core, found = causal_model(self.model), []
+
+        def remember(module: nn.Module, given: Any, output: Any) -> None:
+            assert layers is not None
+            hidden = output[0] if isinstance(output, tuple) else output
+            found.append(layers(hidden.detach().flatten(0, -2).index_select(0, batch.score_at)))
+
+        hooks = (
+            [] if layers is None else [each.register_forward_hook(remember) for each in decoder_layers(core)]
+        )
+        # a hook would become part of the graph, and rows differ in number from batch to batch
+        as_written = self.compiled.off() if self.compiled is not None and hooks else nullcontext()
+        try:
+            with as_written:
+                logps, rows = self._score(batch, stats, None, keep)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert rows is not None
+        return logps, replace(rows, layers=tuple(found))
+
+    def _score(
+        self,
+        batch: PackedBatch,
+        stats: Collection[str],
+        against: RowStates | None,
+        keep: Literal["no", "yes", "copy"],
+    ) -> tuple[SeqLogps, RowStates | None]:
+        wanted = tuple(name for name in (*STATS, *PAIRED_STATS) if name in stats)
         assert len(wanted) == len(set(stats)), f"unknown statistics among {sorted(stats)}"
+        assert (against is not None) == ("kl" in wanted), "kl is measured against the reference's rows"
         core = causal_model(self.model)
-        scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, read_transform(core))
+        transform = read_transform(core)
+        scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
         layout = Layout(batch.segments, self.attention)
         with scoring(core, scorer):
             if self.compiled is not None:
@@ -135,11 +189,12 @@ class Policy:
             self._prove(core, scorer, layout, outputs.logits)
         self._head_impl = scorer.impl
         values = outputs.logits[0].unbind(-1)
-        return SeqLogps(
+        logps = SeqLogps(
             tokens=values[0].contiguous(),
             lengths=batch.lengths,
             stats={name: value.contiguous() for name, value in zip(wanted, values[1:], strict=True)},
         )
+        return logps, scorer.rows
 
     def _run(self, batch: PackedBatch, layout: Layout) -> Any:
         kwargs: dict[str, Any] = {LAYOUT: layout}
@@ -254,6 +309,18 @@ class Policy:
                 f"model: {name} has {positions} positions, but the longest prompt with its answer has {longest} "
                 f"tokens. Set batch.max_tokens to {positions} or less."
             )
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the head tells apart."""
+        head: Any = head_of(causal_model(self.model))
+        return int(head.weight.shape[0])
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """How many decoder layers there are, and the size of the hidden states between them."""
+        config = causal_model(self.model).config.get_text_config()
+        return int(config.num_hidden_layers), int(config.hidden_size)
 
     def describe(self) -> dict[str, str]:
         """Say which attention and head are in use; ``auto`` becomes a name with the first batch."""

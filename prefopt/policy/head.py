@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
-from prefopt.kernels import token_logps
+from prefopt.kernels import token_kl, token_logps
 from prefopt.policy.wrappers import class_of
+from prefopt.types import STATS
 
 _NEUTRAL: dict[str, float | None] = {
     "final_logit_softcapping": None,
@@ -40,6 +41,18 @@ class Transform:
     def __str__(self) -> str:
         cap = "" if self.softcap is None else f", softcap {self.softcap:g}"
         return f"scale {self.scale:g}{cap}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowStates:
+    """What makes a model's logits at the scored rows of one batch: hidden states, and the head they meet."""
+
+    hidden: Tensor  # [M, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    lora: tuple[Tensor, Tensor] | None  # [M, r] and [V, r]
+    transform: Transform
+    layers: tuple[Tensor, ...] = ()  # of every decoder layer, what was asked for: [M] or [M, D]
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
@@ -78,15 +91,30 @@ class ScoringHead:
         targets: int64 [M].
         stats: statistics wanted beside the log-prob.
         transform: what the model would do to its logits.
+        against: the rows of the reference, for ``kl``.
+        keep: remember the rows; "copy" also copies the head, whose memory sharding libraries take back.
     """
 
-    def __init__(self, score_at: Tensor, targets: Tensor, stats: Sequence[str], transform: Transform) -> None:
+    def __init__(
+        self,
+        score_at: Tensor,
+        targets: Tensor,
+        stats: Sequence[str],
+        transform: Transform,
+        *,
+        against: RowStates | None = None,
+        keep: Literal["no", "yes", "copy"] = "no",
+    ) -> None:
         self.score_at, self.targets = score_at, targets
         self.stats, self.transform = tuple(stats), transform
+        self.against, self.keep = against, keep
         self.packed: Tensor | None = None
         self.impl = ""  # the back-end that scored
+        self.rows: RowStates | None = None
 
-    def score(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, **extra: Any) -> Tensor:
+    def score(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return [1, M, 1 + stats]: where logits would be, a log-prob and statistics per target."""
         flat = hidden.flatten(0, -2)
         result = token_logps(
@@ -97,14 +125,59 @@ class ScoringHead:
             scale=self.transform.scale,
             softcap=self.transform.softcap,
             rows=self.score_at,
-            stats=self.stats,
-            **extra,
+            lora=lora,
+            stats=[name for name in self.stats if name in STATS],
         )
         self.impl = result.impl
-        columns = [result.logps, *(getattr(result, name) for name in self.stats)]
+        found = {name: getattr(result, name) for name in self.stats if name in STATS}
+        if self.against is not None:
+            found["kl"] = self._diverge(flat, weight, bias, lora, self.against)
+        if self.keep != "no":
+            self.rows = self._rows(flat, weight, bias, lora)
+        columns = [result.logps, *(found[name] for name in self.stats)]
         # a new tensor and no view: sharding libraries hang their backward hooks on it
         self.packed = torch.cat([column.view(1, -1, 1) for column in columns], dim=-1)
         return self.packed
+
+    def _diverge(
+        self,
+        flat: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora: tuple[Tensor, Tensor] | None,
+        reference: RowStates,
+    ) -> Tensor:
+        return token_kl(
+            flat,
+            weight,
+            reference.hidden,
+            reference.weight,
+            bias=bias,
+            scale=self.transform.scale,
+            softcap=self.transform.softcap,
+            rows=self.score_at,
+            lora=lora,
+            reference_bias=reference.bias,
+            reference_scale=reference.transform.scale,
+            reference_softcap=reference.transform.softcap,
+            reference_lora=reference.lora,
+        )
+
+    def _rows(
+        self, flat: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor] | None
+    ) -> RowStates:
+        def constant(part: Tensor) -> Tensor:
+            return part.detach().clone() if self.keep == "copy" else part.detach()
+
+        return RowStates(
+            hidden=flat.detach().index_select(0, self.score_at),
+            weight=constant(weight),
+            bias=None if bias is None else constant(bias),
+            lora=None
+            if lora is None
+            else (lora[0].detach().index_select(0, self.score_at), constant(lora[1])),
+            transform=self.transform,
+        )
 
 
 @contextmanager

@@ -41,3 +41,25 @@ def without_engine(model: nn.Module) -> nn.Module:
 def class_of(module: nn.Module) -> type[Any]:
     """Return the class a module was written as: ``fully_shard`` puts one of its own in front."""
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether the weights are spread over ranks, so that whole ones last only for a module's forward."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers that the hidden states pass through, first to last.
+
+    Raises:
+        ModelError: no list of as many modules as the configuration has layers.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise ModelError(
+        f"model: {class_of(model).__name__} keeps its {depth} layers where prefopt does not look, so they can "
+        f"neither be read nor compiled. Choose a loss without weights from activations, leave model.compile out, "
+        f"or choose another model."
+    )

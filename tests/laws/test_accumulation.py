@@ -20,6 +20,11 @@ BLOCKS = [
     {"name": "ld_dpo"},
     {"name": "sft"},
     {"name": "sft", "nll": "batch_token"},
+    {"name": "tdpo"},
+    {"name": "mapo"},
+    {"name": "sparse_mask_independent"},
+    {"name": "nca_pair", "with": [{"name": "suffix_from_divergence", "length_penalty": 0.5}]},
+    {"name": "ipo", "with": [{"name": "token_weighted", "source": "activations"}]},
 ]
 
 
@@ -38,13 +43,14 @@ def gradients(
         num_steps=1,
         reference=toy.reference(seed=1) if loss.contract.needs_reference else None,
         engine=Engine(cpu=True),
+        masks=toy.masks(loss),
         share_prompts=share_prompts,
     )
     from prefopt.data.loader import build_step
 
     step: Step = build_step(plan, data, 0, share_prompts=share_prompts)
     sums, _, packs = trainer._accumulate(step)
-    grads = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
+    grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 
 
@@ -53,7 +59,7 @@ def test_one_pack_equals_many(block: dict[str, object]) -> None:
     """24 pairs in 1, 3 and about 12 packs give one gradient; rtol 1e-10 is float64 rounding."""
     loss = build_loss(block)
     value, grads, count = gradients(loss, budget=100_000)
-    assert count == 1 and len(grads) == 21
+    assert count == 1 and len(grads) == (35 if toy.masks(loss) else 21)
     for budget in (150, 50):
         other, others, many = gradients(loss, budget)
         assert many > 2

@@ -42,6 +42,7 @@ from prefopt.losses import (
     joint_prompt,
     ld_dpo,
     length_desensitized,
+    mapo,
     mappo,
     mixed,
     nca_k,
@@ -60,10 +61,15 @@ from prefopt.losses import (
     settings_of,
     simpo,
     soft_label,
+    sparse_mask,
+    sparse_mask_independent,
     spo_selfsup,
     sppo,
     sppo_hard,
     sppo_k,
+    suffix_from_divergence,
+    tdpo,
+    token_weighted,
     triple,
     weighted,
     with_nll,
@@ -75,6 +81,7 @@ from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.types import (
     OTHER_REFERENCES,
     STATS,
+    TOKEN_STATS,
     ListLogps,
     LossOutput,
     PairLogps,
@@ -165,9 +172,14 @@ every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
 
 def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed: int) -> SeqLogps:
     generator = torch.Generator().manual_seed(seed)
-    known = (*STATS, *OTHER_REFERENCES)
+    known = (*STATS, *OTHER_REFERENCES, *TOKEN_STATS[len(STATS) :])
     values = torch.rand(1 + len(known), sum(lengths), generator=generator, dtype=torch.float64).to(dtype)
-    kept = {name: -values[1 + i] for i, name in enumerate(known) if name in stats}
+    kept = {}
+    for name, value in zip(known, values[1:], strict=True):
+        if name in stats:
+            kept[name] = -value if name in (*STATS, *OTHER_REFERENCES) else value
+    if "token_id" in stats:
+        kept["token_id"] = (kept["token_id"] < 0.5).long()  # two ids, so that some answers begin alike
     return SeqLogps(tokens=-2.0 * values[0], lengths=tuple(lengths), stats=kept)
 
 
@@ -230,8 +242,12 @@ def leaves(given: dict) -> list[Tensor]:
         if isinstance(value, Tensor):
             found += [value] if value.is_floating_point() else []
         else:
-            found += [t for side in sides_of(value) for t in (side.tokens, *side.stats.values())]
+            found += [t for side in sides_of(value) for t in (side.tokens, *_floats(side).values())]
     return found
+
+
+def _floats(side: SeqLogps) -> dict[str, Tensor]:
+    return {name: value for name, value in side.stats.items() if value.is_floating_point()}
 
 
 def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
@@ -245,7 +261,8 @@ def with_leaves(given: dict, tensors: Sequence[Tensor]) -> dict:
         sides = []
         for side in sides_of(value):
             tokens = next(remaining)
-            sides.append(replace(side, tokens=tokens, stats={k: next(remaining) for k in side.stats}))
+            moved = {k: next(remaining) for k in _floats(side)}
+            sides.append(replace(side, tokens=tokens, stats={**side.stats, **moved}))
         rebuilt[name] = with_sides(value, sides)
     return rebuilt
 
@@ -298,13 +315,23 @@ def answer_order(order: Sequence[int], count: int) -> list[int]:
     return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
 
 
+def on_meta(value):
+    if isinstance(value, Tensor):
+        return value.to(META)
+    sides = [
+        replace(s, tokens=s.tokens.to(META), stats={k: v.to(META) for k, v in s.stats.items()})
+        for s in sides_of(value)
+    ]
+    moved = with_sides(value, sides)
+    return replace(moved, is_desirable=value.is_desirable.to(META)) if isinstance(value, SideLogps) else moved
+
+
 @every_case
 def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
     """Forward and backward read no number of the device on the host, and copy to it without waiting."""
     pose_as_gpu(monkeypatch)
-    given = {k: v.to(META) if isinstance(v, Tensor) else v for k, v in arguments(loss).items()}
-    inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
-    given = with_leaves(given, inputs)
+    given = {name: on_meta(value) for name, value in arguments(loss).items()}
+    inputs = [leaf.requires_grad_() for leaf in leaves(given)]
     with Watch() as watch:
         torch.autograd.grad(loss(**given).loss.sum(), inputs, allow_unused=True)
     assert watch.waits == []
@@ -366,7 +393,7 @@ def test_stats_it_does_not_ask_for_do_not_matter(loss):
     for name in asked.keys() & given.keys():
         sides = []
         for side in sides_of(given[name]):
-            poison = {s: torch.full_like(side.tokens, math.nan) for s in STATS if s not in asked[name]}
+            poison = {s: torch.full_like(side.tokens, math.nan) for s in TOKEN_STATS if s not in asked[name]}
             sides.append(replace(side, stats={**side.stats, **poison}))
         poisoned[name] = with_sides(given[name], sides)
     clean, dirty = tensors_of(loss(**given)), tensors_of(loss(**poisoned))
@@ -472,6 +499,32 @@ def on_pairs(loss: Loss) -> Loss:
     return pay
 
 
+def counting_all(given: dict) -> dict:
+    """Give every token the weight 1, by whatever name."""
+    names = ("weight", "activation", "reward_mask", "kl_mask")
+    sides = [
+        side.with_stats({name: torch.ones_like(side.tokens) for name in names if name in side.stats})
+        for side in sides_of(given["policy"])
+    ]
+    return {**given, "policy": with_sides(given["policy"], sides)}
+
+
+def together(given: dict) -> dict:
+    """Put the policy's whole distribution on the reference's."""
+    sides = [side.with_stats({"kl": torch.zeros_like(side.tokens)}) for side in sides_of(given["policy"])]
+    return {**given, "policy": with_sides(given["policy"], sides)}
+
+
+def parting_at_once(given: dict) -> dict:
+    """Let every pair's answers differ from the first token on."""
+    pair = given["policy"]
+    sides = [
+        side.with_stats({"token_id": torch.full_like(side.stats["token_id"], i)})
+        for i, side in enumerate(sides_of(pair))
+    ]
+    return {**given, "policy": with_sides(pair, sides)}
+
+
 def as_drawn(given: dict) -> dict:
     return given
 
@@ -532,6 +585,21 @@ REDUCES_TO = {
     ),
     "reward_gap_weight of wide gaps": (reward_gap_weight(dpo, scale=1e3), dpo, certain),
     "with_nll alpha=0": (with_nll(dpo, alpha=0.0), dpo, as_drawn),
+    "tdpo without divergence": (bound(tdpo, beta=0.1), dpo, together),
+    "tdpo1 without divergence": (bound(tdpo, variant="tdpo1"), dpo, together),
+    "tdpo alpha=0": (bound(tdpo, alpha=0.0), dpo, together),
+    "mapo counting every token": (mapo, bound(tdpo, variant="tdpo1"), counting_all),
+    "sparse_mask of ones": (bound(sparse_mask, l1=0.0), bound(tdpo, variant="tdpo1"), counting_all),
+    "independent masks of ones": (
+        bound(sparse_mask_independent, l1=0.0),
+        bound(tdpo, variant="tdpo1"),
+        counting_all,
+    ),
+    "token_weighted by ones of dpo": (token_weighted(dpo), dpo, counting_all),
+    "token_weighted by ones of simpo": (token_weighted(simpo), simpo, counting_all),
+    "token_weighted by ones of tdpo": (token_weighted(tdpo), tdpo, counting_all),
+    "suffix from the first token of ipo": (suffix_from_divergence(ipo), ipo, parting_at_once),
+    "suffix from the first token of tdpo": (suffix_from_divergence(tdpo), tdpo, parting_at_once),
     "mixed of one": (mixed([dpo], [1.0]), dpo, as_drawn),
     "mixed of two halves": (mixed([bound(dpo, **defaults(dpo))] * 2, [0.5, 0.5]), dpo, as_drawn),
 }
@@ -545,12 +613,15 @@ def test_degenerate_setting_equals_the_simpler_loss(special, general, prepare):
     given = prepare(given)
     logps = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(logps)]
+    names = [n for value in logps.values() for side in sides_of(value) for n in ("tokens", *_floats(side))]
     results = []
     for loss in (special, general):
         all_given = given | with_leaves(logps, inputs)
         output = loss(**{k: v for k, v in all_given.items() if k in signature(loss).parameters})
         results.append([output.loss, output.chosen_reward, output.rejected_reward])
-        # what a loss does not read has a gradient of zero
-        results[-1] += torch.autograd.grad(output.loss.sum(), inputs, materialize_grads=True)
+        # what a loss does not read has a gradient of zero; what only the special one reads cannot be compared
+        found = torch.autograd.grad(output.loss.sum(), inputs, materialize_grads=True)
+        shared = ("tokens", *contract_of(general).policy_stats)
+        results[-1] += [grad for grad, name in zip(found, names, strict=True) if name in shared]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-14, atol=0.0)  # a few roundings of float64

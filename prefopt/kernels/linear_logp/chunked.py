@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefopt.kernels.linear_logp.gemm import accumulate, gemm_dtype, project, pull_back
+from prefopt.kernels.linear_logp.gemm import gemm_dtype, project, pull_back
+from prefopt.kernels.linear_logp.gradients import HeadGradients, scatter
 from prefopt.kernels.linear_logp.spec import LOG_ZERO, HeadInputs, Spec, accumulate_dtype
 
 MODES = ("auto", "recompute", "cached", "frozen", "no_grad")
@@ -72,17 +73,28 @@ def _chunks(num_rows: int, vocabulary: int, like: Tensor, itemsize: int) -> list
     return [(low, min(low + step, num_rows)) for low in range(0, num_rows, step)]
 
 
-class _Logits:
-    """Make raw and final logits of row chunks into one reused tile, or into ``keep`` [M, V]."""
+class Logits:
+    """Make the final logits of row chunks in one reused tile, or in a kept [M, V].
 
-    def __init__(self, inputs: HeadInputs, spec: Spec, num_rows: int, keep: bool, dtype: torch.dtype) -> None:
+    Args:
+        inputs: the hidden states, the head and the row index.
+        spec: says how the head transforms its logits.
+        num_rows: M.
+        keep: keep every chunk's logits.
+        dtype: in which operands are multiplied.
+        tiles: how many such tiles share the memory for one chunk.
+    """
+
+    def __init__(
+        self, inputs: HeadInputs, spec: Spec, num_rows: int, keep: bool, dtype: torch.dtype, tiles: int = 1
+    ) -> None:
         self.inputs, self.spec, self.gemm = inputs, spec, dtype
         self.dtype = accumulate_dtype(inputs.hidden, inputs.weight)
         self.x = inputs.pick(inputs.hidden)  # [M, D]
         self.x2 = None if inputs.x2 is None else inputs.pick(inputs.x2)  # [M, r]
         self.bias = None if inputs.bias is None else inputs.bias.to(self.dtype)
         vocabulary = inputs.weight.shape[0]
-        self.chunks = _chunks(num_rows, vocabulary, self.x, self.dtype.itemsize)
+        self.chunks = _chunks(num_rows, vocabulary, self.x, tiles * self.dtype.itemsize)
         tile_rows = num_rows if keep else max((high - low for low, high in self.chunks), default=0)
         self.tile = self.x.new_empty((tile_rows, vocabulary), dtype=self.dtype)
         self.keep = keep
@@ -112,7 +124,7 @@ class _Forward:
         # p log p and the softcap's derivative need the logits themselves, not only probabilities
         self.keeps_logits = self.keep and ("entropy" in spec.stats or spec.softcap is not None)
         self.gemm = gemm_dtype(inputs.hidden, inputs.weight)
-        self.logits = _Logits(inputs, spec, targets.shape[0], self.keep, self.gemm)
+        self.logits = Logits(inputs, spec, targets.shape[0], self.keep, self.gemm)
         empty = self.logits.tile.new_empty
         self.values = {name: empty(targets.shape) for name in ("logps", *spec.stats)}
         self.log_sum = empty(targets.shape)  # logsumexp
@@ -163,7 +175,7 @@ class _Forward:
         rows = _Rows(self.targets[low:high], {"logps": ones * self.spec.scale}, {}, self.spec.softcap)
         dz = rows.from_exps(exps, self.exp_sum[low:high])
         if self.spec.softcap is not None:
-            dz.mul_(_softcap_slope(z, self.spec.softcap))
+            dz.mul_(softcap_slope(z, self.spec.softcap))
         dx = pull_back(dz, self.inputs.weight, self.gemm)
         return dx, None if self.inputs.w2 is None else pull_back(dz, self.inputs.w2, self.gemm)
 
@@ -194,7 +206,7 @@ class _Rows:
         log_p = torch.sub(z, log_sum[:, None]) if self.softcap is not None else z.sub_(log_sum[:, None])
         p = log_p.exp() if entropy else log_p.exp_()
         dz = self._finish(p, self._slope(p, log_p if entropy else None, None))
-        return dz if self.softcap is None else dz.mul_(_softcap_slope(z, self.softcap))
+        return dz if self.softcap is None else dz.mul_(softcap_slope(z, self.softcap))
 
     def _slope(self, p: Tensor, log_p: Tensor | None, norm: Tensor | None) -> Tensor:
         """Return the factor of p in the gradient: [n, 1], or [n, V] where it varies over the vocabulary."""
@@ -228,7 +240,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a[:, None, :], b[:, :, None]).flatten()
 
 
-def _softcap_slope(z: Tensor, softcap: float) -> Tensor:
+def softcap_slope(z: Tensor, softcap: float) -> Tensor:
     """Turn capped logits into the derivative of the cap, 1 - (z / softcap)^2, in place."""
     return z.div_(softcap).square_().neg_().add_(1.0)
 
@@ -285,19 +297,8 @@ def _frozen_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, 
             found.append(None)
         else:
             shape, dtype = like
-            found.append(_scatter(unit * upstream[:, None], rows, shape, dtype))
+            found.append(scatter(unit * upstream[:, None], rows, shape, dtype))
     return found[0], None, None, found[1], None
-
-
-def _scatter(values: Tensor, rows: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Add the gradient of every scored row to the hidden row it came from."""
-    if rows is None:
-        return values.to(dtype)
-    total = values.new_zeros(shape)
-    if values.device.type == "cpu":
-        return total.index_add_(0, rows, values).to(dtype)
-    # sorts before it adds, so repeated rows are summed in one fixed order
-    return total.index_put_((rows,), values, accumulate=True).to(dtype)
 
 
 class _Backward:
@@ -305,7 +306,7 @@ class _Backward:
 
     def __init__(self, ctx: Any, upstream: Sequence[Tensor | None]) -> None:
         *parts, targets, log_sum, exp_sum, entropy, log_sum_p2 = ctx.saved_tensors
-        self.spec, self.gemm, self.wanted = ctx.spec, ctx.gemm, ctx.needs_input_grad[:5]
+        self.spec, self.gemm = ctx.spec, ctx.gemm
         self.inputs, self.targets = HeadInputs(*parts), targets
         self.log_sum, self.exp_sum = log_sum, exp_sum
         self.stats = {"entropy": entropy, "log_sum_p2": log_sum_p2}
@@ -313,26 +314,21 @@ class _Backward:
         self.grads = {name: grad * self.spec.scale for name, grad in named if grad is not None}
         # a second backward through the same graph finds nothing kept and computes the logits again
         self.kept, ctx.kept = ctx.kept, None
-        self.x = self.inputs.pick(self.inputs.hidden)
-        self.x2 = None if self.inputs.x2 is None else self.inputs.pick(self.inputs.x2)
-        self.dx: list[Tensor] = []
-        self.dx2: list[Tensor] = []
-        self.dw: Tensor | None = None
-        self.dw2: Tensor | None = None
-        self.db: Tensor | None = None
+        self.total = HeadGradients(self.inputs, ctx.needs_input_grad[:5], ctx.gemm)
 
     def run(self) -> tuple[Tensor | None, ...]:
         if not self.grads:
             return (None,) * 5
         with torch.autocast(self.targets.device.type, enabled=False):
             if self.kept is None:
-                logits = _Logits(self.inputs, self.spec, self.targets.shape[0], False, self.gemm)
+                logits = Logits(self.inputs, self.spec, self.targets.shape[0], False, self.gemm)
                 for low, high in logits.chunks:
                     rows = self._rows(low, high)
-                    self._spread(rows.from_logits(logits.chunk(low, high), self.log_sum[low:high]), low, high)
+                    dz = rows.from_logits(logits.chunk(low, high), self.log_sum[low:high])
+                    self.total.add(dz, low, high)
             else:
                 self._from_kept(*self.kept)
-            return self._gather()
+            return self.total.gather()
 
     def _from_kept(self, tile: Tensor, holds_logits: bool) -> None:
         step = max(1, _budget(TILE_BYTES, tile) // max(1, tile.shape[1] * tile.element_size()))
@@ -340,50 +336,12 @@ class _Backward:
             high = min(low + step, tile.shape[0])
             rows, part = self._rows(low, high), tile[low:high]
             if holds_logits:
-                self._spread(rows.from_logits(part, self.log_sum[low:high]), low, high)
+                dz = rows.from_logits(part, self.log_sum[low:high])
             else:
-                self._spread(rows.from_exps(part, self.exp_sum[low:high]), low, high)
+                dz = rows.from_exps(part, self.exp_sum[low:high])
+            self.total.add(dz, low, high)
 
     def _rows(self, low: int, high: int) -> _Rows:
         grads = {name: grad[low:high] for name, grad in self.grads.items()}
         stats = {name: value[low:high] for name, value in self.stats.items() if value is not None}
         return _Rows(self.targets[low:high], grads, stats, self.spec.softcap)
-
-    def _spread(self, dz: Tensor, low: int, high: int) -> None:
-        """Add one chunk's part of every gradient that is wanted."""
-        inputs, (hidden, weight, bias, x2, w2) = self.inputs, self.wanted
-        if hidden:
-            self.dx.append(pull_back(dz, inputs.weight, self.gemm))
-        if x2 and inputs.w2 is not None:
-            self.dx2.append(pull_back(dz, inputs.w2, self.gemm))
-        if bias:
-            total = dz.sum(0)
-            self.db = total if self.db is None else self.db.add_(total)
-        if weight:
-            self.dw = accumulate(self.dw, dz, self.x[low:high], self.gemm)
-        if w2 and self.x2 is not None:
-            self.dw2 = accumulate(self.dw2, dz, self.x2[low:high], self.gemm)
-
-    def _gather(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of hidden, weight, bias, x2 and w2, each in its input's dtype."""
-        inputs = self.inputs
-
-        def rows(parts: list[Tensor], like: Tensor | None, wanted: bool) -> Tensor | None:
-            if like is None or not wanted:
-                return None
-            joined = torch.cat(parts) if parts else like.new_empty((0, like.shape[1]))
-            return _scatter(joined, inputs.rows, like.shape, like.dtype)
-
-        def head(total: Tensor | None, like: Tensor | None, wanted: bool) -> Tensor | None:
-            if like is None or not wanted:
-                return None
-            # zeros, not None: data-parallel engines wait for a gradient of every trained weight
-            return torch.zeros_like(like) if total is None else total.to(like.dtype)
-
-        return (
-            rows(self.dx, inputs.hidden, self.wanted[0]),
-            head(self.dw, inputs.weight, self.wanted[1]),
-            head(self.db, inputs.bias, self.wanted[2]),
-            rows(self.dx2, inputs.x2, self.wanted[3]),
-            head(self.dw2, inputs.w2, self.wanted[4]),
-        )

@@ -23,13 +23,14 @@ def naive_logps(inputs: HeadInputs, targets: Tensor, spec: Spec) -> tuple[Tensor
     """
     dtype = accumulate_dtype(inputs.hidden, inputs.weight)
     with torch.autocast(inputs.hidden.device.type, enabled=False):
-        logits = _logits(inputs, spec, dtype)  # [M, V]
+        logits = full_logits(inputs, spec, dtype)  # [M, V]
         log_probs = F.log_softmax(logits, dim=-1)
         picked = log_probs.gather(-1, targets[:, None]).squeeze(-1)
         return picked, *(_statistic(name, logits, log_probs, targets) for name in spec.stats)
 
 
-def _logits(inputs: HeadInputs, spec: Spec, dtype: torch.dtype) -> Tensor:
+def full_logits(inputs: HeadInputs, spec: Spec, dtype: torch.dtype) -> Tensor:
+    """Return every logit of every scored row, [M, V], computed in ``dtype``."""
     logits = inputs.pick(inputs.hidden).to(dtype) @ inputs.weight.to(dtype).T
     if inputs.x2 is not None and inputs.w2 is not None:
         logits = logits + inputs.pick(inputs.x2).to(dtype) @ inputs.w2.to(dtype).T
