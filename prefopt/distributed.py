@@ -126,7 +126,7 @@ class Engine:
         """Return the gradients' total norm and scale them down to ``max_norm`` if given, all on the device."""
         grads = [p.grad for p in parameters if p.grad is not None]
         shares = [sharding.local(grad) for grad in grads]
-        # what every rank holds whole counts once
+        # of weights spread over ranks every rank has its part; what every rank holds whole counts once
         counted = [
             share
             for grad, share in zip(grads, shares, strict=True)

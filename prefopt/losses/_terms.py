@@ -210,8 +210,7 @@ def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> Seq
     runs = [(keep, length - keep) for keep, length in zip(shared, answers.lengths, strict=True)]
     # laid out on the host, where the lengths are: one copy to the device, which nobody waits for
     weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
-    weights = on_device(torch.from_numpy(weight), answers.tokens.device, answers.tokens.dtype)
-    return reweight(answers, weights)
+    return reweight(answers, on_device(torch.from_numpy(weight), answers.tokens.device, answers.tokens.dtype))
 
 
 def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
@@ -223,5 +222,6 @@ def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
 def places(lengths: npt.ArrayLike, device: torch.device) -> Tensor:
     """Return where each token stands in its answer, from 0, int64 [M]."""
     sizes = np.asarray(lengths, dtype=np.int64)
-    found = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return on_device(torch.from_numpy(found), device)
+    return on_device(
+        torch.from_numpy(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)), device
+    )

@@ -109,8 +109,8 @@ class ScoringHead:
         self.stats, self.transform = tuple(stats), transform
         self.against, self.keep = against, keep
         self.packed: Tensor | None = None
-        self.impl = ""  # the back-end that scored
         self.rows: RowStates | None = None
+        self.impl = ""  # the back-end that scored
 
     def score(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor] | None = None
@@ -128,12 +128,12 @@ class ScoringHead:
             lora=lora,
             stats=[name for name in self.stats if name in STATS],
         )
-        self.impl = result.impl
         found = {name: getattr(result, name) for name in self.stats if name in STATS}
         if self.against is not None:
             found["kl"] = self._diverge(flat, weight, bias, lora, self.against)
         if self.keep != "no":
             self.rows = self._rows(flat, weight, bias, lora)
+        self.impl = result.impl
         columns = [result.logps, *(found[name] for name in self.stats)]
         # a new tensor and no view: sharding libraries hang their backward hooks on it
         self.packed = torch.cat([column.view(1, -1, 1) for column in columns], dim=-1)
