@@ -316,22 +316,24 @@ def answer_order(order: Sequence[int], count: int) -> list[int]:
 
 
 def on_meta(value):
+    """Move what is no float, and so no leaf, as well."""
     if isinstance(value, Tensor):
         return value.to(META)
-    sides = [
-        replace(s, tokens=s.tokens.to(META), stats={k: v.to(META) for k, v in s.stats.items()})
-        for s in sides_of(value)
-    ]
-    moved = with_sides(value, sides)
-    return replace(moved, is_desirable=value.is_desirable.to(META)) if isinstance(value, SideLogps) else moved
+    if isinstance(value, SideLogps):
+        value = replace(value, is_desirable=value.is_desirable.to(META))
+    sides = sides_of(value)
+    return with_sides(
+        value, [side.with_stats({name: v.to(META) for name, v in side.stats.items()}) for side in sides]
+    )
 
 
 @every_case
 def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
     """Forward and backward read no number of the device on the host, and copy to it without waiting."""
     pose_as_gpu(monkeypatch)
-    given = {name: on_meta(value) for name, value in arguments(loss).items()}
-    inputs = [leaf.requires_grad_() for leaf in leaves(given)]
+    given = arguments(loss)
+    inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
+    given = {name: on_meta(value) for name, value in with_leaves(given, inputs).items()}
     with Watch() as watch:
         torch.autograd.grad(loss(**given).loss.sum(), inputs, allow_unused=True)
     assert watch.waits == []
