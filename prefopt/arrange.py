@@ -148,7 +148,7 @@ def _is_desirable(batch: PackedBatch, answers: list[int]) -> Tensor:
                 f"{batch.origins[_group_of(batch, response)]}: the loss learns from desirable and undesirable "
                 f"answers, but an answer is {'both' if response in chosen else 'neither'}. Give it a label."
             )
-    return torch.tensor([response in chosen for response in answers], device=batch.input_ids.device)
+    return on_device([response in chosen for response in answers], batch.input_ids.device, torch.bool)
 
 
 def _select(values: Tensor, index: list[int]) -> Tensor:

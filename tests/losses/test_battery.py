@@ -320,6 +320,9 @@ def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
     """Forward and backward read no number of the device on the host, and copy to it without waiting."""
     pose_as_gpu(monkeypatch)
     given = {k: v.to(META) if isinstance(v, Tensor) else v for k, v in arguments(loss).items()}
+    for name, value in given.items():
+        if isinstance(value, SideLogps):
+            given[name] = replace(value, is_desirable=value.is_desirable.to(META))
     inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
     given = with_leaves(given, inputs)
     with Watch() as watch:
