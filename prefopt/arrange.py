@@ -148,7 +148,7 @@ def _is_desirable(batch: PackedBatch, answers: list[int]) -> Tensor:
                 f"{batch.origins[_group_of(batch, response)]}: the loss learns from desirable and undesirable "
                 f"answers, but an answer is {'both' if response in chosen else 'neither'}. Give it a label."
             )
-    return on_device([response in chosen for response in answers], batch.input_ids.device, torch.bool)
+    return on_device([response in chosen for response in answers], batch.input_ids.device)
 
 
 def _select(values: Tensor, index: list[int]) -> Tensor:
