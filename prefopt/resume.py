@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from prefopt.checkpoint import checkpoints, latest_valid, load_state, read_json, step_of
 from prefopt.data.table import GroupTable
 from prefopt.errors import CorruptError, ResumeError
-from prefopt.losses import LossContract
 from prefopt.recipe import Recipe
 from prefopt.recipe_diff import diff_recipes
 from prefopt.run_folder import RunFolder
 from prefopt.sharding import whole
 from prefopt.strict_yaml import read_yaml
-
-CARRIED = "carried.safetensors"
-"""File of a checkpoint that holds what the loss carries from step to step."""
 
 _SAMPLED = 256
 """Numbers read from each end of a weight for its fingerprint."""
@@ -100,24 +95,6 @@ def compare_facts(origin: Origin, facts: Mapping[str, Any]) -> None:
                 f"resume: {key} was {before} and is {value} now, so the steps that are left would not be those of "
                 f"this run. Restore what changed, or start anew with --overwrite."
             )
-
-
-def load_carried(checkpoint: Path, contract: LossContract) -> dict[str, Tensor]:
-    """Return what a loss hands to itself in the next optimizer step; empty before its first.
-
-    Raises:
-        ResumeError: the checkpoint does not hold it.
-    """
-    if not contract.carried:
-        return {}
-    path = checkpoint / CARRIED
-    found = load_file(str(path)) if path.is_file() else None
-    if found is None or found.keys() not in (set(), set(contract.carried)):
-        raise ResumeError(
-            f"{path}: {contract.name} carries {', '.join(contract.carried)} from step to step, which the checkpoint "
-            f"does not hold. Resume with the version that wrote it, or start anew with --overwrite."
-        )
-    return found
 
 
 def rows_digest(table: GroupTable | None) -> str | None:

@@ -26,7 +26,7 @@ LEVELS = [
     {"replay"},
     {"resume"},
     {"trainer", "demo"},
-    {"build_loss", "progress", "run_log"},
+    {"build_loss", "progress", "run_log", "trainer_state"},
     {"build_model"},
     {"build_reference"},
     {"build"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +21,13 @@ from prefopt.data.loader import build_step
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
+from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.policy import Policy
 from prefopt.replay import lay_out
 from prefopt.trainer import Trainer, _mix
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Stats, WholeStep
+from prefopt.weighting import TokenMasks
 
 HERE = Path(__file__).resolve().parent
 every_case = pytest.mark.parametrize("case", coupled.BLOCKS)
@@ -40,7 +43,7 @@ def accumulate(trainer: Trainer) -> Found:
     """Return loss, gradients and the number of packs of step 0."""
     trainer.optimizer.zero_grad()
     sums, _, packs = trainer._accumulate(build_step(trainer.plan, trainer.groups, 0))
-    grads = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
+    grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 
 
@@ -58,16 +61,14 @@ def directly(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
     trainer.optimizer.zero_grad()
     contract, totals = trainer.contract, trainer.plan.step(0).totals
     batch = pack([trainer.groups[i] for i in trainer.plan.groups(0)])
-    sides: list[Any] = [
-        arrange(contract.structure, batch, trainer.policy(batch, stats=contract.policy_stats))
-    ]
-    if trainer.reference is not None:
-        sides.append(arrange(contract.structure, batch, trainer.reference(batch)))
+    policy, reference, _ = trainer.scorer.both(batch)
+    scored = [policy] if reference is None else [policy, reference]
+    sides = [arrange(contract.structure, batch, logps, contract.roles) for logps in scored]
     inputs = inputs_of(contract.inputs, contract.structure, batch, totals, _mix(trainer.seed, 0))
     loss = trainer.loss(*sides, **inputs).loss
     total = (loss * unit_weights(contract.structure, batch, loss)).sum()
     (total / trainer.units(totals)).backward()
-    return total.item(), {name: p.grad.clone() for name, p in trainer.parameters.items()}
+    return total.item(), {name: p.grad.clone() for name, p in trainer.trained.items()}
 
 
 @every_case
@@ -129,12 +130,36 @@ def spread_of_entropy(
     return LossOutput(loss=(entropy - entropy.mean()).square())
 
 
-def test_gradients_of_statistics_are_replayed_too(engine: Engine) -> None:
+def spread_of_masked_kl(
+    policy: Annotated[PairLogps, WholeStep(), Stats("kl", "reward_mask")], reference: PairLogps
+) -> LossOutput:
+    """Do the same with the divergence from the reference, each token weighed by a learned mask."""
+    chosen, rejected = (
+        side.sum(side.stats["kl"] * side.stats["reward_mask"]) for side in (policy.chosen, policy.rejected)
+    )
+    gap = chosen - rejected + policy.chosen.total - reference.chosen.total
+    return LossOutput(loss=(gap - gap.mean()).square())
+
+
+def learning(loss: Callable[..., LossOutput]) -> dict[str, Any]:
+    """Return the reference and the masks that a loss asks for."""
+    wanted = contract_of(loss).row_stats
+    if not wanted:
+        return {}
+    torch.manual_seed(1)
+    masks = TokenMasks(2, 16, wanted, dropout=0.0).double()
+    return {"reference": toy.reference(seed=1), "masks": masks}
+
+
+@pytest.mark.parametrize("loss", [spread_of_entropy, spread_of_masked_kl])
+def test_gradients_of_statistics_are_replayed_too(loss: Callable[..., LossOutput], engine: Engine) -> None:
+    """Also those that need the reference's hidden states, and reach a module beside the policy."""
     data = coupled.rows(24)
     found = []
     for budget in (10_000, 90):
         plan = Plan.of(data, units_per_step=24, tokens_per_batch=budget)
-        trainer = Trainer(toy.policy(), spread_of_entropy, plan, data, num_steps=1, engine=engine)
+        trainer = Trainer(toy.policy(), loss, plan, data, num_steps=1, engine=engine, **learning(loss))
+        assert (len(trainer.trained) > 21) == (loss is spread_of_masked_kl)
         found.append((accumulate(trainer), directly(trainer)))
     for (value, grads, _), (wanted, direct) in found:
         assert value == pytest.approx(wanted, rel=1e-12)
@@ -154,9 +179,8 @@ def test_the_gradient_is_that_of_finite_differences(case: str, engine: Engine) -
 
     @torch.no_grad()
     def objective() -> float:
-        return trainer._evaluate_whole(layout, step, step.totals).values["loss"].item() / trainer.units(
-            step.totals
-        )
+        loss = trainer._evaluate_whole(layout, step, step.totals).values["loss"].item()
+        return loss / trainer.units(step.totals)
 
     with recording_stops() as stopped:
         objective()
