@@ -87,6 +87,7 @@ from prefopt.losses import (
 )
 from prefopt.losses._contract import Loss, Setting
 from prefopt.losses._terms import recording_stops, replaying_stops
+from prefopt.losses.references import COMBINING
 from prefopt.types import (
     OTHER_REFERENCES,
     STATS,
@@ -163,7 +164,8 @@ def tried(loss: Loss, transform: str, **settings: object) -> Loss | None:
 def all_at_once(name: str) -> dict[str, Loss]:
     built, text = LOSSES[name], name
     for transform in TRANSFORMS:
-        if applied := tried(built, transform):
+        # a second reference doubles what is drawn, and "dpo" and "simpo" meet those transforms anyway
+        if transform not in COMBINING and (applied := tried(built, transform)):
             built, text = applied, f"{transform}({text})"
     return {text: built}
 
@@ -354,6 +356,8 @@ def on_meta(value):
 def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
     """Forward and backward read no number of the device on the host, and copy to it without waiting."""
     pose_as_gpu(monkeypatch)
+    if contract_of(loss).name == "aot_unpaired":
+        pytest.skip("the size of its answer depends on the labels, which it reads, as its docstring says")
     given = arguments(loss)
     inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
     given = {name: on_meta(value) for name, value in with_leaves(given, inputs).items()}
