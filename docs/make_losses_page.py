@@ -18,7 +18,7 @@ from prefopt.losses import (
     mixed,
     settings_of,
 )
-from prefopt.types import INPUTS
+from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS
 
 PAGE = Path(__file__).with_name("losses.md")
 
@@ -28,8 +28,9 @@ INTRODUCTION = """\
 <!-- Written by docs/make_losses_page.py from prefopt/losses/. Edit those, then run the script. -->
 
 A loss is a pure function of log-probs: it knows no model, device, rank or padding. It returns one cost per unit
-(a pair, or an answer), and the trainer multiplies by the row's weight, adds up and divides by the units of the
-whole optimizer step. All log-probs are in nats; "log-prob" of an answer is the sum over its scored tokens.
+(a pair, an answer or a list of answers), and the trainer multiplies by the row's weight, adds up and divides by
+the units of the whole optimizer step. All log-probs are in nats; "log-prob" of an answer is the sum over its
+scored tokens.
 
 `prefopt losses` prints this list, `prefopt losses NAME` one entry. From your own code see
 [custom_trainer.md](custom_trainer.md).
@@ -46,6 +47,10 @@ Against length there are also `dpo_norm` and `rdpo_length`. Of the rest, `dpop`,
 the two answers or the reference anew, `reverse` and `spo_selfsup` read a margin from the data, `rationale` an
 explanation, `focal_hard` and `sgdpo` temper what a pair may pull, `hinge`, `convex`, `discopop` and `exo_pref` change
 how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
+
+With several scored answers to a prompt, `plackett_luce` learns from their order, `infonca_k` and `nca_k` from the size
+of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. What
+columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
 """
 
 COMPOSITION = """\
@@ -120,6 +125,8 @@ def _loss(name: str) -> str:
 def _needs(name: str, contract: LossContract) -> Iterable[str]:
     yield f"- learns from: {UNITS[contract.structure]}"
     yield f"- reference: {'needed' if contract.needs_reference else 'not used'}"
+    yield from (f"- prompts: {PROMPTS[name]}" for name in contract.prompts)
+    yield from (f"- further texts: {OTHER_RESPONSES[role]}" for role in contract.roles)
     stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
     if stats:
         yield f"- per-token statistics: {', '.join(f'`{stat}`' for stat in stats)}"

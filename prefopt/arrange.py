@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -11,21 +12,60 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.types import BATCH_STATS, PackedBatch, PairLogps, SeqLogps, Totals
+from prefopt.types import (
+    BATCH_STATS,
+    ROLES,
+    ListLogps,
+    PackedBatch,
+    PairLogps,
+    SeqLogps,
+    SideLogps,
+    Totals,
+)
 
-Values = PairLogps | SeqLogps
+Values = PairLogps | SideLogps | ListLogps | SeqLogps
+
+UNIT_NAMES = {"pairs": "pairs", "responses": "answers", "sides": "answers", "lists": "groups"}
+"""What the units of a loss are called in the log, by its structure."""
 
 
-def arrange(structure: str, batch: PackedBatch, logps: SeqLogps) -> Values:
-    """Return the log-probs of a pack's responses grouped into the units of a loss."""
+def arrange(structure: str, batch: PackedBatch, logps: SeqLogps, roles: Sequence[str] = ()) -> Values:
+    """Return the log-probs of a pack's responses grouped into the units of a loss.
+
+    Responses of other roles than "answer" are no units; they are found under ``others``.
+
+    Args:
+        structure: of the loss.
+        batch: the pack that was scored.
+        logps: of all its responses.
+        roles: which the loss cannot do without.
+
+    Raises:
+        RecipeError: the pack holds no responses of such a role, or an answer of which nobody says
+            whether it is desirable.
+    """
+    others = {role: _of_role(batch, role) for role in dict.fromkeys((*roles, *_roles_in(batch)))}
+    if missing := [role for role, found in others.items() if not found]:
+        raise _missing(missing[0], batch, f"{missing[0]} responses")
+    answers = _of_role(batch, "answer")
     match structure:
         case "pairs":
             return PairLogps(
                 chosen=logps.take([chosen for chosen, _ in batch.pairs]),
                 rejected=logps.take([rejected for _, rejected in batch.pairs]),
+                others={role: logps.take(_of_pairs(batch, role, at)) for role, at in others.items()},
             )
+        case "sides":
+            return SideLogps(
+                answers=logps.take(answers),
+                is_desirable=_is_desirable(batch, answers),
+                others={role: logps.take(found) for role, found in others.items()},
+            )
+        case "lists":
+            sizes = Counter(_group_of(batch, response) for response in answers)
+            return ListLogps(logps.take(answers), tuple(sizes[group] for group in range(len(batch.row_ids))))
         case "responses":
-            return logps
+            return logps.take(answers)
     raise AssertionError(f"no loss has the structure {structure}")
 
 
@@ -46,21 +86,84 @@ def _token_weights(batch: PackedBatch) -> Tensor:
 
 def num_units(structure: str, totals: Totals) -> int:
     """Return how many units the loss of one optimizer step is averaged over."""
-    return totals.pairs if structure == "pairs" else totals.responses
+    match structure:
+        case "pairs":
+            return totals.pairs
+        case "lists":
+            return totals.groups
+    return totals.responses
 
 
 def unit_weights(structure: str, batch: PackedBatch, like: Tensor) -> Tensor:
-    """Return the weight of every unit, [U]: that of the data for pairs, zero in a ghost."""
+    """Return the weight of every unit, [U]: that of the data for pairs and lists, zero in a ghost."""
     if structure == "pairs":
         return batch.pair_weight.to(like.dtype)
+    if structure == "lists" and batch.group_weight is not None:
+        return batch.group_weight.to(like.dtype)
     return torch.zeros_like(like) if batch.is_ghost else torch.ones_like(like)
 
 
 def origin_of_unit(structure: str, batch: PackedBatch, unit: int) -> str:
     """Return the data row that a unit of a pack came from."""
-    response = batch.pairs[unit][0] if structure == "pairs" else unit
-    group = next(g for g in range(len(batch.row_ids)) if batch.groups[g + 1] > response)
-    return batch.origins[group]
+    return batch.origins[_group_of_units(structure, batch)[unit]]
+
+
+def _group_of_units(structure: str, batch: PackedBatch) -> list[int]:
+    match structure:
+        case "pairs":
+            return [_group_of(batch, chosen) for chosen, _ in batch.pairs]
+        case "lists":
+            return list(range(len(batch.row_ids)))
+    return [_group_of(batch, response) for response in _of_role(batch, "answer")]
+
+
+def _group_of(batch: PackedBatch, response: int) -> int:
+    return bisect_right(batch.groups, response) - 1
+
+
+def _roles_in(batch: PackedBatch) -> list[str]:
+    return [role for role in ROLES[1:] if role in (batch.roles or ())]
+
+
+def _of_role(batch: PackedBatch, role: str) -> list[int]:
+    """Return which responses of a pack have a role."""
+    if batch.roles is None:
+        return list(range(len(batch.lengths))) if role == "answer" else []
+    return [response for response, own in enumerate(batch.roles) if own == role]
+
+
+def _of_pairs(batch: PackedBatch, role: str, found: list[int]) -> list[int]:
+    """Return the response of a role that belongs to each pair: the one of its row."""
+    at = {_group_of(batch, response): response for response in reversed(found)}
+    groups = _group_of_units("pairs", batch)
+    lacking = next((group for group in groups if group not in at), None)
+    if lacking is not None:
+        raise RecipeError(
+            f"{batch.origins[lacking]}: the row has no {role}, but others have one and the loss reads it. "
+            f"Give every row one."
+        )
+    return [at[group] for group in groups]
+
+
+def _is_desirable(batch: PackedBatch, answers: list[int]) -> Tensor:
+    """Return which answers are desirable, bool [S]: by their labels, or chosen in a pair."""
+    if batch.labels is not None:
+        return _select(batch.labels, answers)
+    chosen, rejected = ({pair[side] for pair in batch.pairs} for side in (0, 1))
+    for response in answers:
+        if (response in chosen) == (response in rejected):
+            raise RecipeError(
+                f"{batch.origins[_group_of(batch, response)]}: the loss learns from desirable and undesirable "
+                f"answers, but an answer is {'both' if response in chosen else 'neither'}. Give it a label."
+            )
+    return torch.tensor([response in chosen for response in answers], device=batch.input_ids.device)
+
+
+def _select(values: Tensor, index: list[int]) -> Tensor:
+    """Return the rows ``index`` of a tensor; all of them in order cost nothing."""
+    if index == list(range(len(values))):
+        return values
+    return values.index_select(0, torch.tensor(index, device=values.device))
 
 
 def inputs_of(
@@ -94,7 +197,11 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
         case "answer_score":
             if batch.scores is None:
                 raise _missing(name, batch, "scores")
-            return batch.scores
+            return _select(batch.scores, _of_role(batch, "answer"))
+        case "prompt_embedding":
+            if batch.prompt_embedding is None:
+                raise _missing(name, batch, "'prompt_embedding' column")
+            return _select(batch.prompt_embedding, _group_of_units(structure, batch))
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
             return torch.tensor(mean, dtype=torch.float32, device=batch.input_ids.device)
@@ -102,8 +209,7 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
             if batch.scores is None:
                 raise _missing(name, batch, "scores")
             side = 0 if name == "chosen_score" else 1
-            index = torch.tensor([pair[side] for pair in batch.pairs], device=batch.scores.device)
-            return batch.scores.index_select(0, index)
+            return _select(batch.scores, [pair[side] for pair in batch.pairs])
     raise AssertionError(f"types.INPUTS names '{name}', which nothing supplies")
 
 
@@ -118,7 +224,7 @@ def _pair_seeds(batch: PackedBatch, seed: int) -> Tensor:
     """Draw a seed for every pair from its row and its place there, so that no split of the step matters."""
     seeds: list[int] = []
     for chosen, rejected in batch.pairs:
-        group = bisect_right(batch.groups, chosen) - 1
+        group = _group_of(batch, chosen)
         first = batch.groups[group]
         key = np.array([seed, batch.row_ids[group], chosen - first, rejected - first], dtype="<i8").tobytes()
         seeds.append(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)

@@ -15,8 +15,8 @@ from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
 from prefopt.build_model import DTYPES
 from prefopt.cache import LogpCache
-from prefopt.data.choose import Structure
 from prefopt.data.loader import stream
+from prefopt.data.needs import Needs, Structure
 from prefopt.data.plan import Plan
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.report import DataReport
@@ -24,6 +24,7 @@ from prefopt.data.rows import Source
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import RecipeError
+from prefopt.losses import LossContract
 from prefopt.optim import OptimSettings
 from prefopt.recipe import DataSource, MovingReference, Optim, Recipe, ReferenceModel, parse_recipe
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
@@ -49,11 +50,12 @@ def cache_folder() -> Path:
 
 
 def loss_of(recipe: Recipe) -> BoundLoss:
-    """Build the recipe's loss and refuse a reference that it would not use."""
+    """Build the recipe's loss and refuse a reference that it would not use, or a metric that it has not."""
     try:
         loss = build_loss(recipe.loss)
     except RecipeError as error:
         raise recipe.located(error) from None
+    _check_metric(recipe, loss.contract)
     reference = recipe.reference
     _check_several(recipe, loss)
     if not loss.contract.needs_reference and reference not in (None, "none"):
@@ -88,6 +90,18 @@ def loss_of(recipe: Recipe) -> BoundLoss:
 def _changed(block: Optim, names: Sequence[str]) -> list[str]:
     """Return those of ``names`` that are not at their default."""
     return [name for name in names if getattr(block, name) != type(block).model_fields[name].default]
+
+
+def _check_metric(recipe: Recipe, contract: LossContract) -> None:
+    metric = recipe.eval.metric if recipe.eval is not None else "loss"
+    known = {"sides": ("loss", "reward/margin"), "responses": ("loss",)}.get(contract.structure, (metric,))
+    if metric not in known:
+        raise recipe.located(
+            RecipeError(
+                f"eval.metric: {contract.name} learns from single answers and has no {metric}. "
+                f"Choose {' or '.join(known)}."
+            )
+        )
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:
@@ -233,9 +247,21 @@ def _prepare(
         truncate=recipe.rows.truncate,
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
-        structure=cast(Structure, loss.contract.structure),
+        needs=needs_of(loss.contract),
         chat_template=recipe.model.chat_template,
         cache_dir=cache_folder() / "tokenized" if use_cache else None,
+    )
+
+
+def needs_of(contract: LossContract) -> Needs:
+    """Return what a loss asks of the rows."""
+    return Needs(
+        structure=cast(Structure, contract.structure),
+        roles=contract.roles,
+        inputs=tuple(name for name, is_required in contract.inputs.items() if is_required),
+        optional=tuple(name for name, is_required in contract.inputs.items() if not is_required),
+        prompts=contract.prompts,
+        loss=contract.name,
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt import build, build_model, build_reference
+from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -62,14 +63,14 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
 def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> None:
     """Print one row as the model sees it; tokens that are scored are marked."""
     console.rule(f"example {group.origin}")
-    prompt = group.prompts[0]
-    cut = max(0, len(prompt) - _SHOWN_TOKENS)
-    before = f"… {cut} tokens … " if cut else ""
-    console.print(Text(before + _decode(tokenizer, prompt[cut:]), style="dim"))
-    chosen = {p.chosen for p in group.preferences}
-    rejected = {p.rejected for p in group.preferences}
-    for index, response in enumerate(group.responses):
-        role = "chosen" if index in chosen else "rejected" if index in rejected else "answer"
+    shown = None
+    for index, (response, of) in enumerate(zip(group.responses, group.prompt_of, strict=True)):
+        if of != shown:  # prompts that differ stand each before what replies to it
+            prompt, shown = group.prompts[of], of
+            cut = max(0, len(prompt) - _SHOWN_TOKENS)
+            before = f"… {cut} tokens … " if cut else ""
+            console.print(Text(before + _decode(tokenizer, prompt[cut:]), style="dim"))
+        role = _role(group, index)
         style = {"chosen": "black on green", "rejected": "black on red"}.get(role, "black on yellow")
         line = Text(f"{role}, {len(response)} scored tokens: ")
         tokens = [_decode(tokenizer, [int(token)]) for token in response[:_SHOWN_TOKENS]]
@@ -81,12 +82,25 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> No
         console.print(line)
 
 
+def _role(group: TokenizedGroup, index: int) -> str:
+    """Name what a response is for."""
+    role = group.roles[index] if group.roles is not None else "answer"
+    if role != "answer":
+        return {"kl": "answer to another prompt"}.get(role, role)
+    if group.labels is not None:
+        return "desirable" if group.labels[index] else "undesirable"
+    chosen = {p.chosen for p in group.preferences}
+    if index in chosen:
+        return "chosen"
+    return "rejected" if index in {p.rejected for p in group.preferences} else role
+
+
 def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)).replace("\n", "⏎\n")
 
 
 def _show_lengths(console: Console, table: GroupTable) -> None:
-    lengths = {"prompt": table.prompt_lengths, "answer": table.response_lengths}
+    lengths = {"prompt": table.prompt_lengths, "answer": table.response_lengths[table.is_answer]}
     chosen = np.repeat(table.group_responses[:-1], np.diff(table.group_pairs))
     if len(chosen):
         lengths["chosen"] = table.response_lengths[chosen + table.pair_chosen]
@@ -109,7 +123,7 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     steps = build.num_steps(recipe, plan)
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())
-    unit = "pairs" if loss.contract.structure == "pairs" else "answers"
+    unit = UNIT_NAMES[loss.contract.structure]
     epoch = len(plan.epoch_steps(0))
     lines = [
         f"{len(data.train):,} groups with {int(plan.units.sum()):,} {unit} to train on"

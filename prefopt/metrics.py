@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prefopt.types import LossOutput, PairLogps, SeqLogps
+from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps
 
 Values = Mapping[str, float]
+
+COUNT = "/count"
+"""Ends the name of a metric's own denominator, where that is not the units of the step."""
 
 
 @dataclass
@@ -23,6 +26,11 @@ class Sums:
         value = value.detach().to(torch.float64 if value.device.type == "cpu" else torch.float32)
         self.values[name] = self.values[name] + value if name in self.values else value
 
+    def add_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add ``values`` [U] where ``mask`` [U] is true; their mean is over those units alone."""
+        self.add(name, (values * mask).sum())
+        self.add(name + COUNT, mask.sum())
+
     def merge(self, other: Sums, *, is_ghost: bool = False) -> None:
         """Add another pack's sums; a ghost adds its names with zeros, so that all ranks know the same names."""
         for name, value in other.values.items():
@@ -34,8 +42,13 @@ class Sums:
         return names, torch.stack([self.values[name] for name in names])
 
 
-def pack_sums(policy: PairLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor) -> Sums:
+def pack_sums(
+    policy: PairLogps | SideLogps | ListLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor
+) -> Sums:
     """Return what one pack contributes to the step's metrics.
+
+    Labelled answers have means over the desirable and over the undesirable ones in place of chosen and
+    rejected; a step without any of a kind has no such mean.
 
     Args:
         policy: what the loss was computed from.
@@ -47,11 +60,19 @@ def pack_sums(policy: PairLogps | SeqLogps, output: LossOutput, weighted_loss: T
     """
     sums = Sums()
     sums.add("loss", weighted_loss)
-    if isinstance(policy, PairLogps):
-        sums.add("logps/chosen", policy.chosen.sum(policy.chosen.tokens).sum())
-        sums.add("logps/rejected", policy.rejected.sum(policy.rejected.tokens).sum())
-    else:
-        sums.add("logps/chosen", policy.tokens.sum())
+    match policy:
+        case PairLogps():
+            sums.add("logps/chosen", policy.chosen.sum(policy.chosen.tokens).sum())
+            sums.add("logps/rejected", policy.rejected.sum(policy.rejected.tokens).sum())
+        case SideLogps():
+            _add_sides(sums, "logps", policy.answers.sum(policy.answers.tokens), policy.is_desirable)
+            if output.chosen_reward is not None:
+                _add_sides(sums, "reward", output.chosen_reward, policy.is_desirable)
+        case ListLogps():
+            logps = policy.answers.sum(policy.answers.tokens)
+            sums.add_mean("logps/answers", logps, torch.ones_like(logps))
+        case SeqLogps():
+            sums.add("logps/chosen", policy.tokens.sum())
     if output.chosen_reward is not None and output.rejected_reward is not None:
         margin = output.chosen_reward - output.rejected_reward
         # a tie is half a win: at step 0 every pair ties, and 0 would mislead
@@ -64,6 +85,20 @@ def pack_sums(policy: PairLogps | SeqLogps, output: LossOutput, weighted_loss: T
     return sums
 
 
+def _add_sides(sums: Sums, kind: str, values: Tensor, is_desirable: Tensor) -> None:
+    sums.add_mean(f"{kind}/desirable", values.detach(), is_desirable)
+    sums.add_mean(f"{kind}/undesirable", values.detach(), ~is_desirable)
+
+
 def divide(names: Iterable[str], vector: Tensor, count: int) -> dict[str, float]:
-    """Turn summed numerators into means over ``count`` units; reads the device once."""
-    return {name: value / max(1, count) for name, value in zip(names, vector.tolist(), strict=True)}
+    """Turn summed numerators into means over ``count`` units; reads the device once.
+
+    A metric with a denominator of its own is divided by that one, and left out where it is zero.
+    """
+    sums = dict(zip(names, vector.tolist(), strict=True))
+    counts = {name: sums.get(name + COUNT, max(1, count)) for name in sums if not name.endswith(COUNT)}
+    means = {name: sums[name] / counts[name] for name in counts if counts[name]}
+    sides = ("reward/desirable", "reward/undesirable")
+    if all(side in means for side in sides):
+        means["reward/margin"] = means[sides[0]] - means[sides[1]]
+    return means

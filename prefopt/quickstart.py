@@ -107,7 +107,7 @@ def evaluate(folder: Path) -> Outcome:
 @torch.no_grad()
 def _margins(policy: Policy, source: Source, tokenizer: Any) -> torch.Tensor:
     """Return log-prob of chosen minus rejected for every pair of a source, nats [P]."""
-    table = prepare([source], tokenizer, structure="pairs").table
+    table = prepare([source], tokenizer).table
     device = next(policy.model.parameters()).device
     batch = pack([table[index] for index in range(len(table))]).to(device)
     totals = policy(batch).total

@@ -232,7 +232,7 @@ class Batch(Block):
     """How much goes into one optimizer step and into one forward pass."""
 
     pairs_per_step: Count = 64
-    """Pairs (answers, for a loss without pairs) per optimizer step, over all processes."""
+    """Pairs (or answers, or lists: what the loss is paid for) per optimizer step, over all processes."""
     tokens_per_batch: Count = 16384
     """Most tokens in one forward pass; sets memory and speed, never the result."""
     max_tokens: Annotated[int, Field(ge=2)] | None = 2048

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prefopt.arrange import UNIT_NAMES
 from prefopt.distributed import Engine
 from prefopt.metrics import divide
 from prefopt.run_folder import RunFolder
@@ -61,7 +62,7 @@ def write_out(
 
 
 def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
-    unit = "pairs" if structure == "pairs" else "answers"
+    unit = UNIT_NAMES[structure]
     line = {
         "step": result.index + 1,
         "epoch": result.epoch,

@@ -12,6 +12,7 @@ import torch
 
 from prefopt import build, build_model
 from prefopt.data.loader import stream
+from prefopt.data.needs import Needs
 from prefopt.data.plan import Plan
 from prefopt.data.prepare import prepare
 from prefopt.errors import DataError
@@ -67,7 +68,7 @@ def run(
         truncate="keep_start",
         on_identical="keep",
         on_tie="keep",
-        structure="all",
+        needs=Needs("all"),
         chat_template=chat_template,
         cache_dir=build.cache_folder() / "tokenized",
     )

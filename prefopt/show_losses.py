@@ -15,7 +15,7 @@ from rich.table import Table
 from prefopt.errors import RecipeError
 from prefopt.loss_curves import Curve, curves_of
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
-from prefopt.types import INPUTS
+from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS
 
 MIXED = "Add up several losses of one kind, each with its weight."
 _UNITS = {"pairs": "pairs", "responses": "answers", "sides": "labelled answers", "lists": "groups of answers"}
@@ -60,8 +60,12 @@ def _list_all() -> None:
 def _explain_loss(name: str) -> None:
     contract = contract_of(LOSSES[name])
     _say(f"{name}: learns from {_UNITS[contract.structure]}, reference {_reference(contract)}")
-    if contract.policy_stats or contract.roles or contract.inputs:
-        _say(f"also needs: {_extras(contract)}")
+    if (extras := _extras(contract)) != "-":
+        _say(f"also needs: {extras}")
+    for role in contract.roles:
+        _say(f"  {role}: {OTHER_RESPONSES[role]}")
+    for prompts in contract.prompts:
+        _say(f"  {PROMPTS[prompts]}")
     for given in contract.inputs:
         _say(f"  {given}: {INPUTS[given].source}")
     _say(f"\n{inspect.getdoc(LOSSES[name])}\n")
@@ -122,9 +126,9 @@ def _reference(contract: LossContract) -> str:
 def _extras(contract: LossContract) -> str:
     """Name what the loss takes besides log-probs; what it can do without stands in brackets."""
     inputs = [name if is_required else f"[{name}]" for name, is_required in contract.inputs.items()]
+    rows = [*contract.roles, *(f"{name} prompts" if name == "two" else name for name in contract.prompts)]
     stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
-    roles = [f"a {role} response" for role in contract.roles]
-    return ", ".join([*stats, *roles, *inputs]) or "-"
+    return ", ".join([*rows, *stats, *inputs]) or "-"
 
 
 def _summary(function: Callable[..., Any]) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt import build, build_model, build_reference, checkpoint, resume
+from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
@@ -258,7 +259,7 @@ class _Run:
         model = self.engine.unwrap(self.policy.model)
         trained, total = total_size(self.trainer.parameters.values()), total_size(model.parameters())
         first = self.plan.step(0)
-        unit = "pairs" if self.loss.contract.structure == "pairs" else "answers"
+        unit = UNIT_NAMES[self.loss.contract.structure]
         choices = ", ".join(f"{key} {value}" for key, value in self.policy.describe().items())
         lines = [
             f"loss {self.loss.describe()}, divided by all {unit} of a step",

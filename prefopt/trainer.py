@@ -271,8 +271,9 @@ class Trainer:
         other, rows = self._score_reference(batch)
         logps = self._score_policy(batch, rows)
         structure = self.contract.structure
-        values = arrange(structure, batch, logps)
-        reference = None if other is None else arrange(structure, batch, other)
+        roles = self.contract.roles
+        values = arrange(structure, batch, logps, roles)
+        reference = None if other is None else arrange(structure, batch, other, roles)
         seed = _mix(self.seed, index)
         inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
         output = self._loss(values, reference, inputs)
@@ -329,7 +330,7 @@ class Trainer:
         if self.policy.drops:
             with self.policy.evaluating():
                 logps = self._score_policy(batch, rows)
-                policy = arrange(self.contract.structure, batch, logps)
+                policy = arrange(self.contract.structure, batch, logps, self.contract.roles)
                 output = self._loss(policy, reference, inputs)
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss

@@ -48,6 +48,19 @@ OTHER_REFERENCES = tuple(f"reference_{number}" for number in range(2, 9))
 ROLES = ("answer", "gold", "rationale", "kl")
 """What a response is for; all but ``answer`` are used only by the losses that name them."""
 
+OTHER_RESPONSES = {
+    "gold": "a gold answer in every row",
+    "rationale": "a rationale in every row",
+    "kl": "answers to other prompts, which are taken from the next row",
+}
+"""What the roles besides ``answer`` ask of the data."""
+
+PROMPTS = {
+    "two": "the answers of a pair may reply to different prompts",
+    "contrast": "a pair is one answer to two prompts",
+}
+"""What a loss over pairs may say of prompts; without a word both answers of a pair reply to one prompt."""
+
 
 class InputSpec(NamedTuple):
     """Describe one tensor that a trainer can hand to a loss besides log-probs."""
@@ -67,6 +80,7 @@ INPUTS: dict[str, InputSpec] = {
         "int64 [P]", "a number that names the pair in its optimizer step, however the step is split up"
     ),
     "answer_score": InputSpec("[S]", "the score of each answer in the data"),
+    "prompt_embedding": InputSpec("[U, E]", "the embedding, in the data, of the prompt of each unit"),
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
@@ -84,6 +98,14 @@ class Preference(NamedTuple):
     soft_label: float | None = None  # probability that the chosen answer is the better one, where known
 
 
+class Extra(NamedTuple):
+    """A text of a row that is scored but is none of its answers: what it is for, and what it replies to."""
+
+    role: str  # of ROLES, not "answer"
+    text: Text
+    prompt: Text | None = None  # None: that of the first answer
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One data row in canonical text form: a prompt, its answers, and which is preferred.
@@ -91,6 +113,8 @@ class Comparison:
     ``prompt`` and every answer are strings (plain text) or message lists, all of one kind.
     An answer as messages holds only the turns after the prompt. ``labels`` says desirable or not
     per answer, ``scores`` holds a number per answer; both are None where the data has none.
+    Where the answers reply to different prompts, ``own_prompts`` has one for each and ``prompt`` is
+    the first of them.
     """
 
     prompt: Text
@@ -101,9 +125,12 @@ class Comparison:
     scores: tuple[float, ...] | None = None
     labels: tuple[bool, ...] | None = None
     tools: Sequence[Any] | None = None
+    own_prompts: tuple[Text, ...] | None = None
+    extras: tuple[Extra, ...] = ()
+    prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
 
     def __post_init__(self) -> None:
-        for name in ("scores", "labels"):
+        for name in ("scores", "labels", "own_prompts"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.answers):
                 raise ValueError(
@@ -126,9 +153,10 @@ class TokenizedGroup:
     row_id: int
     origin: str
     roles: tuple[str, ...] | None = None  # [K], None: all "answer"
-    scores: tuple[float, ...] | None = None  # [K]
-    labels: tuple[bool, ...] | None = None  # [K]
+    scores: tuple[float, ...] | None = None  # [K], NaN for other roles than "answer"
+    labels: tuple[bool, ...] | None = None  # [K], False for other roles than "answer"
     token_weights: tuple[npt.NDArray[np.float32], ...] | None = None  # [K] of [length]
+    prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
 
     def __post_init__(self) -> None:
         num_responses = len(self.responses)
@@ -195,6 +223,8 @@ class PackedBatch:
     labels: Tensor | None = None  # bool [S]
     pair_soft_label: Tensor | None = None  # float32 [P]
     token_weights: Tensor | None = None  # float32 [M]
+    group_weight: Tensor | None = None  # float32 [G], None: all 1
+    prompt_embedding: Tensor | None = None  # float32 [G, E]
     is_ghost: bool = False  # fills a short rank: real tokens, weight zero
 
     def __post_init__(self) -> None:
@@ -537,6 +567,22 @@ class Roles:
         for name in names:
             if name not in ROLES[1:]:
                 raise ValueError(f"Roles: there is no role '{name}'. Choose from {', '.join(ROLES[1:])}.")
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Mark a loss over pairs whose two answers may reply to different prompts: ``Annotated[..., Prompts("two")]``.
+
+    With "contrast" every pair must be one answer to two prompts.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if name not in PROMPTS:
+                raise ValueError(f"Prompts: there is no '{name}'. Choose from {', '.join(PROMPTS)}.")
         object.__setattr__(self, "names", names)
 
 

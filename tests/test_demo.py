@@ -83,7 +83,7 @@ def test_only_the_sorted_letters_are_correct() -> None:
 
 def test_the_ordinary_data_path_takes_every_row(train_rows: list[demo.Row]) -> None:
     source = Source(path=TASK, rows=train_rows[:100])
-    prepared = prepare([source], demo.build_tokenizer(), structure="pairs")
+    prepared = prepare([source], demo.build_tokenizer())
     assert len(prepared.table) == 100
     assert prepared.report.bad == []
     assert prepared.report.sources[0].layout == "messages"

@@ -15,6 +15,7 @@ import pytest
 
 from prefopt.build_loss import build_loss
 from prefopt.data.layouts import ALIASES, LAYOUTS, Layout, detect
+from prefopt.data.needs import Needs
 from prefopt.data.raw import RawRow
 from prefopt.data.rows import Source
 from prefopt.data.shapes import to_comparison
@@ -135,7 +136,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def layout_rows() -> Iterator[tuple[str, str]]:
-    """Yield every row on the page of data with the layout whose heading it stands under."""
+    """Yield every row on the page of data with the heading it stands under, mostly a layout."""
     text = (DOCS / "data.md").read_text(encoding="utf-8")
     for section in text.split("\n### ")[1:]:
         heading = section.split("\n", 1)[0]
@@ -147,15 +148,15 @@ def layout_rows() -> Iterator[tuple[str, str]]:
 def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, row: str) -> None:
     value = json.loads(row)
     found: Layout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
-    assert found.name.split()[0] == layout
-    comparison = to_comparison(found, value, 0, "page:1")
+    assert found.name.split()[0] == (layout if layout in LAYOUTS else "text")
+    comparison = to_comparison(found, value, 0, "page:1", Needs("all"))
     assert all(comparison.answers)
     for pair in comparison.preferences:
         assert "even" in str(comparison.answers[pair.chosen])  # seven is the prime on every row
 
 
 def test_every_layout_and_column_stands_on_the_page() -> None:
-    assert {layout for layout, _ in layout_rows()} == set(LAYOUTS)
+    assert {layout for layout, _ in layout_rows()} >= set(LAYOUTS)
     table = prose(DOCS / "data.md").split("## Columns")[1].split("## What is scored")[0]
     lines = {
         name: line

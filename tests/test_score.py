@@ -74,3 +74,13 @@ def test_an_existing_file_is_not_replaced_unasked(folder: Path, capsys: pytest.C
     assert "the file exists" in capsys.readouterr().err
     assert (folder / "scores.jsonl").read_bytes() == before
     assert len(scored(folder, "--overwrite")) == 12
+
+
+def test_one_answer_to_two_prompts_is_scored_after_each(folder: Path) -> None:
+    row = {"chosen_prompt": "w1 w2", "rejected_prompt": "w5", "completion": " w3 w4"}
+    equal = [{**row, "rejected_prompt": "w1 w2"}, {**row, "chosen_prompt": "w5"}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [row, *equal]))
+    both, *alone = scored(folder)
+    assert both["lengths"] == [3, 3]
+    for logp, line in zip(both["logps"], alone, strict=True):  # type: ignore[arg-type]
+        assert logp == pytest.approx(line["logps"][0], abs=1e-4)  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def groups(count: int, seed: int = 0, answers: int = 2) -> list[TokenizedGroup]:
         )
         for row in range(count)
     ]
+
+
+def scored_groups(count: int, seed: int = 0) -> list[TokenizedGroup]:
+    """Draw groups of two to five answers with a score each, the first the best."""
+    sizes = np.random.default_rng(seed).integers(2, 6, size=count)
+    drawn = [groups(count, seed, answers=int(size))[row] for row, size in enumerate(sizes)]
+    return [replace(group, scores=tuple(np.linspace(1, 0, len(group.responses)).tolist())) for group in drawn]
 
 
 def table(count: int, seed: int = 0, answers: int = 2) -> GroupTable:

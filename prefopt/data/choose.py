@@ -6,31 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prefopt.data.layouts import Layout
+from prefopt.data.needs import Structure
 from prefopt.errors import DataError
 from prefopt.types import Comparison, Preference
 
-Structure = Literal["pairs", "responses", "sides", "lists", "all"]
 Policy = Literal["drop", "keep", "error"]
-
-
-def check_served(layout: Layout, structure: Structure, place: str) -> None:
-    """Refuse a structure that rows of ``layout`` cannot give.
-
-    Raises:
-        DataError: says what the structure needs.
-    """
-    if layout.shape == "labelled" and structure in ("pairs", "lists"):
-        raise DataError(
-            f"{place}: layout '{layout.name}' gives single labelled answers, but this loss compares answers "
-            f"to one prompt. Give rows with chosen and rejected answers, or use a loss for labelled answers."
-        )
-    has_scores = layout.shape == "ranked" or "chosen_score" in layout.columns
-    if structure == "lists" and not has_scores:
-        raise DataError(
-            f"{place}: layout '{layout.name}' has no number per answer, but this loss reads lists of scored "
-            f"answers. Give responses with scores or ranks, or chosen_score and rejected_score."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +29,16 @@ def choose(row: Comparison, structure: Structure, on_tie: Policy) -> Choice:
     scored rather than learned from.
 
     Raises:
-        DataError: a tie where ``on_tie`` is "error".
+        DataError: a tie where ``on_tie`` is "error"; a weight where nothing could carry it.
     """
     if structure == "all":
         return Choice(row)
+    if structure in ("responses", "sides") and any(pair.weight != 1.0 for pair in row.preferences):
+        raise DataError(
+            f"{row.origin}: the row has a weight, which belongs to a pair or a list, but this loss learns from "
+            f"single answers. Leave the column out, or use a loss over pairs."
+        )
     if structure == "responses":
-        if any(pair.weight != 1.0 for pair in row.preferences):
-            raise DataError(
-                f"{row.origin}: the row has a weight, which belongs to a pair, but this loss learns from single "
-                f"answers. Leave the column out, or use a loss over pairs."
-            )
         best = {pair.chosen for pair in row.preferences} if row.labels is None else _desirable(row)
         return Choice(take_answers(row, sorted(best), ()) if best else None)
     if row.labels is not None:
@@ -83,8 +63,11 @@ def take_answers(row: Comparison, wanted: Sequence[int], preferences: Sequence[P
     """Return ``row`` with the answers ``wanted`` alone and ``preferences`` renumbered to them."""
     if len(wanted) == len(row.answers) and tuple(preferences) == row.preferences:
         return row
+    own_prompts = _at(row.own_prompts, wanted)
     return replace(
         row,
+        prompt=own_prompts[0] if own_prompts else row.prompt,
+        own_prompts=own_prompts,
         answers=tuple(row.answers[index] for index in wanted),
         preferences=renumber(preferences, wanted),
         scores=_at(row.scores, wanted),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.data.needs import PAIRS, READ_FOR, Needs
 from prefopt.data.raw import RawRow
 from prefopt.data.rows import Source
 from prefopt.data.values import MISSING, is_messages, is_sharegpt, is_transcript, opened, pick, sequence
@@ -44,6 +45,8 @@ ALIASES: dict[str, Tiers] = {
         ("rejected_response", "response_rejected", "non_preferred_output", "dispreferred"),
     ),
     "messages": (("messages",), ("conversations", "conversation")),
+    "chosen_prompt": (("chosen_prompt",), ("prompt_chosen",)),
+    "rejected_prompt": (("rejected_prompt",), ("prompt_rejected",)),
     "completion": (("completion",), ("response", "answer", "output")),
     "label": (("label",), ("kto_tag", "is_desirable", "desirable")),
     "responses": (("responses",), ("completions", "answers")),
@@ -65,6 +68,10 @@ ALIASES: dict[str, Tiers] = {
     "margin": (("margin",),),
     "soft_label": (("soft_label",),),
     "weight": (("weight",),),
+    "gold": (("gold",), ("reference",)),
+    "rationale": (("rationale",),),
+    "rationale_prompt": (("rationale_prompt",),),
+    "prompt_embedding": (("prompt_embedding",),),
 }
 """Canonical name -> the names it may have in a source; the first tier that is present wins."""
 
@@ -77,15 +84,26 @@ _PAIRS_OF_NAMES = (
     ("response1", "response2"),
 )
 
+_OWN_PROMPTS = ("chosen_prompt", "rejected_prompt")
+_OF_PAIR = ("margin", "soft_label", "weight", "prompt_embedding")
+_THIRD = ("gold", "rationale", "rationale_prompt")
+
 _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # shape: (what it must have, what it may have)
     "pair": (
         ("chosen", "rejected"),
-        ("prompt", "system", "tools", "chosen_score", "rejected_score", "margin", "soft_label", "weight"),
+        ("prompt", *_OWN_PROMPTS, "system", "tools", "chosen_score", "rejected_score", *_OF_PAIR, *_THIRD),
     ),
-    "labelled": (("label",), ("messages", "prompt", "completion", "system", "tools")),
-    "ranked": (("prompt", "responses"), ("scores", "ranks", "system", "tools", "weight")),
-    "choice": (("prompt", "first", "second", "better"), ("system", "tools", "weight")),
+    "contrast": ((*_OWN_PROMPTS, "completion"), ("system", "tools", *_OF_PAIR)),
+    "labelled": (("label",), ("messages", "prompt", "completion", "system", "tools", "prompt_embedding")),
+    "ranked": (
+        ("prompt", "responses"),
+        ("scores", "ranks", "system", "tools", "weight", "gold", "prompt_embedding"),
+    ),
+    "choice": (
+        ("prompt", "first", "second", "better"),
+        ("system", "tools", "weight", "prompt_embedding", *_THIRD),
+    ),
 }
 _NAMED_SHAPES = {"labelled": ("labelled",), "ranked": ("ranked", "choice")}
 _CHAT_FORMS = ("messages", "sharegpt", "transcript")
@@ -97,13 +115,21 @@ class Layout:
 
     Args:
         form: messages, sharegpt, transcript or text.
-        shape: pair, labelled, ranked or choice (two answers and which is better).
+        shape: pair, contrast (one answer to two prompts), labelled, ranked or choice (two answers and which
+            is better).
         columns: canonical name -> dotted path in the row, only names that the source has.
+        found: all columns of the first rows, as they are called there.
     """
 
     form: str
     shape: str
     columns: Mapping[str, str]
+    found: tuple[str, ...] = ()
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether the two answers of a pair may reply to different prompts."""
+        return any(name in self.columns for name in _OWN_PROMPTS)
 
     @property
     def is_chat(self) -> bool:
@@ -113,14 +139,15 @@ class Layout:
     @property
     def name(self) -> str:
         """The layout as a recipe and the report call it."""
-        shape = {"pair": "", "choice": "ranked"}.get(self.shape, self.shape)
+        shape = {"pair": "", "contrast": "", "choice": "ranked"}.get(self.shape, self.shape)
         return f"{shape} ({self.form})" if shape else self.form
 
 
-def detect(rows: Sequence[RawRow], source: Source) -> Layout:
+def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> Layout:
     """Return the one layout that fits the first rows of ``source``.
 
-    Rows that fit no layout are passed over, so that one bad row at the top does not decide.
+    Rows that fit no layout are passed over, so that one bad row at the top does not decide. Columns that
+    only some losses read are looked for only if ``needs`` asks for them.
 
     Raises:
         DataError: no layout or more than one fits, or ``source.columns`` or ``source.layout`` name
@@ -134,9 +161,9 @@ def detect(rows: Sequence[RawRow], source: Source) -> Layout:
         )
     _check_names(source, values)
     for value in values:
-        found = _candidates(value, values, source)
+        found = _candidates(value, values, source, needs)
         if len(found) == 1:
-            return _with_given(found[0], source)
+            return _with_given(found[0], source, needs)
         if found:
             names = " and ".join(f"'{layout.name}' ({_needs(layout)})" for layout in found)
             raise DataError(
@@ -146,21 +173,22 @@ def detect(rows: Sequence[RawRow], source: Source) -> Layout:
 
 
 def _candidates(
-    value: Mapping[str, Any], values: Sequence[Mapping[str, Any]], source: Source
+    value: Mapping[str, Any], values: Sequence[Mapping[str, Any]], source: Source, needs: Needs
 ) -> list[Layout]:
-    found = []
+    found: list[Layout] = []
     allowed = _NAMED_SHAPES.get(source.layout, tuple(_SHAPES))
     for shape in allowed:
         needed, optional = _SHAPES[shape]
         columns = {name: path for name in needed if (path := _find(name, [value], source))}
-        if len(columns) < len(needed):
+        if len(columns) < len(needed) or (shape == "contrast" and found):
             continue
-        columns |= {name: path for name in optional if (path := _find(name, values, source))}
+        wanted = [name for name in optional if name not in READ_FOR or needs.reads(name)]
+        columns |= {name: path for name in wanted if (path := _find(name, values, source))}
         form = _form(shape, columns, value, source.layout)
         if form == "text" and source.layout == "auto" and _has_text(columns.get("system"), values):
             form = "messages"
         if form:
-            found.append(Layout(form, shape, columns))
+            found.append(Layout(form, shape, columns, tuple(_columns_of(values))))
     return found
 
 
@@ -208,14 +236,18 @@ def _form(shape: str, columns: Mapping[str, str], value: Mapping[str, Any], aske
 
 def _form_of_pair(cells: Mapping[str, Any]) -> str | None:
     sides = [cells["chosen"], cells["rejected"]]
-    prompt = cells.get("prompt")
-    if any(is_messages(cell) for cell in [*sides, prompt]):
-        return "sharegpt" if any(is_sharegpt(cell) for cell in [*sides, prompt]) else "messages"
-    if not all(isinstance(cell, str) for cell in sides):
+    prompts = [cells[name] for name in ("prompt", *_OWN_PROMPTS) if name in cells]
+    if any(is_messages(cell) for cell in [*sides, *prompts]):
+        return "sharegpt" if any(is_sharegpt(cell) for cell in [*sides, *prompts]) else "messages"
+    if not all(isinstance(cell, str) for cell in [*sides, *prompts]):
         return None
-    if prompt is None:
+    if not prompts:
         return "transcript" if all(is_transcript(cell) for cell in sides) else None
-    return "text" if isinstance(prompt, str) else None
+    return "text"
+
+
+def _form_of_contrast(cells: Mapping[str, Any]) -> str | None:
+    return _form_of_answers(cells["chosen_prompt"], [cells["completion"], cells["rejected_prompt"]])
 
 
 def _form_of_labelled(cells: Mapping[str, Any]) -> str | None:
@@ -248,6 +280,7 @@ def _form_of_answers(prompt: Any, answers: Sequence[Any]) -> str | None:
 
 _FORMS = {
     "pair": _form_of_pair,
+    "contrast": _form_of_contrast,
     "labelled": _form_of_labelled,
     "ranked": _form_of_ranked,
     "choice": _form_of_choice,
@@ -257,8 +290,10 @@ SCORE_KEYS = ("score", "overall_score", "rating", "reward")
 RANK_KEYS = ("rank",)
 
 
-def _with_given(layout: Layout, source: Source) -> Layout:
+def _with_given(layout: Layout, source: Source, needs: Needs) -> Layout:
     unused = [name for name in source.columns or {} if name not in layout.columns]
+    if unused and unused[0] in READ_FOR and not needs.reads(unused[0]):
+        raise DataError(f"{source.place}: columns.{unused[0]}: {needs.loss} does not read it. Take it out.")
     if unused:
         raise DataError(
             f"{source.place}: columns.{unused[0]} has no use in layout '{layout.name}', which reads "

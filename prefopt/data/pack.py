@@ -17,6 +17,8 @@ def group_of(
     responses: Sequence[Sequence[int]],
     preferences: Sequence[tuple[int, int]] = ((0, 1),),
     *,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[bool] | None = None,
     row_id: int = 0,
 ) -> TokenizedGroup:
     """Build a group from plain lists of token ids, for callers with their own data code.
@@ -25,6 +27,8 @@ def group_of(
         prompt: at least one token.
         responses: K lists of at least one token, the end-of-sequence token included.
         preferences: (chosen, rejected) indices into ``responses``.
+        scores: a number for each response, for losses that read scores.
+        labels: whether each response is desirable, for losses over labelled answers.
         row_id: names the row in errors.
 
     Raises:
@@ -39,6 +43,8 @@ def group_of(
         preferences=tuple(Preference(*pair) for pair in preferences),
         row_id=row_id,
         origin=f"row {row_id}",
+        scores=None if scores is None else tuple(scores),
+        labels=None if labels is None else tuple(labels),
     )
 
 
@@ -60,7 +66,7 @@ def pack(
         groups: at least one group; every prompt and response holds at least one token.
         share_prompts: lay each prompt down once for all its responses; False repeats it before
             every response (padding-free without sharing).
-        is_ghost: give every pair weight zero; the batch only keeps this rank's graph alive.
+        is_ghost: give every unit weight zero; the batch only keeps this rank's graph alive.
 
     Returns:
         The batch on the CPU.
@@ -94,6 +100,8 @@ def pack(
         labels=_tensor(_chain(groups, "labels", None), torch.bool),
         pair_soft_label=_soft_labels(preferences),
         token_weights=_token_weights(groups),
+        group_weight=_group_weight(groups, is_ghost),
+        prompt_embedding=_prompt_embedding(groups),
         is_ghost=is_ghost,
     )
 
@@ -166,6 +174,18 @@ def _tensor(values: tuple[Any, ...] | None, dtype: torch.dtype) -> torch.Tensor 
 def _soft_labels(preferences: Sequence[Preference]) -> torch.Tensor | None:
     labels = [p.soft_label for p in preferences]
     return None if None in labels else torch.tensor(labels, dtype=torch.float32)
+
+
+def _group_weight(groups: Sequence[TokenizedGroup], is_ghost: bool) -> torch.Tensor:
+    """Return the weight of each group, [G]: that of its row, which all its pairs carry."""
+    weights = [group.preferences[0].weight if group.preferences else 1.0 for group in groups]
+    return torch.tensor([0.0] * len(groups) if is_ghost else weights, dtype=torch.float32)
+
+
+def _prompt_embedding(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:
+    parts = [group.prompt_embedding for group in groups]
+    found = [part for part in parts if part is not None]
+    return torch.from_numpy(np.stack(found)) if len(found) == len(parts) else None
 
 
 def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:

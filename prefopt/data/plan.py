@@ -39,9 +39,9 @@ class Plan:
 
     Args:
         sizes: what is known of every group.
-        units_per_step: units (pairs, or answers where the loss has no pairs) per optimizer step.
+        units_per_step: units (pairs, answers or groups, as the loss has them) per optimizer step.
         tokens_per_batch: most packed tokens in one forward pass.
-        unit: what ``units_per_step`` counts, "pairs" or "responses".
+        unit: what ``units_per_step`` counts: "pairs", "lists" (groups), or "responses" or "sides" (answers).
         seed: of the order.
         world: number of ranks.
         shuffle: a new order every epoch; False keeps the order of the data.
@@ -97,7 +97,12 @@ class Plan:
     @cached_property
     def units(self) -> Ints:
         """Units of every group, int64 [G]."""
-        return self.sizes.pairs if self.unit == "pairs" else self.sizes.responses
+        match self.unit:
+            case "pairs":
+                return self.sizes.pairs
+            case "lists":
+                return np.ones_like(self.sizes.pairs)
+        return self.sizes.responses
 
     def epoch_steps(self, epoch: int) -> list[Ints]:
         """Return the group indices of every optimizer step of ``epoch``; the last may be short."""

@@ -12,26 +12,30 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.data.choose import Policy, Structure, check_served, choose, renumber
+from prefopt.data.choose import Policy, choose
+from prefopt.data.group import GroupMaker, Settings
 from prefopt.data.layouts import Layout, detect
+from prefopt.data.mismatched import add_mismatched
+from prefopt.data.needs import PAIRS, Needs, check_served
+from prefopt.data.parts import Part, split
 from prefopt.data.raw import BadRow, RawRow, RowError
 from prefopt.data.report import DataReport, SourceReport, quantiles
 from prefopt.data.rows import Source, read_rows, source_digest
 from prefopt.data.shapes import to_comparison
 from prefopt.data.table import GroupTable
 from prefopt.data.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
-from prefopt.data.truncate import Mode, fit
+from prefopt.data.truncate import Mode
 from prefopt.errors import CorruptError, DataError
-from prefopt.types import Comparison, IntArray, TokenizedGroup
+from prefopt.types import ROLES, Comparison, TokenizedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same rows would give another table; older caches are then not found."""
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ def prepare(
     truncate: Mode = "keep_start",
     on_identical: Policy = "drop",
     on_tie: Policy = "drop",
-    structure: Structure = "pairs",
+    needs: Needs = PAIRS,
     chat_template: str | None = None,
     cache_dir: Path | None = None,
 ) -> Prepared:
@@ -68,14 +72,14 @@ def prepare(
         truncate: how longer rows are cut, see ``truncate.fit``; "error" refuses them.
         on_identical: what to do with pairs whose answers have the same tokens (after truncation).
         on_tie: what to do with pairs whose answers have the same score.
-        structure: what the loss learns from. "responses" keeps only preferred or desirable answers;
-            "sides" takes pairs apart into a desirable and an undesirable answer.
+        needs: what the loss learns from. The structure "responses" keeps only preferred or desirable
+            answers; "sides" takes pairs apart into a desirable and an undesirable answer.
         chat_template: a Jinja template or its path, instead of the tokenizer's own.
         cache_dir: where results are kept, keyed by the content of everything they depend on.
 
     Raises:
-        DataError: a source cannot be read, has no known layout, or cannot serve ``structure``; message
-            rows without a chat template; a row that a policy "error" forbids.
+        DataError: a source cannot be read, has no known layout, or cannot give what the loss needs;
+            message rows without a chat template; a row that a policy "error" forbids.
         ModelError: ``chat_template`` cannot be read or compiled.
     """
     assert sources, "no source"
@@ -84,7 +88,7 @@ def prepare(
             f"batch.max_tokens: {max_tokens} has no room for a prompt and an answer. Use 2 or more."
         )
     renderer = Renderer(tokenizer, chat_template)
-    settings = _Settings(max_tokens, truncate, on_identical, on_tie, structure)
+    settings = Settings(max_tokens, truncate, on_identical, on_tie, needs)
     if cache_dir is None:
         return _build(sources, renderer, settings)
     key = _key(sources, renderer, Tokenizer(tokenizer), settings)
@@ -92,15 +96,7 @@ def prepare(
     return _load(path, sources) or _store(path, _build(sources, renderer, settings))
 
 
-class _Settings(NamedTuple):
-    max_tokens: int | None
-    truncate: Mode
-    on_identical: Policy
-    on_tie: Policy
-    structure: Structure
-
-
-def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, settings: _Settings) -> str:
+def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, settings: Settings) -> str:
     """Return a digest of all that decides table and report, except what a source's weight changes."""
     parts = {
         "version": VERSION,
@@ -111,7 +107,7 @@ def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, se
         ],
         "rendering": renderer.fingerprint(),
         "tokenizer": tokenizer.fingerprint(),
-        "settings": list(settings),
+        "settings": [*settings[:-1], settings.needs.key],
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -142,7 +138,7 @@ def _store(path: Path, prepared: Prepared) -> Prepared:
     return prepared
 
 
-def _build(sources: Sequence[Source], renderer: Renderer, settings: _Settings) -> Prepared:
+def _build(sources: Sequence[Source], renderer: Renderer, settings: Settings) -> Prepared:
     try:
         return _Builder(sources, renderer, True, settings).run()
     except WindowError:
@@ -156,6 +152,7 @@ class _Item:
 
     raw: RawRow
     row: Comparison
+    parts: tuple[Part, ...]
 
 
 @dataclass(slots=True)
@@ -169,7 +166,7 @@ class _Builder:
     """Collect groups and findings while rows pass by, one chunk ahead in the tokenizer's thread."""
 
     def __init__(
-        self, sources: Sequence[Source], renderer: Renderer, is_windowed: bool, settings: _Settings
+        self, sources: Sequence[Source], renderer: Renderer, is_windowed: bool, settings: Settings
     ) -> None:
         self.sources = sources
         self.renderer = renderer
@@ -179,14 +176,16 @@ class _Builder:
         self.source_of: list[int] = []
         self.bad: list[tuple[int, BadRow]] = []
         self.report = DataReport(
-            settings.structure, settings.max_tokens, settings.on_identical, settings.on_tie
+            settings.needs.structure, settings.max_tokens, settings.on_identical, settings.on_tie
         )
+        self.maker = GroupMaker(settings, self.report)
 
     def run(self) -> Prepared:
         pending: deque[tuple[_Chunk, Future[list[Tokens | RowError]]]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="prefopt-tokenize") as pool:
             for chunk in self._chunks():
-                chunk.rendered = self.renderer.render([item.row for item in chunk.items])
+                rows = [part.row for item in chunk.items for part in item.parts]
+                chunk.rendered = self.renderer.render(rows)
                 texts = [entry for entry in chunk.rendered if isinstance(entry, Rendered)]
                 pending.append((chunk, pool.submit(self.tokenizer.tokenize, texts)))
                 if len(pending) > 1:
@@ -200,8 +199,8 @@ class _Builder:
         for index, source in enumerate(self.sources):
             rows = read_rows(source)
             head = list(islice(rows, _DETECT_ROWS))
-            layout = detect(head, source)
-            check_served(layout, self.settings.structure, source.place)
+            layout = detect(head, source, self.settings.needs)
+            check_served(layout, self.settings.needs, source.place)
             self._open(source, layout)
             chunk = _Chunk(index)
             for raw in chain(head, rows):
@@ -236,41 +235,46 @@ class _Builder:
             if raw.error is not None:
                 raise raw.error
             assert raw.value is not None
-            row = to_comparison(layout, raw.value, row_id, raw.origin)
+            row = to_comparison(layout, raw.value, row_id, raw.origin, self.settings.needs)
         except RowError as error:
             self._reject(raw, error, row_id, source)
             return None
-        choice = choose(row, self.settings.structure, self.settings.on_tie)
+        choice = choose(row, self.settings.needs.structure, self.settings.on_tie)
         if choice.num_ties:
             self.report.ties.add(raw.origin, choice.num_ties)
         if choice.row is None and not choice.num_ties:
             self.report.unused.add(raw.origin)
-        return None if choice.row is None else _Item(raw, choice.row)
+        return None if choice.row is None else _Item(raw, choice.row, split(choice.row))
 
     def _reject(self, raw: RawRow, error: RowError, row_id: int, source: int) -> None:
         self.bad.append((row_id, raw.bad(error)))
         self.report.sources[source].bad += 1
 
     def _finish(self, chunk: _Chunk, future: Future[list[Tokens | RowError]]) -> None:
-        tokenized = iter(future.result())
-        for item, rendered in zip(chunk.items, chunk.rendered, strict=True):
-            tokens = rendered if isinstance(rendered, RowError) else next(tokenized)
-            if isinstance(rendered, RowError) or isinstance(tokens, RowError):
-                assert isinstance(tokens, RowError)
-                self._reject(item.raw, tokens, item.row.row_id, chunk.source)
+        tokenized, entries = iter(future.result()), iter(chunk.rendered)
+        for item in chunk.items:
+            rendered = [next(entries) for _ in item.parts]
+            found = [entry if isinstance(entry, RowError) else next(tokenized) for entry in rendered]
+            tokens = [entry for entry in found if isinstance(entry, Tokens)]
+            if len(tokens) < len(found):
+                part, error = next(
+                    (p, e) for p, e in zip(item.parts, found, strict=True) if isinstance(e, RowError)
+                )
+                self._reject(item.raw, part.blame(error), item.row.row_id, chunk.source)
                 continue
-            self._note(item.row, rendered, tokens)
-            group = self._group(item.row, tokens)
+            self._note(item.row, [entry for entry in rendered if isinstance(entry, Rendered)], tokens)
+            group = self.maker.make(item.row, item.parts, tokens)
             if group is not None:
                 self.groups.append(group)
                 self.source_of.append(chunk.source)
 
-    def _note(self, row: Comparison, rendered: Rendered, tokens: Tokens) -> None:
+    def _note(self, row: Comparison, rendered: Sequence[Rendered], tokens: Sequence[Tokens]) -> None:
         report = self.report
         for is_found, tally in (
-            (rendered.has_control, report.special_in_content),
-            (rendered.is_left_out, report.left_out),
-            (tokens.is_cut_back, report.cut_back),
+            (any(part.has_control for part in rendered), report.special_in_content),
+            (any(part.is_left_out for part in rendered), report.left_out),
+            (any(part.is_cut_back for part in tokens), report.cut_back),
+            (row.own_prompts is not None, report.two_prompts),
         ):
             if is_found:
                 tally.add(row.origin)
@@ -280,81 +284,25 @@ class _Builder:
             if inverted:
                 report.inverted.add(row.origin, inverted)
 
-    def _group(self, row: Comparison, tokens: Tokens) -> TokenizedGroup | None:
-        fitted = self._fit(row, tokens)
-        if fitted is None:
-            return None
-        prompt, answers = fitted
-        preferences = row.preferences
-        wanted = list(range(len(answers)))
-        if self.settings.structure in ("pairs", "sides") and preferences:
-            preferences = tuple(
-                p for p in preferences if not self._is_identical(row, answers, p.chosen, p.rejected)
-            )
-            wanted = sorted({index for pair in preferences for index in pair[:2]})
-            if not wanted:
-                return None
-            preferences = renumber(preferences, wanted)
-        labels = row.labels
-        if self.settings.structure == "sides" and labels is None:
-            best = {pair.chosen for pair in preferences}
-            labels, preferences = tuple(index in best for index in range(len(wanted))), ()
-        elif labels is not None:
-            labels = tuple(labels[index] for index in wanted)
-        return TokenizedGroup(
-            prompts=(prompt,),
-            responses=tuple(answers[index] for index in wanted),
-            prompt_of=(0,) * len(wanted),
-            preferences=preferences,
-            row_id=row.row_id,
-            origin=row.origin,
-            scores=None if row.scores is None else tuple(row.scores[index] for index in wanted),
-            labels=labels,
-        )
-
-    def _fit(self, row: Comparison, tokens: Tokens) -> tuple[IntArray, list[IntArray]] | None:
-        limit = self.settings.max_tokens
-        lengths = [len(answer) for answer in tokens.answers]
-        if limit is None or len(tokens.prompt) + max(lengths) <= limit:
-            return tokens.prompt, list(tokens.answers)
-        cut = fit(len(tokens.prompt), lengths, limit, self.settings.truncate)
-        if self.settings.truncate == "error":
-            raise DataError(
-                f"{row.origin}: prompt and longest answer have {len(tokens.prompt) + max(lengths)} tokens, "
-                f"more than batch.max_tokens: {limit}. Raise it, or set rows.truncate to keep_start, "
-                f"keep_end or drop."
-            )
-        if cut is None:
-            self.report.too_long.add(row.origin)
-            return None
-        self.report.truncated.add(row.origin)
-        return tokens.prompt[cut.prompt_head :], [answer[: cut.answer_room] for answer in tokens.answers]
-
-    def _is_identical(self, row: Comparison, answers: Sequence[IntArray], chosen: int, rejected: int) -> bool:
-        """Count a pair of equal answers; True if it is to be left out."""
-        if not np.array_equal(answers[chosen], answers[rejected]):
-            return False
-        if self.settings.on_identical == "error":
-            raise DataError(
-                f"{row.origin}: 'chosen' and 'rejected' are the same {len(answers[chosen])} tokens, so the "
-                f"pair teaches nothing. Set rows.on_identical: drop to skip such rows."
-            )
-        self.report.identical.add(row.origin)
-        return self.settings.on_identical == "drop"
-
     def _result(self) -> Prepared:
         weights = [source.weight for source in self.sources]
-        table = GroupTable.from_groups(self.groups, self.source_of, weights)
+        needs, groups = self.settings.needs, self.groups
+        if "kl" in needs.roles:
+            groups = add_mismatched(groups, self.settings.max_tokens, needs.loss)
+        table = GroupTable.from_groups(groups, self.source_of, weights)
         report = self.report
         report.bad = [bad for _, bad in sorted(self.bad, key=lambda entry: entry[0])]
         report.groups, report.pairs = len(table), len(table.pair_chosen)
-        report.responses = len(table.prompt_of)
+        report.responses = int(table.is_answer.sum())
+        if table.roles is not None:
+            counts = {role: int((table.roles == code).sum()) for code, role in enumerate(ROLES)}
+            report.others = {role: count for role, count in counts.items() if count and role != "answer"}
         for index, source in enumerate(report.sources):
             mine = table.source_of == index
             source.groups, source.pairs = int(mine.sum()), int(np.diff(table.group_pairs)[mine].sum())
         report.lengths = {
             "prompt": quantiles(table.prompt_lengths),
-            "answer": quantiles(table.response_lengths),
+            "answer": quantiles(table.response_lengths[table.is_answer]),
             "longest": quantiles(table.sizes(share_prompts=True).longest),
         }
         return Prepared(table, report)

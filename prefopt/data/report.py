@@ -28,7 +28,11 @@ _FINDINGS = {
     "left_out": "{n} rows have text that the chat template does not print",
     "inverted": "{n} pairs whose rejected answer has the higher score",
     "unused": "{n} rows without an answer to learn from left out",
+    "two_prompts": "{n} pairs whose answers reply to different prompts, which share nothing",
 }
+
+
+_OTHERS = {"gold": "gold answers", "rationale": "rationales", "kl": "answers to other prompts"}
 
 
 @dataclass(slots=True)
@@ -62,7 +66,8 @@ class SourceReport:
 class DataReport:
     """Counts over all sources; JSON-able by ``to_json``.
 
-    Pairs are counted for ``ties``, ``identical`` and ``inverted``, rows for everything else.
+    Pairs are counted for ``ties``, ``identical`` and ``inverted``, rows for everything else; ``responses``
+    are answers alone.
     ``lengths`` holds quantiles in tokens (min, p50, p90, p99, max) of prompt, answer and the longest
     sequence of a group.
     """
@@ -85,6 +90,8 @@ class DataReport:
     special_in_content: Tally = field(default_factory=Tally)
     left_out: Tally = field(default_factory=Tally)
     unused: Tally = field(default_factory=Tally)
+    two_prompts: Tally = field(default_factory=Tally)
+    others: dict[str, int] = field(default_factory=dict)  # responses of other roles than "answer"
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     sources: list[SourceReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -146,8 +153,14 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return the report for people, one finding a line."""
-        counted = f"{self.pairs} pairs in {self.groups} groups" if self.pairs else f"{self.responses} answers"
-        lines = [f"{self.rows_read} rows read, {counted}{' (from the cache)' if self.from_cache else ''}"]
+        counted = [f"{self.responses} answers"]
+        if self.structure == "lists":
+            counted = [f"{self.responses} answers in {self.groups} groups"]
+        elif self.pairs:
+            counted = [f"{self.pairs} pairs in {self.groups} groups"]
+        counted += [f"{count} {_OTHERS[role]}" for role, count in self.others.items()]
+        cached = " (from the cache)" if self.from_cache else ""
+        lines = [f"{self.rows_read} rows read, {', '.join(counted)}{cached}"]
         for source in self.sources:
             weight = "" if source.weight == 1 else f", drawn {source.weight:g} times an epoch"
             lines.append(

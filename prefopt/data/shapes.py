@@ -3,138 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from prefopt.data.layouts import ALIASES, RANK_KEYS, SCORE_KEYS, SPARSE, TEXT_KEYS, Layout
+from prefopt.data.cells import Row, Turns
+from prefopt.data.layouts import RANK_KEYS, SCORE_KEYS, TEXT_KEYS, Layout
+from prefopt.data.needs import PAIRS, STRENGTHS, Needs
+from prefopt.data.question import which_is_better
 from prefopt.data.raw import RowError, shown
 from prefopt.data.values import (
     MISSING,
     is_messages,
+    is_transcript,
     label,
     messages,
     number,
     opened,
-    pick,
     sequence,
     text,
-    tools,
     transcript,
 )
-from prefopt.types import Comparison, Preference
+from prefopt.errors import DataError
+from prefopt.types import Comparison, Extra, Preference
 
-Turns = list[dict[str, Any]]
+Reply = str | Turns
 
 _TIES = ("tie", "both", "equal", "none", "draw", "tie (bothbad)", "both_bad")
-_STRENGTHS = ("overall_preference", "preference_strength")
 
 
-def to_comparison(layout: Layout, row: Mapping[str, Any], row_id: int, origin: str) -> Comparison:
+def to_comparison(
+    layout: Layout, row: Mapping[str, Any], row_id: int, origin: str, needs: Needs = PAIRS
+) -> Comparison:
     """Read one row.
 
     A pair gives one preference, its margin the ``margin`` column or else the gap of the scores.
     K ranked answers give K - 1 preferences, the best answer against each other one, with the gap of
     their scores as margin; ranks count as scores of the opposite sign. The first of equally good
-    answers counts as the best. A labelled answer gives none.
+    answers counts as the best. A labelled answer gives none. Gold answers, rationales and embeddings
+    are read only if ``needs`` asks for them.
 
     Raises:
         RowError: the row cannot be used; says which column and why.
     """
-    return _DECODERS[layout.shape](_Row(layout, row), row_id, origin)
+    cells = Row(layout, row, needs, origin)
+    found = _DECODERS[layout.shape](cells, row_id, origin)
+    embedding = cells.embedding()
+    return found if embedding is None else replace(found, prompt_embedding=embedding)
 
 
-class _Row:
-    """The cells of one row under their canonical names."""
-
-    def __init__(self, layout: Layout, value: Mapping[str, Any]) -> None:
-        self.layout = layout
-        self.value = value
-
-    def cell(self, name: str) -> Any:
-        found = pick(self.value, self.column(name))
-        return MISSING if found is None else found
-
-    def column(self, name: str) -> str:
-        """The path of a column; one that the first rows did not have is looked for in this row too."""
-        path = self.layout.columns.get(name)
-        if path is None and name in SPARSE:
-            path = next((alias for tier in ALIASES[name] for alias in tier if alias in self.value), None)
-        return name if path is None else path
-
-    def number(self, name: str) -> float | None:
-        value = self.cell(name)
-        return None if value is MISSING or value == "" else number(value, self.column(name))
-
-    def weight(self) -> float:
-        value = self.number("weight")
-        if value is not None and value < 0:
-            raise RowError(self.column("weight"), f"must not be negative, found {value:g}")
-        return 1.0 if value is None else value
-
-    def probability(self, name: str) -> float | None:
-        value = self.number(name)
-        if value is not None and not 0 <= value <= 1:
-            raise RowError(self.column(name), f"must be a probability from 0 to 1, found {value:g}")
-        return value
-
-    def system(self) -> Turns:
-        value = self.cell("system")
-        if value is MISSING or (isinstance(value, str) and not value.strip()):
-            return []
-        content = text(value, self.column("system"))
-        if not self.layout.is_chat:
-            why = "has text, but these rows are read as plain text, where it has no place"
-            raise RowError(self.column("system"), why)
-        return [{"role": "system", "content": content}]
-
-    def tools(self) -> list[Any] | None:
-        found = tools(self.cell("tools"), self.column("tools"))
-        if found and not self.layout.is_chat:
-            raise RowError(self.column("tools"), "found, but these rows are read as plain text")
-        return found
-
-    def prompt_text(self) -> str:
-        """The prompt as text; Alpaca's ``input`` follows its ``instruction`` on a new line."""
-        prompt = text(self.cell("prompt"), self.column("prompt"))
-        extra = self.value.get("input")
-        if self.column("prompt") == "instruction" and isinstance(extra, str) and extra.strip():
-            prompt += "\n" + text(extra, "input")
-        return prompt
-
-    def prompt_turns(self) -> Turns | None:
-        value = opened(self.cell("prompt"))
-        if value is MISSING:
-            return None
-        if isinstance(value, str):
-            return [*self.system(), {"role": "user", "content": self.prompt_text()}]
-        turns = messages(value, self.column("prompt"))
-        return turns if turns[0]["role"] == "system" else self.system() + turns
-
-
-def _pair(row: _Row, row_id: int, origin: str) -> Comparison:
+def _pair(row: Row, row_id: int, origin: str) -> Comparison:
     scores = row.number("chosen_score"), row.number("rejected_score")
     if (scores[0] is None) != (scores[1] is None):
         raise RowError(row.column("chosen_score" if scores[0] is None else "rejected_score"), "missing")
-    margin = row.number("margin")
     given = None if scores[0] is None or scores[1] is None else (scores[0], scores[1])
+    if given is None and row.needs.structure == "lists":
+        raise RowError(row.column("chosen_score"), "missing")
+    margin = row.number("margin")
     if margin is None:
         margin = given[0] - given[1] if given else 0.0
     names = [row.column("chosen"), row.column("rejected")]
-    prompt, answers = _prompt_and_answers(row, names, [row.cell("chosen"), row.cell("rejected")])
-    return Comparison(
-        prompt=prompt,
-        answers=answers,
-        preferences=(Preference(0, 1, row.weight(), margin, row.probability("soft_label")),),
-        row_id=row_id,
-        origin=origin,
-        scores=given,
-        tools=row.tools(),
-    )
+    cells = [row.cell("chosen"), row.cell("rejected")]
+    if row.layout.has_own_prompts:
+        read = _own_prompts(row, names, cells)
+    else:
+        read = _prompt_and_answers(row, names, cells)
+    return _compared(row, row_id, origin, read, (Preference(0, 1, row.weight(), margin, _soft(row)),), given)
 
 
-def _labelled(row: _Row, row_id: int, origin: str) -> Comparison:
+def _contrast(row: Row, row_id: int, origin: str) -> Comparison:
+    name, cell = row.column("completion"), row.cell("completion")
+    read = _own_prompts(row, [name, name], [cell, cell])
+    margin = row.number("margin") or 0.0
+    return _compared(row, row_id, origin, read, (Preference(0, 1, row.weight(), margin, _soft(row)),), None)
+
+
+def _labelled(row: Row, row_id: int, origin: str) -> Comparison:
     desirable = label(row.cell("label"), row.column("label"))
     if "completion" in row.layout.columns:
-        prompt, answers = _prompt_and_answers(row, [row.column("completion")], [row.cell("completion")])
+        read = _prompt_and_answers(row, [row.column("completion")], [row.cell("completion")])
+        prompt, answers = read.prompt, read.answers
     else:
         column = row.column("messages")
         turns = messages(opened(row.cell("messages")), column)
@@ -157,7 +104,7 @@ def _labelled(row: _Row, row_id: int, origin: str) -> Comparison:
     )
 
 
-def _ranked(row: _Row, row_id: int, origin: str) -> Comparison:
+def _ranked(row: Row, row_id: int, origin: str) -> Comparison:
     column = row.column("responses")
     items = sequence(row.cell("responses"))
     if not isinstance(items, list):
@@ -166,58 +113,145 @@ def _ranked(row: _Row, row_id: int, origin: str) -> Comparison:
         raise RowError(column, f"needs at least two answers, found {len(items)}")
     scores = _scores(row, items, column)
     names = [f"{column}.{index}" for index in range(len(items))]
-    cells = [_inner_text(item) for item in items]
-    prompt, answers = _prompt_and_answers(row, names, cells)
+    read = _prompt_and_answers(row, names, [_inner_text(item) for item in items])
     best = max(range(len(scores)), key=lambda index: scores[index])
     weight = row.weight()
+    preferences = tuple(
+        Preference(best, index, weight, scores[best] - scores[index])
+        for index in range(len(scores))
+        if index != best
+    )
+    return _compared(row, row_id, origin, read, preferences, scores)
+
+
+def _choice(row: Row, row_id: int, origin: str) -> Comparison:
+    names = [row.column("first"), row.column("second")]
+    read = _prompt_and_answers(row, names, [row.cell("first"), row.cell("second")])
+    strength = _strength(row, names)
+    chosen = 0 if strength >= 0 else 1
+    margin = abs(strength) if row.column("better") in STRENGTHS else 0.0
+    preferences = (Preference(chosen, 1 - chosen, row.weight(), margin),)
+    return _compared(row, row_id, origin, read, preferences, (0.0, 0.0) if strength == 0 else None)
+
+
+_DECODERS = {
+    "pair": _pair,
+    "contrast": _contrast,
+    "labelled": _labelled,
+    "ranked": _ranked,
+    "choice": _choice,
+}
+
+
+class _Read(NamedTuple):
+    """The texts of a row."""
+
+    prompt: Reply
+    answers: tuple[Reply, ...]
+    gold: Reply | None = None
+    own_prompts: tuple[Reply, ...] | None = None  # of the answers, where they differ
+
+
+def _compared(
+    row: Row,
+    row_id: int,
+    origin: str,
+    read: _Read,
+    preferences: tuple[Preference, ...],
+    scores: tuple[float, ...] | None,
+) -> Comparison:
+    """Put a row with preferences together, and what else the loss reads of it."""
+    extras = [] if read.gold is None else [Extra("gold", read.gold)]
+    if row.has("rationale"):
+        extras.append(_rationale(row, read, preferences[0]))
     return Comparison(
-        prompt=prompt,
-        answers=answers,
-        preferences=tuple(
-            Preference(best, index, weight, scores[best] - scores[index])
-            for index in range(len(scores))
-            if index != best
-        ),
+        prompt=read.prompt,
+        answers=read.answers,
+        preferences=preferences,
         row_id=row_id,
         origin=origin,
         scores=scores,
         tools=row.tools(),
+        own_prompts=read.own_prompts,
+        extras=tuple(extras),
     )
 
 
-def _choice(row: _Row, row_id: int, origin: str) -> Comparison:
-    names = [row.column("first"), row.column("second")]
-    prompt, answers = _prompt_and_answers(row, names, [row.cell("first"), row.cell("second")])
-    strength = _strength(row, names)
-    chosen = 0 if strength >= 0 else 1
-    margin = abs(strength) if row.column("better") in _STRENGTHS else 0.0
-    return Comparison(
-        prompt=prompt,
-        answers=answers,
-        preferences=(Preference(chosen, 1 - chosen, row.weight(), margin),),
-        row_id=row_id,
-        origin=origin,
-        scores=(0.0, 0.0) if strength == 0 else None,
-        tools=row.tools(),
-    )
+def _soft(row: Row) -> float | None:
+    return row.probability("soft_label")
 
 
-_DECODERS = {"pair": _pair, "labelled": _labelled, "ranked": _ranked, "choice": _choice}
+def _rationale(row: Row, read: _Read, pair: Preference) -> Extra:
+    """Read why the chosen answer is better, and the question that this text answers."""
+    name = row.column("rationale")
+    reason = _alone(row, row.cell("rationale"), name)
+    if row.has("rationale_prompt"):
+        return Extra("rationale", reason, row.prompt("rationale_prompt"))
+    if read.own_prompts is not None:
+        raise RowError(name, "has no question: the answers reply to different prompts. Give rationale_prompt")
+    asked = which_is_better(read.prompt, read.answers[pair.chosen], read.answers[pair.rejected])
+    return Extra("rationale", reason, asked)
 
 
-def _prompt_and_answers(
-    row: _Row, names: Sequence[str], cells: Sequence[Any]
-) -> tuple[str | Turns, tuple[str | Turns, ...]]:
+def _own_prompts(row: Row, names: Sequence[str], cells: Sequence[Any]) -> _Read:
+    """Read two answers that each follow a prompt of their own, or else the row's."""
+    answers = tuple(_alone(row, cell, name) for cell, name in zip(cells, names, strict=True))
+    given = [name if row.has(name) else "prompt" for name in ("chosen_prompt", "rejected_prompt")]
+    prompts = tuple(row.prompt(name) for name in given)
+    gold = _alone(row, row.cell("gold"), row.column("gold")) if row.has("gold") else None
+    if prompts[0] == prompts[1]:
+        read = _Read(prompts[0], answers, gold)
+    else:
+        read = _Read(prompts[0], answers, gold, prompts)
+    _check_prompts(row, read, given, names)
+    return read
+
+
+def _check_prompts(row: Row, read: _Read, prompts: Sequence[str], names: Sequence[str]) -> None:
+    allowed = row.needs.prompts
+    if read.own_prompts is not None and row.needs.structure == "pairs" and not allowed:
+        raise DataError(
+            f"{row.origin}: '{row.column(prompts[0])}' and '{row.column(prompts[1])}' differ, but "
+            f"{row.needs.loss} compares answers to one prompt. Use joint_prompt, or give one prompt."
+        )
+    if "contrast" in allowed and read.answers[0] != read.answers[1]:
+        why = f"differs from '{names[0]}', but {row.needs.loss} compares one answer to two prompts"
+        raise RowError(names[1], why)
+
+
+def _alone(row: Row, cell: Any, name: str) -> Reply:
+    """Read a reply that is not the end of a whole conversation."""
+    return _answer(_turns(cell, name), name) if row.layout.is_chat else text(cell, name)
+
+
+def _prompt_and_answers(row: Row, names: Sequence[str], cells: Sequence[Any]) -> _Read:
+    """Read the prompt, its answers and a gold answer where the loss reads one."""
+    if not row.has("gold"):
+        return _split(row, names, cells)
+    name, cell = row.column("gold"), row.cell("gold")
+    if not _is_conversation(row, cell, name):
+        return _split(row, names, cells)._replace(gold=_alone(row, cell, name))
+    read = _split(row, [*names, name], [*cells, cell])
+    return _Read(read.prompt, read.answers[:-1], read.answers[-1])
+
+
+def _is_conversation(row: Row, cell: Any, name: str) -> bool:
+    """Whether a cell holds the prompt as well as the reply."""
+    if row.layout.form == "transcript":
+        return is_transcript(cell)
+    return row.layout.is_chat and _turns(cell, name)[0]["role"] != "assistant"
+
+
+def _split(row: Row, names: Sequence[str], cells: Sequence[Any]) -> _Read:
     if not row.layout.is_chat:
-        row.system()
-        prompt = row.prompt_text()
-        return prompt, tuple(text(cell, name) for cell, name in zip(cells, names, strict=True))
-    answers = [_turns(row, cell, name) for cell, name in zip(cells, names, strict=True)]
+        prompt = row.prompt()
+        return _Read(prompt, tuple(text(cell, name) for cell, name in zip(cells, names, strict=True)))
+    read = transcript if row.layout.form == "transcript" else _turns
+    answers = [read(cell, name) for cell, name in zip(cells, names, strict=True)]
     opening = [answer[0]["role"] for answer in answers]
+    turns: Any
     if all(role == "assistant" for role in opening):
-        turns = row.prompt_turns()
-        if turns is None:
-            raise RowError(row.column("prompt"), "missing")
+        turns = row.prompt()
     elif "assistant" in opening:
         at = opening.index("assistant")
         raise RowError(
@@ -227,14 +261,10 @@ def _prompt_and_answers(
         turns, answers = _split_conversations(answers, names)
         if turns and turns[0]["role"] != "system":
             turns = row.system() + turns
-    if turns[-1]["role"] == "assistant":
-        raise RowError(row.column("prompt"), "ends with an assistant turn, so the answers reply to nobody")
-    return turns, tuple(_answer(turn, name) for turn, name in zip(answers, names, strict=True))
+    return _Read(turns, tuple(_answer(turn, name) for turn, name in zip(answers, names, strict=True)))
 
 
-def _turns(row: _Row, cell: Any, name: str) -> Turns:
-    if row.layout.form == "transcript":
-        return transcript(cell, name)
+def _turns(cell: Any, name: str) -> Turns:
     value = opened(cell)
     if value is MISSING or isinstance(value, str):
         return [{"role": "assistant", "content": text(value, name)}]
@@ -254,7 +284,9 @@ def _split_conversations(conversations: list[Turns], names: Sequence[str]) -> tu
     if common == len(shortest):
         if any(len(turns) > common for turns in conversations):
             at = next(i for i, turns in enumerate(conversations) if turns is shortest)
-            raise RowError(names[at], f"is the beginning of '{names[1 - at]}', so its answer would be empty")
+            raise RowError(
+                names[at], f"is the beginning of '{names[0 if at else 1]}', so its answer would be empty"
+            )
         common -= 1
     parting = {turns[common]["role"] for turns in conversations}
     if parting != {"assistant"}:
@@ -286,7 +318,7 @@ def _inner_text(item: Any) -> Any:
     return item
 
 
-def _scores(row: _Row, items: Sequence[Any], column: str) -> tuple[float, ...]:
+def _scores(row: Row, items: Sequence[Any], column: str) -> tuple[float, ...]:
     for name, sign in (("scores", 1.0), ("ranks", -1.0)):
         values = sequence(row.cell(name))
         if values is MISSING:
@@ -306,10 +338,10 @@ def _scores(row: _Row, items: Sequence[Any], column: str) -> tuple[float, ...]:
     return tuple(scores)
 
 
-def _strength(row: _Row, names: Sequence[str]) -> float:
+def _strength(row: Row, names: Sequence[str]) -> float:
     """Return how much the first answer is better: positive, negative, or zero for a tie."""
     column, value = row.column("better"), row.cell("better")
-    if column in _STRENGTHS:
+    if column in STRENGTHS:
         # HelpSteer's scale: -3 is "the first is much better", 3 "the second".
         return -number(value, column)
     if value is MISSING or value == "":

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prefopt.data.arrays import read_arrays, write_arrays
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, DataError
 from prefopt.types import ROLES, Preference, TokenizedGroup
 
 Int64 = npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ class GroupSizes(NamedTuple):
 
     tokens: Int64  # packed tokens of the group in the asked-for layout
     pairs: Int64
-    responses: Int64
+    responses: Int64  # answers alone, without those of other roles
     scored_tokens: Int64
     longest: Int64  # prompt + response of the group's longest sequence
     chosen_tokens: Int64  # scored tokens of the chosen answers, once per pair; of all answers without pairs
@@ -68,6 +68,7 @@ class GroupTable:
     scores: Float64 | None = None  # [R]
     labels: Int8 | None = None  # [R], 1 desirable, 0 not
     token_weights: Float32 | None = None  # like response_ids
+    prompt_embedding: Float32 | None = None  # [G, E]
     source_weights: tuple[float, ...] = (1.0,)  # draws of every row of a source per epoch
 
     def __len__(self) -> int:
@@ -82,6 +83,13 @@ class GroupTable:
     def response_lengths(self) -> Int64:
         """Tokens of every response, int64 [R]."""
         return np.diff(self.response_starts)
+
+    @property
+    def is_answer(self) -> npt.NDArray[np.bool_]:
+        """Which responses are answers, and no other role's, bool [R]."""
+        if self.roles is None:
+            return np.ones(len(self.prompt_of), dtype=np.bool_)
+        return self.roles <= ROLES.index("answer")
 
     @property
     def group_of_response(self) -> Int64:
@@ -124,7 +132,14 @@ class GroupTable:
             scores=_optional(self.scores, responses, float),
             labels=_optional(self.labels, responses, bool),
             token_weights=self._weights_of(spans),
+            prompt_embedding=self._embedding_of(index),
         )
+
+    def _embedding_of(self, index: int) -> Float32 | None:
+        if self.prompt_embedding is None:
+            return None
+        found: Float32 = self.prompt_embedding[index]
+        return None if np.isnan(found).any() else found
 
     def _weights_of(self, spans: range) -> tuple[Float32, ...] | None:
         if self.token_weights is None:
@@ -143,16 +158,17 @@ class GroupTable:
         return GroupSizes(
             tokens=shared if share_prompts else _sum_by_group(whole, self.group_responses),
             pairs=np.diff(self.group_pairs),
-            responses=np.diff(self.group_responses),
+            responses=_sum_by_group(self.is_answer.astype(np.int64), self.group_responses),
             scored_tokens=scored,
             longest=longest,
-            chosen_tokens=self._chosen_tokens(response_lengths, scored),
+            chosen_tokens=self._chosen_tokens(response_lengths),
         )
 
-    def _chosen_tokens(self, response_lengths: Int64, scored: Int64) -> Int64:
+    def _chosen_tokens(self, response_lengths: Int64) -> Int64:
         num_pairs = np.diff(self.group_pairs)
         chosen = np.repeat(self.group_responses[:-1], num_pairs) + self.pair_chosen
-        return np.where(num_pairs > 0, _sum_by_group(response_lengths[chosen], self.group_pairs), scored)
+        answered = _sum_by_group(response_lengths * self.is_answer, self.group_responses)
+        return np.where(num_pairs > 0, _sum_by_group(response_lengths[chosen], self.group_pairs), answered)
 
     def select(self, indices: Sequence[int] | Int64) -> GroupTable:
         """Return the groups at ``indices``, in that order; repeats are allowed."""
@@ -187,6 +203,7 @@ class GroupTable:
             origin_bytes=self.origin_bytes[letters],
             origin_starts=origin_starts,
             token_weights=None if self.token_weights is None else self.token_weights[tokens],
+            prompt_embedding=None if self.prompt_embedding is None else self.prompt_embedding[at],
             **of_response,  # type: ignore[arg-type]
         )
 
@@ -227,6 +244,7 @@ class GroupTable:
             source_of=np.asarray([0] * len(groups) if source_of is None else source_of, dtype=np.int32),
             origin_bytes=np.frombuffer(b"".join(origins), dtype=np.uint8),
             origin_starts=_starts(map(len, origins)),
+            prompt_embedding=_embeddings(groups),
             source_weights=tuple(source_weights),
             **_optional_columns(groups),
         )
@@ -246,6 +264,8 @@ class GroupTable:
                 shifts = np.cumsum([0, *(len(table.source_weights) for table in tables)])
                 columns[field.name] = np.concatenate([p + s for p, s in zip(parts, shifts, strict=False)])
                 columns[field.name] = columns[field.name].astype(np.int32)
+            elif field.name == "prompt_embedding":
+                columns[field.name] = _concatenate_embeddings(parts, tables)
             elif field.name in _FILL:
                 columns[field.name] = _concatenate_optional(field.name, parts, tables)
             else:
@@ -316,12 +336,38 @@ def _concatenate_optional(name: str, parts: list[Any], tables: Sequence[GroupTab
     )
 
 
+def _embeddings(groups: Sequence[TokenizedGroup]) -> Float32 | None:
+    """Lay the embeddings out as [G, E], NaN for a group without one; None where no group has one."""
+    sizes = {len(group.prompt_embedding): group for group in groups if group.prompt_embedding is not None}
+    if len(sizes) > 1:
+        (size, first), (other, second) = list(sizes.items())[:2]
+        raise DataError(
+            f"{second.origin}: the prompt embedding has {other} numbers, that of {first.origin} {size}. Embed all "
+            f"prompts with one encoder."
+        )
+    if not sizes:
+        return None
+    absent = np.full(next(iter(sizes)), np.nan, dtype=np.float32)
+    return np.stack([absent if g.prompt_embedding is None else g.prompt_embedding for g in groups])
+
+
+def _concatenate_embeddings(parts: Sequence[Float32 | None], tables: Sequence[GroupTable]) -> Float32 | None:
+    sizes = {part.shape[1] for part in parts if part is not None}
+    if not sizes:
+        return None
+    assert len(sizes) == 1, f"tables with prompt embeddings of {sizes} numbers"
+    width = sizes.pop()
+    absent = [np.full((len(table), width), np.nan, dtype=np.float32) for table in tables]
+    return np.concatenate([a if part is None else part for a, part in zip(absent, parts, strict=True)])
+
+
 def _optional(column: Any, span: slice, convert: Callable[[Any], Any]) -> tuple[Any, ...] | None:
+    """Read a group's part of a column; None where it has no value at all (scores hold NaN for other roles)."""
     if column is None:
         return None
     values = column[span]
     absent = np.isnan(values) if values.dtype.kind == "f" else values < 0
-    return None if absent.any() else tuple(convert(value) for value in values.tolist())
+    return None if absent.all() else tuple(convert(value) for value in values.tolist())
 
 
 def _slice(values: npt.NDArray[Any], starts: Int64, index: int) -> npt.NDArray[Any]:

@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from prefopt.data.files import parse_json
 from prefopt.data.raw import RowError, shown
 
@@ -98,6 +101,27 @@ def number(value: Any, column: str) -> float:
     if not math.isfinite(result):
         raise RowError(column, f"must be finite, found {shown(value, 40)}")
     return result
+
+
+def numbers(value: Any, column: str) -> npt.NDArray[np.float32]:
+    """Return a cell as a vector of finite numbers; a list in JSON text, as in CSV, is opened."""
+    if value is MISSING or value is None or value == "":
+        raise RowError(column, "missing")
+    items = sequence(value)
+    if not isinstance(items, list) or not items:
+        raise RowError(column, f"must be a list of numbers, found {type(value).__name__} {shown(value, 40)}")
+    for index, item in enumerate(items):
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            why = f"must be a number, found {type(item).__name__} {shown(item, 40)}"
+            raise RowError(f"{column}.{index}", why)
+    try:
+        with np.errstate(over="raise"):
+            vector = np.array(items, dtype=np.float32)
+    except (OverflowError, FloatingPointError):
+        raise RowError(column, "holds a number too large for float32") from None
+    if not np.isfinite(vector).all():
+        raise RowError(column, "must hold finite numbers only")
+    return vector
 
 
 def label(value: Any, column: str) -> bool:

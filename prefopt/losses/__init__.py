@@ -21,6 +21,7 @@ from prefopt.losses.discopop import discopop
 from prefopt.losses.dpo import dpo
 from prefopt.losses.dpo_norm import dpo_norm
 from prefopt.losses.dpop import dpop
+from prefopt.losses.exo_k import exo_k
 from prefopt.losses.exo_pair import exo_pref, exo_rw
 from prefopt.losses.f_div import f_div
 from prefopt.losses.flex import flex
@@ -28,12 +29,17 @@ from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.ld_dpo import ld_dpo
 from prefopt.losses.mapo import mapo
 from prefopt.losses.mappo import mappo, prior_scaled
+from prefopt.losses.nca_k import infonca_k, nca_k
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
+from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pro_rank import pro_rank
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
@@ -42,6 +48,7 @@ from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
 from prefopt.losses.robust import robust
+from prefopt.losses.rrhf import rrhf
 from prefopt.losses.sft import sft
 from prefopt.losses.sgdpo import sgdpo
 from prefopt.losses.simpo import simpo
@@ -50,9 +57,11 @@ from prefopt.losses.soft_label import soft_label
 from prefopt.losses.sparse_mask import sparse_mask, sparse_mask_independent
 from prefopt.losses.spo_selfsup import spo_selfsup
 from prefopt.losses.sppo import sppo, sppo_hard
+from prefopt.losses.sppo_k import sppo_k
 from prefopt.losses.suffix_from_divergence import suffix_from_divergence
 from prefopt.losses.tdpo import tdpo
 from prefopt.losses.token_weighted import token_weighted
+from prefopt.losses.tree import tree
 from prefopt.losses.triple import triple
 from prefopt.losses.wpo import wpo
 
@@ -100,6 +109,16 @@ LOSSES: dict[str, Loss] = {
     "mapo": mapo,
     "sparse_mask": sparse_mask,
     "sparse_mask_independent": sparse_mask_independent,
+    "joint_prompt": joint_prompt,
+    "prompt_contrast": prompt_contrast,
+    "plackett_luce": plackett_luce,
+    "pro_rank": pro_rank,
+    "rrhf": rrhf,
+    "infonca_k": infonca_k,
+    "nca_k": nca_k,
+    "exo_k": exo_k,
+    "tree": tree,
+    "sppo_k": sppo_k,
 }
 """The losses a recipe can name."""
 
@@ -138,6 +157,7 @@ __all__ = [
     "dpo",
     "dpo_norm",
     "dpop",
+    "exo_k",
     "exo_pref",
     "exo_rw",
     "f_div",
@@ -145,7 +165,9 @@ __all__ = [
     "focal",
     "focal_hard",
     "hinge",
+    "infonca_k",
     "ipo",
+    "joint_prompt",
     "ld_dpo",
     "length_desensitized",
     "mapo",
@@ -153,10 +175,14 @@ __all__ = [
     "mixed",
     "momentum_ref",
     "multi_ref",
+    "nca_k",
     "nca_pair",
     "offset",
     "orpo",
+    "plackett_luce",
     "prior_scaled",
+    "pro_rank",
+    "prompt_contrast",
     "rationale",
     "rdpo_length",
     "ref_scale",
@@ -164,6 +190,7 @@ __all__ = [
     "reward_aware",
     "reward_gap_weight",
     "robust",
+    "rrhf",
     "settings_of",
     "sft",
     "sgdpo",
@@ -176,9 +203,11 @@ __all__ = [
     "spo_sequential",
     "sppo",
     "sppo_hard",
+    "sppo_k",
     "suffix_from_divergence",
     "tdpo",
     "token_weighted",
+    "tree",
     "triple",
     "weighted",
     "with_nll",

@@ -32,7 +32,7 @@ from prefopt.losses._contract import (
     signature_of,
 )
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, LossOutput, Range, Roles, Stats
+from prefopt.types import INPUTS, LossOutput, Prompts, Range, Roles, Stats
 
 Given = Mapping[str, Any]
 
@@ -316,7 +316,13 @@ def _mark(parameter: Parameter, *added: Any) -> Parameter:
     return parameter.replace(annotation=annotation)
 
 
-_NAMES_IN = {Stats: "names", Roles: "names", Applies: "transforms", Refuses: "transforms"}
+_NAMES_IN = {
+    Stats: "names",
+    Roles: "names",
+    Prompts: "names",
+    Applies: "transforms",
+    Refuses: "transforms",
+}
 """Markers that hold names, and under which attribute; any other kind is present or not."""
 
 

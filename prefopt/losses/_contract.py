@@ -29,6 +29,7 @@ from prefopt.types import (
     ListLogps,
     LossOutput,
     PairLogps,
+    Prompts,
     Range,
     Roles,
     SeqLogps,
@@ -47,6 +48,14 @@ STRUCTURES: dict[type, str] = {
     ListLogps: "lists",
 }
 """The kind of unit a loss pays for, by the type of its first parameter."""
+
+_STRUCTURES_OF = {
+    "[P]": ("pairs",),
+    "int64 [P]": ("pairs",),
+    "[S]": ("sides", "lists"),
+    "[]": ("pairs", "responses", "sides"),
+}
+"""Which structures have an input of a shape; any other shape fits all."""
 
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
@@ -138,8 +147,8 @@ class LossContract:
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
     transforms the loss contains, ``refuses`` those it cannot take, ``roles`` the responses it needs
-    besides the answers, ``carried`` the parameters through which it hands values to itself in the next
-    optimizer step.
+    besides the answers, ``prompts`` whether a pair's answers may reply to different prompts, ``carried``
+    the parameters through which it hands values to itself in the next optimizer step.
     """
 
     name: str
@@ -155,6 +164,7 @@ class LossContract:
     applies: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
 
@@ -197,7 +207,7 @@ def contract_of(loss: Loss) -> LossContract:
         needs_reference=len(positional) == 2,
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
-        inputs={p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS},
+        inputs=_inputs(name, structure, keyword),
         settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=formula,
@@ -205,6 +215,7 @@ def contract_of(loss: Loss) -> LossContract:
         applies=_marked(positional[0], Applies, "transforms"),
         refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
+        prompts=_marked(positional[0], Prompts, "names"),
         is_whole_step=is_whole_step,
         carried=carried,
     )
@@ -218,6 +229,18 @@ def _check_stats(name: str, positional: list[Parameter]) -> None:
     for stat in stats_of(positional[1]) if len(positional) == 2 else ():
         if stat not in (*STATS, *OTHER_REFERENCES):
             raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
+
+
+def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str, bool]:
+    """Return the inputs that a signature names, and whether it requires each."""
+    inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
+    for given in inputs:
+        shape = INPUTS[given].shape
+        if structure not in _STRUCTURES_OF.get(shape, (structure,)):
+            raise TypeError(
+                f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
+            )
+    return inputs
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

@@ -8,7 +8,7 @@ Losses that weigh single tokens, average statistics of them or read further answ
 are not enough. Build ``PairLogps.from_concatenated(logps, mask)`` (or ``SeqLogps.from_padded`` for
 ``sft``) from your per-token log-probs and call ``prefopt.losses.ld_dpo(policy, reference).loss``
 instead; ``wpo`` also needs ``log_sum_p2=`` beside the log-probs. The same values take transforms:
-``f_div(dpo, divergence="js")(policy, reference).loss``.
+``f_div(dpo, divergence="js")(policy, reference).loss``. Losses over lists take a ``ListLogps``.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from prefopt.losses.focal import focal
 from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
+from prefopt.losses.joint_prompt import joint_prompt
 from prefopt.losses.mappo import mappo
 from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
+from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
 from prefopt.losses.reverse import reverse
@@ -71,6 +73,8 @@ offset_loss = on_sums(offset)
 reverse_loss = on_sums(reverse)
 soft_label_loss = on_sums(soft_label)
 spo_selfsup_loss = on_sums(spo_selfsup)
+joint_prompt_loss = on_sums(joint_prompt)
+prompt_contrast_loss = on_sums(prompt_contrast)
 
 dpo_norm_loss = on_sums_and_lengths(dpo_norm)
 rdpo_length_loss = on_sums_and_lengths(rdpo_length)
@@ -83,6 +87,8 @@ slic_loss = on_policy_sums_and_lengths(slic)
 cpo_loss = on_policy_sums_and_lengths(cpo)
 orpo_loss = on_policy_sums_and_lengths(orpo)
 alphapo_loss = on_policy_sums_and_lengths(alphapo)
+
+LISTS = ("plackett_luce", "pro_rank", "rrhf", "infonca_k", "nca_k", "exo_k", "tree", "sppo_k")
 
 _INSTEAD = {
     "wpo_loss": "It averages per-token values. Build PairLogps.from_concatenated(logps, mask, log_sum_p2=...) "
@@ -106,6 +112,11 @@ _INSTEAD = {
     "prefopt.losses.sparse_mask_independent(policy, reference).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
+    **{
+        f"{name}_loss": "It compares whole lists. Build ListLogps(SeqLogps.from_padded(logps, mask), group_sizes) from "
+        f"[S, T] per-token log-probs and call prefopt.losses.{name}(policy, ..., answer_score=scores)."
+        for name in LISTS
+    },
     "cdpo_loss": "Call dpo_loss with label_smoothing above 0.",
 }
 

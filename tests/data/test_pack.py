@@ -36,6 +36,8 @@ def test_shared_layout_by_hand() -> None:
     assert batch.pairs == ((0, 1),)
     assert batch.pair_weight.tolist() == [2.0]
     assert batch.pair_margin.tolist() == [0.5]
+    assert batch.group_weight is not None and batch.group_weight.tolist() == [2.0]
+    assert batch.prompt_embedding is None
 
 
 def test_separate_layout_repeats_the_prompt() -> None:

@@ -119,3 +119,14 @@ def test_a_group_over_the_budget_is_refused() -> None:
         Plan(sizes_of([10, 60]), units_per_step=1, tokens_per_batch=50)
     with pytest.raises(RecipeError, match="no usable rows"):
         Plan(sizes_of([]), units_per_step=1, tokens_per_batch=50)
+
+
+@pytest.mark.parametrize(
+    ("unit", "groups"), [("pairs", [2, 1]), ("responses", [1, 1, 1]), ("sides", [1, 1, 1]), ("lists", [3])]
+)
+def test_steps_are_cut_by_the_units_of_the_loss(unit: str, groups: list[int]) -> None:
+    """Three groups of 1, 2 and 4 pairs with 2, 3 and 5 answers, three units a step."""
+    sizes = sizes_of([10, 10, 10], [1, 2, 4])._replace(responses=np.array([2, 3, 5]))
+    plan = Plan(sizes, units_per_step=3, tokens_per_batch=100, unit=unit, shuffle=False)
+    assert [len(step) for step in plan.epoch_steps(0)] == groups
+    assert plan.epoch_totals(0).groups == 3

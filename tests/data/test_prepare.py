@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from prefopt.data import prepare as module
+from prefopt.data.needs import Needs
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.report import DataReport
 from prefopt.data.rows import Source, read_rows
@@ -40,19 +41,19 @@ def test_pairs_keep_both_answers_and_their_preference(write: Any, chatml: Any) -
 
 
 def test_responses_keep_the_preferred_answers_alone(write: Any, chatml: Any) -> None:
-    pair = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, structure="responses")
+    pair = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, needs=Needs("responses"))
     assert [texts(pair, chatml, n)[1] for n in (0, 1)] == [[" an animal<|endoftext|>"]] * 2
     assert pair.report.pairs == 0 and not pair.report.identical.count
-    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, structure="responses")
+    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, needs=Needs("responses"))
     assert len(labelled.table) == 1 and texts(labelled, chatml)[1] == ["a<|endoftext|>"]
     assert labelled.report.unused.count == 1
     assert labelled.report.unused.origins[0].endswith("k.jsonl:2")
 
 
 def test_sides_are_labelled_answers_or_pairs_taken_apart(write: Any, chatml: Any) -> None:
-    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, structure="sides")
+    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, needs=Needs("sides"))
     assert [labelled.table[n].labels for n in (0, 1)] == [(True,), (False,)]
-    apart = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, structure="sides")
+    apart = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, needs=Needs("sides"))
     assert len(apart.table) == 1 and apart.report.identical.count == 1
     assert apart.table[0].labels == (True, False) and apart.table[0].preferences == ()
 
@@ -71,12 +72,12 @@ def test_best_of_several_meets_the_rest_and_equals_are_ties(write: Any, chatml: 
     assert got.report.ties.count == 1
     kept = prepare([Source(path)], chatml, on_tie="keep")
     assert len(kept.table[0].responses) == 4 and kept.report.pairs == 3 and kept.report.ties.count == 1
-    lists = prepare([Source(path)], chatml, structure="lists")
+    lists = prepare([Source(path)], chatml, needs=Needs("lists"))
     assert lists.table[0].scores == (1.0, 5.0, 5.0, 2.0) and not lists.report.ties.count
 
 
 def test_all_keeps_every_answer_of_every_row(write: Any, chatml: Any) -> None:
-    got = prepare([Source(write("d.jsonl", [SAME, TIE]))], chatml, structure="all")
+    got = prepare([Source(write("d.jsonl", [SAME, TIE]))], chatml, needs=Needs("all"))
     assert [len(got.table[n].responses) for n in (0, 1)] == [2, 2]
     assert not got.report.identical.count and not got.report.ties.count
 
@@ -87,21 +88,6 @@ def test_rows_in_memory_are_read_and_keyed_by_their_content(chatml: Any, tmp_pat
     assert [bad.describe() for bad in first.report.bad] == ["mine:2: chosen: empty"]
     assert not prepare([Source("mine", rows=[PAIR, PAIR])], chatml, cache_dir=tmp_path).report.from_cache
     assert prepare([Source("mine", rows=[PAIR, PAIR])], chatml, cache_dir=tmp_path).report.from_cache
-
-
-@pytest.mark.parametrize(
-    ("rows", "structure", "message"),
-    [
-        (KTO, "pairs", "gives single labelled answers, but this loss compares answers"),
-        (KTO, "lists", "gives single labelled answers, but this loss compares answers"),
-        ([PAIR], "lists", "has no number per answer, but this loss reads lists of scored answers"),
-    ],
-)
-def test_structure_that_the_rows_cannot_serve_is_one_line(
-    rows: Any, structure: Any, message: str, write: Any, chatml: Any
-) -> None:
-    with pytest.raises(DataError, match=message):
-        prepare([Source(write("d.jsonl", rows))], chatml, structure=structure)
 
 
 def test_identical_answers_are_dropped_kept_or_refused_and_counted(write: Any, chatml: Any) -> None:
@@ -297,21 +283,32 @@ def test_weight_changes_no_token_and_so_not_the_cache(write: Any, chatml: Any, t
         {"truncate": "drop"},
         {"on_identical": "keep"},
         {"on_tie": "keep"},
-        {"structure": "responses"},
+        {"needs": Needs("responses")},
+        {"needs": Needs(inputs=("pair_margin",))},
+        {"needs": Needs(roles=("gold",))},
+        {"needs": Needs(prompts=("two",))},
         {"chat_template": "{{ messages }}"},
         {"limit": 1},
         {"layout": "text"},
         {"columns": {"prompt": "prompt"}},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: f"{next(iter(change))}",
 )
 def test_each_setting_that_can_change_the_result_misses_the_cache(
     change: dict[str, Any], write: Any, chatml: Any, tmp_path: Path
 ) -> None:
-    path = write("d.jsonl", [PAIR, PAIR])
+    path = write("d.jsonl", [{**PAIR, "margin": 1, "gold": " a dog"}] * 2)
     cached(path, chatml, tmp_path)
     assert not cached(path, chatml, tmp_path, **change).report.from_cache
     assert cached(path, chatml, tmp_path).report.from_cache
+
+
+def test_a_loss_of_other_name_and_equal_needs_finds_the_cache(
+    write: Any, chatml: Any, tmp_path: Path
+) -> None:
+    path = write("d.jsonl", [PAIR])
+    cached(path, chatml, tmp_path, needs=Needs(loss="dpo"))
+    assert cached(path, chatml, tmp_path, needs=Needs(loss="ipo")).report.from_cache
 
 
 def test_changed_row_or_tokenizer_misses_the_cache(
@@ -467,6 +464,6 @@ def test_real_sharegpt_pairs_load_without_a_mapping(shared_data: Path, chatml: A
 
 def test_real_labelled_answers_load_without_a_mapping(shared_data: Path, chatml: Any) -> None:
     path = shared_data / "llama-factory-demo" / "kto_en_demo.json"
-    got = prepare([Source(str(path))], chatml, structure="sides")
+    got = prepare([Source(str(path))], chatml, needs=Needs("sides"))
     assert got.report.sources[0].layout == "labelled (messages)" and not got.report.bad
     assert np.asarray(got.table.labels).tolist().count(1) == 150 and len(got.table) == 300

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from prefopt.data.arrays import read_arrays, write_arrays
 from prefopt.data.table import GroupTable
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, DataError
 from prefopt.types import Preference, TokenizedGroup
 
 
@@ -29,6 +30,7 @@ PAIR = TokenizedGroup(
     row_id=7,
     origin="a.jsonl:1",
     scores=(1.5, -2.0),
+    prompt_embedding=np.array([0.5, -1.0], np.float32),
 )
 TWO_PROMPTS = TokenizedGroup(
     prompts=(ids(1), ids(8, 9)),
@@ -38,7 +40,7 @@ TWO_PROMPTS = TokenizedGroup(
     row_id=9,
     origin="é.jsonl:2",
     roles=("answer", "kl", "gold"),
-    labels=(True, False, True),
+    labels=(True, False, False),
     token_weights=(np.ones(2, np.float32), np.zeros(1, np.float32), np.array([1, 2, 3], np.float32)),
 )
 SINGLE = TokenizedGroup((ids(1),), (ids(2),), (0,), (), row_id=11, origin="b[train]:3")
@@ -51,6 +53,8 @@ def assert_same(left: TokenizedGroup, right: TokenizedGroup) -> None:
         if field.name in ("prompts", "responses", "token_weights") and mine is not None:
             assert len(mine) == len(other)
             assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(mine, other, strict=True))
+        elif field.name in ("scores", "prompt_embedding") and mine is not None:
+            np.testing.assert_array_equal(mine, other)  # NaN equals NaN
         else:
             assert mine == other, field.name
 
@@ -69,17 +73,37 @@ def test_sizes_count_a_prompt_once_or_once_per_response() -> None:
     """TWO_PROMPTS: prompts 1 and 2, answers 2 (after 2), 1 (after 1), 3 (after 2).
 
     Shared 1 + 2 + 2 + 1 + 3 = 9; apart (2+2) + (1+1) + (2+3) = 11; longest 2 + 3 = 5; the chosen
-    answer has 3 tokens and stands in two pairs, so 6. SINGLE has no pair, so its answer counts.
+    answer has 3 tokens and stands in two pairs, so 6. SINGLE has no pair, so its answer counts. Two of
+    the responses of TWO_PROMPTS are no answers.
     """
     table = GroupTable.from_groups(GROUPS)
     shared, apart = table.sizes(share_prompts=True), table.sizes(share_prompts=False)
     assert shared.tokens.tolist() == [6, 9, 2]
     assert apart.tokens.tolist() == [9, 11, 2]
     assert shared.pairs.tolist() == [1, 2, 0]
-    assert shared.responses.tolist() == [2, 3, 1]
+    assert shared.responses.tolist() == [2, 1, 1]
     assert shared.scored_tokens.tolist() == [3, 6, 1]
     assert shared.longest.tolist() == apart.longest.tolist() == [5, 5, 2]
     assert shared.chosen_tokens.tolist() == [1, 6, 1]
+
+
+def test_answers_alone_count_as_chosen_where_there_are_no_pairs() -> None:
+    """The answer has 2 tokens; the 1 and 3 of the others are not trained on."""
+    table = GroupTable.from_groups([replace(TWO_PROMPTS, preferences=())])
+    assert table.sizes(share_prompts=True).chosen_tokens.tolist() == [2]
+
+
+def test_scores_of_answers_survive_beside_responses_without_one() -> None:
+    group = replace(TWO_PROMPTS, scores=(1.5, math.nan, math.nan))
+    assert_same(GroupTable.from_groups([PAIR, group])[1], group)
+
+
+def test_embeddings_of_different_lengths_are_refused() -> None:
+    long = replace(SINGLE, prompt_embedding=np.zeros(3, np.float32))
+    with pytest.raises(
+        DataError, match=r"^b\[train\]:3: the prompt embedding has 3 numbers, .* a.jsonl:1 2\."
+    ):
+        GroupTable.from_groups([PAIR, long])
 
 
 def test_selected_groups_keep_their_order_and_may_repeat() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from prefopt.build_loss import build_loss
 from prefopt.data.loader import build_step
+from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
@@ -20,12 +21,22 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     engine = Engine(cpu=True)
     out: dict[str, torch.Tensor] = {}
-    for name, pairs, budget in (("even", 24, 80), ("ghost", 1, 80)):
-        data = toy.table(24)
-        plan = toy.plan(data, budget=budget, per_step=pairs, world=engine.world)
+    on_pairs = build_loss({"name": "dpo", "with": [{"name": "with_nll", "nll": "batch_token"}]})
+    on_lists = build_loss({"name": "plackett_luce"})
+    cases = (
+        ("even", 24, on_pairs),
+        ("ghost", 1, on_pairs),
+        ("lists", 24, on_lists),
+        ("ghost_list", 1, on_lists),
+    )
+    for name, units, loss in cases:
+        is_paired = loss is on_pairs
+        data = toy.table(24) if is_paired else GroupTable.from_groups(toy.scored_groups(24))
+        unit = loss.contract.structure
+        plan = toy.plan(data, budget=80, per_step=units, world=engine.world, unit=unit)
         trainer = Trainer(
             toy.policy(),
-            build_loss({"name": "dpo", "with": [{"name": "with_nll", "nll": "batch_token"}]}),
+            loss,
             plan,
             data,
             num_steps=2,

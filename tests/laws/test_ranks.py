@@ -30,7 +30,7 @@ def results(
     return run(1, base / "one")[0], run(2, base / "two")
 
 
-@pytest.mark.parametrize("case", ["even", "ghost"])
+@pytest.mark.parametrize("case", ["even", "ghost", "lists", "ghost_list"])
 def test_losses_gradients_and_weights_agree(
     case: str, results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]
 ) -> None:
@@ -46,11 +46,12 @@ def test_losses_gradients_and_weights_agree(
 def test_the_ranks_held_different_work(
     results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
 ) -> None:
-    """All ranks hold equally many packs; with one pair for two ranks, the second holds only a ghost."""
+    """All ranks hold equally many packs; with one pair or list for two ranks, the second holds only a ghost."""
     _, (first, second) = results
-    assert first["even/packs"][0] == second["even/packs"][0] > 2
-    assert first["ghost/packs"].tolist() == [1, 0]
-    assert second["ghost/packs"].tolist() == [1, 1]
+    for many, one in (("even", "ghost"), ("lists", "ghost_list")):
+        assert first[f"{many}/packs"][0] == second[f"{many}/packs"][0] > 2
+        assert first[f"{one}/packs"].tolist() == [1, 0]
+        assert second[f"{one}/packs"].tolist() == [1, 1]
 
 
 def test_gather_joins_uneven_parts_in_rank_order(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from prefopt.types import PairLogps, SeqLogps
+from prefopt.types import ListLogps, PairLogps, SeqLogps
 
 Tokens = Sequence[Sequence[float]]
 
@@ -47,3 +47,13 @@ def pairs(answers: Callable[..., SeqLogps]) -> Callable[..., PairLogps]:
 def up_and_down(pairs: Callable[..., PairLogps]) -> tuple[PairLogps, PairLogps]:
     """Build one pair under policy and reference: log-ratios +1 over two tokens and -1 over one, so D = 2."""
     return pairs([[-1.0, -2.0]], [[-5.0]]), pairs([[-2.0, -2.0]], [[-4.0]])
+
+
+@pytest.fixture
+def lists(answers: Callable[..., SeqLogps]) -> Callable[..., ListLogps]:
+    """Build groups in float64: a list of answers for each, every answer a list of log-probs."""
+
+    def build(*groups: Tokens) -> ListLogps:
+        return ListLogps(answers([row for group in groups for row in group]), tuple(map(len, groups)))
+
+    return build

@@ -28,19 +28,28 @@ from prefopt.losses import (
     cpo,
     dpo,
     dpop,
+    exo_k,
+    exo_pref,
+    exo_rw,
     f_div,
     flex,
     focal,
     focal_hard,
     hinge,
+    infonca_k,
     ipo,
+    joint_prompt,
     ld_dpo,
     length_desensitized,
     mapo,
     mappo,
     mixed,
+    nca_k,
+    nca_pair,
     offset,
+    plackett_luce,
     prior_scaled,
+    prompt_contrast,
     rationale,
     rdpo_length,
     ref_scale,
@@ -56,6 +65,7 @@ from prefopt.losses import (
     spo_selfsup,
     sppo,
     sppo_hard,
+    sppo_k,
     suffix_from_divergence,
     tdpo,
     token_weighted,
@@ -67,12 +77,24 @@ from prefopt.losses import (
 )
 from prefopt.losses._contract import Loss, Setting
 from prefopt.losses._terms import recording_stops, replaying_stops
-from prefopt.types import OTHER_REFERENCES, STATS, TOKEN_STATS, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import (
+    OTHER_REFERENCES,
+    STATS,
+    TOKEN_STATS,
+    ListLogps,
+    LossOutput,
+    PairLogps,
+    SeqLogps,
+    SideLogps,
+)
 
 NUM_UNITS = 5
 CHOSEN_LENGTHS = (3, 1, 4, 2, 6)
 REJECTED_LENGTHS = (2, 5, 4, 1, 3)
 OTHER_LENGTHS = (4, 2, 1, 3, 5)
+GROUP_SIZES = (2, 4, 3, 2, 3)
+LIST_LENGTHS = (3, 1, 2, 5, 1, 4, 2, 2, 6, 1, 3, 4, 1, 2)
+LIST_SCORES = (0.2, 0.9, 1.3, -0.4, 0.6, 0.1, -0.7, 0.8, 1.1, 0.3, 0.5, -0.1, 0.4, 1.5)
 
 
 def off_default(setting: Setting) -> list:
@@ -168,6 +190,8 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, r
         return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
     if structure == "sides":
         return SideLogps(chosen, torch.tensor([True, False, True, True, False]), others)
+    if structure == "lists":
+        return ListLogps(draw(LIST_LENGTHS, stats, dtype, seed), GROUP_SIZES)
     assert structure == "responses", f"the battery cannot draw {structure} yet"
     return chosen
 
@@ -185,15 +209,19 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
         "pair_margin": torch.linspace(0.0, 1.0, NUM_UNITS, dtype=dtype),
         "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
         "pair_seed": torch.arange(NUM_UNITS) + 1,
-        "answer_score": torch.linspace(1.5, -0.5, NUM_UNITS, dtype=dtype),
+        "answer_score": torch.tensor(LIST_SCORES, dtype=dtype),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
+    if contract.structure != "lists":
+        inputs["answer_score"] = inputs["answer_score"][:NUM_UNITS]
     return given | {name: inputs[name] for name in contract.inputs}
 
 
 def sides_of(value) -> list[SeqLogps]:
     if isinstance(value, PairLogps):
         return [value.chosen, value.rejected, *value.others.values()]
+    if isinstance(value, ListLogps):
+        return [value.answers]
     return [value.answers, *value.others.values()] if isinstance(value, SideLogps) else [value]
 
 
@@ -203,7 +231,7 @@ def with_sides(value, sides: Sequence[SeqLogps]):
     if isinstance(value, SideLogps):
         others = dict(zip(value.others, sides[1:], strict=True))
         return replace(value, answers=sides[0], others=others)
-    return sides[0]
+    return replace(value, answers=sides[0]) if isinstance(value, ListLogps) else sides[0]
 
 
 def leaves(given: dict) -> list[Tensor]:
@@ -278,6 +306,14 @@ def test_only_the_loss_carries_a_gradient(loss):
         assert value.requires_grad == (name == "loss"), name
 
 
+def answer_order(order: Sequence[int], count: int) -> list[int]:
+    """Return the order of ``count`` answers when units are moved: the units' own, or that of whole groups."""
+    if count == NUM_UNITS:
+        return list(order)
+    starts = [sum(GROUP_SIZES[:group]) for group in range(NUM_UNITS)]
+    return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
+
+
 @every_case
 def test_units_permute_with_their_inputs(loss):
     order = [3, 0, 4, 1, 2]
@@ -285,7 +321,11 @@ def test_units_permute_with_their_inputs(loss):
     moved = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
-            moved[name] = value[order] if value.dim() else value
+            moved[name] = value[answer_order(order, len(value))] if value.dim() else value
+            continue
+        if isinstance(value, ListLogps):
+            answers = value.answers.take(answer_order(order, len(value.answers)))
+            moved[name] = ListLogps(answers, tuple(GROUP_SIZES[group] for group in order))
             continue
         moved[name] = with_sides(value, [side.take(order) for side in sides_of(value)])
         if isinstance(value, SideLogps):
@@ -298,13 +338,19 @@ def test_units_permute_with_their_inputs(loss):
 @every_case
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_finite_at_margins_of_ten_thousand_in_float32(loss, sign):
-    """Every token of one side gets 1e4 / beta nats, so sums and means alike reach a margin of +-1e4 at least."""
+    """Every token of one side gets 1e4 / beta nats, so sums and means alike reach a margin of +-1e4 at least.
+
+    In a list every second answer is pushed.
+    """
     given = arguments(loss, torch.float32)
     setting = contract_of(loss).settings.get("beta")
     nats = -1e4 / (setting.default if setting else 0.01)
     sides = sides_of(given["policy"])
     far = sides[min(1, len(sides) - 1)] if sign > 0 else sides[0]
     pushed = [replace(s, tokens=torch.full_like(s.tokens, nats)) if s is far else s for s in sides]
+    if isinstance(given["policy"], ListLogps):
+        far = sides[0].sequence_of % 2 == (sign > 0)
+        pushed = [replace(sides[0], tokens=torch.where(far, nats, sides[0].tokens))]
     given["policy"] = with_sides(given["policy"], pushed)
     inputs = [leaf.clone().requires_grad_() for leaf in leaves(given)]
     output = loss(**with_leaves(given, inputs))
@@ -334,7 +380,7 @@ def test_stats_it_does_not_ask_for_do_not_matter(loss):
 
 @every_case
 def test_what_it_asks_for_matters(loss):
-    """Each tensor that the contract names changes the loss or a metric when it changes.
+    """Each tensor that the contract names changes the loss or a metric when it changes; scores change places.
 
     Roles are asked of the policy, stats of its answers; what the reference and the other responses have of
     both comes along, needed or not.
@@ -350,7 +396,7 @@ def test_what_it_asks_for_matters(loss):
         if id(leaf) in optional:
             continue
         changed = leaves(given)
-        changed[index] = leaf * 1.5 - 0.01
+        changed[index] = -leaf if leaf is given.get("answer_score") else leaf * 1.5 - 0.01
         after = tensors_of(loss(**with_leaves(given, changed)))
         assert any(not torch.equal(before[name], after[name]) for name in before), f"input {index}"
 
@@ -434,6 +480,28 @@ def parting_at_once(given: dict) -> dict:
     return {**given, "policy": with_sides(pair, sides)}
 
 
+def chosen_scores_more(given: dict) -> dict:
+    return {**given, "rejected_score": given["chosen_score"] - 0.3}
+
+
+def on_pairs(loss: Loss) -> Loss:
+    """Hand every pair to a loss over lists, as a group of two."""
+
+    def lists_of(pair: PairLogps) -> ListLogps:
+        sides = (pair.chosen, pair.rejected)
+        both = SeqLogps(torch.cat([s.tokens for s in sides]), sides[0].lengths + sides[1].lengths)
+        order = [index + side * len(pair) for index in range(len(pair)) for side in (0, 1)]
+        return ListLogps(both.take(order), (2,) * len(pair))
+
+    def pay(
+        policy: PairLogps, reference: PairLogps, *, chosen_score: Tensor, rejected_score: Tensor
+    ) -> LossOutput:
+        scores = torch.stack([chosen_score, rejected_score], dim=1).flatten()
+        return loss(lists_of(policy), lists_of(reference), answer_score=scores)
+
+    return pay
+
+
 def as_drawn(given: dict) -> dict:
     return given
 
@@ -446,6 +514,14 @@ REDUCES_TO = {
     "convex logistic": (bound(convex, link="logistic"), dpo, as_drawn),
     "convex hinge": (bound(convex, link="hinge", beta=0.05), hinge, as_drawn),
     "sppo with certain wins": (sppo, sppo_hard, certain),
+    "joint_prompt": (joint_prompt, dpo, as_drawn),
+    "prompt_contrast": (prompt_contrast, dpo, as_drawn),
+    "plackett_luce of two": (on_pairs(plackett_luce), dpo, certain),
+    "infonca_k of two, one of them wanted": (on_pairs(bound(infonca_k, beta=0.1, tau=1e-3)), dpo, certain),
+    "nca_k of two, one of them wanted": (on_pairs(bound(nca_k, tau=1e-3)), nca_pair, certain),
+    "exo_k of two": (on_pairs(exo_k), exo_rw, chosen_scores_more),
+    "exo_k preference of two": (on_pairs(bound(exo_k, target="preference")), exo_pref, certain),
+    "sppo_k of two": (on_pairs(sppo_k), sppo, chosen_scores_more),
     "f_div reverse_kl of dpo": (f_div(dpo, divergence="reverse_kl"), dpo, as_drawn),
     "f_div reverse_kl of ipo": (f_div(ipo, divergence="reverse_kl"), ipo, as_drawn),
     "f_div alpha to 0 of dpo": (f_div(dpo, alpha=1e-15), dpo, as_drawn),

@@ -19,8 +19,8 @@ def example(
     policy: Annotated[ListLogps, Stats("entropy", "logsumexp")],
     reference: Annotated[ListLogps, Stats("logsumexp")],
     *,
-    chosen_score: Tensor,
-    pair_margin: Tensor | None = None,
+    answer_score: Tensor,
+    prompt_embedding: Tensor | None = None,
     count: Annotated[int, Range(ge=1)] = 3,
     link: Literal["hinge", "logistic"] = "logistic",
     is_sharp: bool = False,
@@ -45,7 +45,7 @@ def test_everything_is_read_from_signature_and_docstring():
     assert contract.needs_reference
     assert contract.policy_stats == ("entropy", "logsumexp")
     assert contract.reference_stats == ("logsumexp",)
-    assert contract.inputs == {"chosen_score": True, "pair_margin": False}
+    assert contract.inputs == {"answer_score": True, "prompt_embedding": False}
     assert contract.settings == {
         "count": Setting(3, int, Range(ge=1)),
         "link": Setting("logistic", str, choices=("hinge", "logistic")),
@@ -94,6 +94,12 @@ def two_structures(policy: PairLogps, reference: SeqLogps) -> LossOutput: ...
 def unknown_input(policy: PairLogps, *, temperature: float) -> LossOutput: ...
 
 
+def misplaced(policy: ListLogps, *, chosen_score: Tensor) -> LossOutput: ...
+
+
+def scores_of_pairs(policy: PairLogps, *, answer_score: Tensor) -> LossOutput: ...
+
+
 def odd_type(policy: PairLogps, *, betas: list = []) -> LossOutput: ...  # noqa: B006
 
 
@@ -110,6 +116,8 @@ def open_ended(policy: PairLogps, **settings: float) -> LossOutput: ...
         (bare_policy, "annotate policy and reference alike, with one of PairLogps"),
         (two_structures, "annotate policy and reference alike"),
         (unknown_input, "'temperature' has no default and is no input that a trainer supplies"),
+        (misplaced, r"'chosen_score' is \[P\], but the loss learns from lists"),
+        (scores_of_pairs, r"'answer_score' is \[S\], but the loss learns from pairs"),
         (odd_type, "'betas' is annotated .*Use float, int, bool or a Literal"),
         (reserved, "'weight' has the name of a key of every loss block"),
         (open_ended, "'settings' is variadic keyword. Put settings after"),
