@@ -12,15 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.arrays import read_arrays, write_arrays
+from prefopt.data.arrays import Float32, Float64, Int8, Int32, Int64, read_arrays, write_arrays
 from prefopt.errors import CorruptError, DataError
 from prefopt.types import ROLES, Preference, TokenizedGroup
-
-Int64 = npt.NDArray[np.int64]
-Int32 = npt.NDArray[np.int32]
-Int8 = npt.NDArray[np.int8]
-Float64 = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
 
 FORMAT = 2
 """Version of the columns below; a stored table of another version is rebuilt."""
@@ -83,6 +77,13 @@ class GroupTable:
     def response_lengths(self) -> Int64:
         """Tokens of every response, int64 [R]."""
         return np.diff(self.response_starts)
+
+    @property
+    def scored_lengths(self) -> Int64:
+        """Tokens of every response that are scored, int64 [R]: all but those of weight 0."""
+        if self.token_weights is None:
+            return self.response_lengths
+        return _sum_by_group((self.token_weights != 0).astype(np.int64), self.response_starts)
 
     @property
     def is_answer(self) -> npt.NDArray[np.bool_]:
@@ -152,23 +153,23 @@ class GroupTable:
         prompt_lengths, response_lengths = self.prompt_lengths, self.response_lengths
         owner = np.repeat(self.group_prompts[:-1], np.diff(self.group_responses)) + self.prompt_of
         whole = prompt_lengths[owner] + response_lengths
-        scored = _sum_by_group(response_lengths, self.group_responses)
-        shared = _sum_by_group(prompt_lengths, self.group_prompts) + scored
+        shared = _sum_by_group(prompt_lengths, self.group_prompts)
+        shared = shared + _sum_by_group(response_lengths, self.group_responses)
         longest = np.maximum.reduceat(whole, self.group_responses[:-1]) if len(self) else whole
         return GroupSizes(
             tokens=shared if share_prompts else _sum_by_group(whole, self.group_responses),
             pairs=np.diff(self.group_pairs),
             responses=_sum_by_group(self.is_answer.astype(np.int64), self.group_responses),
-            scored_tokens=scored,
+            scored_tokens=_sum_by_group(self.scored_lengths, self.group_responses),
             longest=longest,
-            chosen_tokens=self._chosen_tokens(response_lengths),
+            chosen_tokens=self._chosen_tokens(),
         )
 
-    def _chosen_tokens(self, response_lengths: Int64) -> Int64:
-        num_pairs = np.diff(self.group_pairs)
+    def _chosen_tokens(self) -> Int64:
+        num_pairs, lengths = np.diff(self.group_pairs), self.scored_lengths
         chosen = np.repeat(self.group_responses[:-1], num_pairs) + self.pair_chosen
-        answered = _sum_by_group(response_lengths * self.is_answer, self.group_responses)
-        return np.where(num_pairs > 0, _sum_by_group(response_lengths[chosen], self.group_pairs), answered)
+        answered = _sum_by_group(lengths * self.is_answer, self.group_responses)
+        return np.where(num_pairs > 0, _sum_by_group(lengths[chosen], self.group_pairs), answered)
 
     def select(self, indices: Sequence[int] | Int64) -> GroupTable:
         """Return the groups at ``indices``, in that order; repeats are allowed."""
