@@ -30,6 +30,7 @@ INPUTS: dict[str, Tensor] = {
     "pair_seed": torch.ones(1, dtype=torch.int64),
     "answer_score": torch.tensor([1.0, 0.0], dtype=torch.float64),
     "mean_chosen_length": torch.tensor(float(LENGTH), dtype=torch.float64),
+    "desirable_share": torch.tensor(0.5, dtype=torch.float64),
     "prompt_embedding": torch.ones(1, 4, dtype=torch.float64),
 }
 

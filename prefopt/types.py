@@ -84,6 +84,9 @@ INPUTS: dict[str, InputSpec] = {
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
+    "desirable_share": InputSpec(
+        "[]", "share of desirable answers among those of this optimizer step, over all ranks"
+    ),
 }
 """The closed table of what a trainer can hand a loss, by parameter name."""
 
@@ -256,6 +259,7 @@ class Totals:
     groups: int
     tokens: int  # packed tokens, ghosts not counted
     chosen_tokens: int  # scored tokens of the chosen answers, once per pair; of all answers without pairs
+    desirable: int = 0  # answers labelled so
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,26 @@ def test_a_reference_with_another_vocabulary_is_refused_before_the_first_step(
     assert go(tmp_path, loss="{name: dpo}", reference=f"{{path: {tmp_path / 'other'}}}") == 0
 
 
+def test_pmpo_learns_from_labels(tmp_path: Path) -> None:
+    """One answer in three is bad; the mean over each kind is that of the step, so packs of any size pay alike."""
+    losses = []
+    for budget in ("400", "60"):
+        folder = tmp_path / budget
+        folder.mkdir()
+        toy.recipe(folder)
+        rows = []
+        for number, line in enumerate((folder / "rows.jsonl").read_text().splitlines()):
+            row = json.loads(line)
+            rows.append({"prompt": row["prompt"], "completion": row["chosen"], "label": number % 3 > 0})
+        path = folder / "labelled.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"loss": "{name: pmpo, alpha: 0.7}", "data__path": str(path), "optim__lr": "1.0e-2"}
+        assert go(folder, **settings, batch__tokens_per_batch=budget, optim__clip="null") == 0
+        losses.append([line["loss"] for line in lines(folder)])
+        assert lines(folder)[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def talks(folder: Path, words: str = "w4 w5", **late: Any) -> str:
     """Write pairs whose answers hold two assistant turns around a user's; the last one says ``words``."""
     toy.recipe(folder)

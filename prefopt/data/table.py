@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prefopt.data.arrays import Float32, Float64, Int8, Int32, Int64, read_arrays, write_arrays
-from prefopt.errors import CorruptError, DataError
+from prefopt.data.embeddings import join_embeddings, stack_embeddings
+from prefopt.errors import CorruptError
 from prefopt.types import ROLES, Preference, TokenizedGroup
 
 FORMAT = 2
@@ -29,6 +30,7 @@ class GroupSizes(NamedTuple):
     scored_tokens: Int64
     longest: Int64  # prompt + response of the group's longest sequence
     chosen_tokens: Int64  # scored tokens of the chosen answers, once per pair; of all answers without pairs
+    desirable: Int64  # answers labelled so
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +165,22 @@ class GroupTable:
             scored_tokens=_sum_by_group(self.scored_lengths, self.group_responses),
             longest=longest,
             chosen_tokens=self._chosen_tokens(),
+            desirable=_sum_by_group(self._is_desirable(), self.group_responses),
         )
 
+    @property
+    def _chosen(self) -> Int64:
+        """The chosen response of every pair, int64 [P], index into the R responses."""
+        return np.repeat(self.group_responses[:-1], np.diff(self.group_pairs)) + self.pair_chosen
+
+    def _is_desirable(self) -> Int64:
+        """Which responses are labelled so or, without a label, chosen in a pair, 0 or 1, int64 [R]."""
+        found = np.zeros(len(self.prompt_of), np.int64)
+        found[self._chosen] = 1
+        return found if self.labels is None else np.where(self.labels < 0, found, self.labels)
+
     def _chosen_tokens(self) -> Int64:
-        num_pairs, lengths = np.diff(self.group_pairs), self.scored_lengths
-        chosen = np.repeat(self.group_responses[:-1], num_pairs) + self.pair_chosen
+        num_pairs, lengths, chosen = np.diff(self.group_pairs), self.scored_lengths, self._chosen
         answered = _sum_by_group(lengths * self.is_answer, self.group_responses)
         return np.where(num_pairs > 0, _sum_by_group(lengths[chosen], self.group_pairs), answered)
 
@@ -245,7 +258,7 @@ class GroupTable:
             source_of=np.asarray([0] * len(groups) if source_of is None else source_of, dtype=np.int32),
             origin_bytes=np.frombuffer(b"".join(origins), dtype=np.uint8),
             origin_starts=_starts(map(len, origins)),
-            prompt_embedding=_embeddings(groups),
+            prompt_embedding=stack_embeddings(groups),
             source_weights=tuple(source_weights),
             **_optional_columns(groups),
         )
@@ -266,7 +279,7 @@ class GroupTable:
                 columns[field.name] = np.concatenate([p + s for p, s in zip(parts, shifts, strict=False)])
                 columns[field.name] = columns[field.name].astype(np.int32)
             elif field.name == "prompt_embedding":
-                columns[field.name] = _concatenate_embeddings(parts, tables)
+                columns[field.name] = join_embeddings(parts, list(map(len, tables)))
             elif field.name in _FILL:
                 columns[field.name] = _concatenate_optional(field.name, parts, tables)
             else:
@@ -335,31 +348,6 @@ def _concatenate_optional(name: str, parts: list[Any], tables: Sequence[GroupTab
     return np.concatenate(
         [np.full(n, fill, dtype) if part is None else part for part, n in zip(parts, sizes, strict=True)]
     )
-
-
-def _embeddings(groups: Sequence[TokenizedGroup]) -> Float32 | None:
-    """Lay the embeddings out as [G, E], NaN for a group without one; None where no group has one."""
-    sizes = {len(group.prompt_embedding): group for group in groups if group.prompt_embedding is not None}
-    if len(sizes) > 1:
-        (size, first), (other, second) = list(sizes.items())[:2]
-        raise DataError(
-            f"{second.origin}: the prompt embedding has {other} numbers, that of {first.origin} {size}. Embed all "
-            f"prompts with one encoder."
-        )
-    if not sizes:
-        return None
-    absent = np.full(next(iter(sizes)), np.nan, dtype=np.float32)
-    return np.stack([absent if g.prompt_embedding is None else g.prompt_embedding for g in groups])
-
-
-def _concatenate_embeddings(parts: Sequence[Float32 | None], tables: Sequence[GroupTable]) -> Float32 | None:
-    sizes = {part.shape[1] for part in parts if part is not None}
-    if not sizes:
-        return None
-    assert len(sizes) == 1, f"tables with prompt embeddings of {sizes} numbers"
-    width = sizes.pop()
-    absent = [np.full((len(table), width), np.nan, dtype=np.float32) for table in tables]
-    return np.concatenate([a if part is None else part for a, part in zip(absent, parts, strict=True)])
 
 
 def _optional(column: Any, span: slice, convert: Callable[[Any], Any]) -> tuple[Any, ...] | None:

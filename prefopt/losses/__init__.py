@@ -38,6 +38,7 @@ from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
 from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pmpo import pmpo
 from prefopt.losses.pro_rank import pro_rank
 from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rationale import rationale, with_rationale
@@ -109,6 +110,7 @@ LOSSES: dict[str, Loss] = {
     "mapo": mapo,
     "sparse_mask": sparse_mask,
     "sparse_mask_independent": sparse_mask_independent,
+    "pmpo": pmpo,
     "joint_prompt": joint_prompt,
     "prompt_contrast": prompt_contrast,
     "plackett_luce": plackett_luce,
@@ -180,6 +182,7 @@ __all__ = [
     "offset",
     "orpo",
     "plackett_luce",
+    "pmpo",
     "prior_scaled",
     "pro_rank",
     "prompt_contrast",

@@ -85,6 +85,7 @@ def test_sizes_count_a_prompt_once_or_once_per_response() -> None:
     assert shared.scored_tokens.tolist() == [3, 5, 1]
     assert shared.longest.tolist() == apart.longest.tolist() == [5, 5, 2]
     assert shared.chosen_tokens.tolist() == [1, 6, 1]
+    assert shared.desirable.tolist() == [1, 1, 0]  # chosen, labelled, neither
 
 
 def test_answers_alone_count_as_chosen_where_there_are_no_pairs() -> None:
