@@ -49,10 +49,10 @@ explanation, `focal_hard` and `sgdpo` temper what a pair may pull, `hinge`, `con
 how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
 
 With several scored answers to a prompt, `plackett_luce` learns from their order, `infonca_k` and `nca_k` from the size
-of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. `tdpo` holds
-the divergence from the reference token by token; `mapo` and `sparse_mask` also weigh tokens, by activations or by masks that
-are learned; `pmpo` needs labels alone. These need the reference at hand, not in a cache. What
-columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
+of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. `pmpo`
+takes answers that are each good or bad by themselves, or one kind alone. `tdpo` holds the divergence from the reference
+token by token; `mapo` and `sparse_mask` also weigh tokens, by activations or by masks that are learned. What columns a
+loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
 """
 
 COMPOSITION = """\

@@ -87,11 +87,6 @@ def loss_of(recipe: Recipe) -> BoundLoss:
     return loss
 
 
-def _changed(block: Optim, names: Sequence[str]) -> list[str]:
-    """Return those of ``names`` that are not at their default."""
-    return [name for name in names if getattr(block, name) != type(block).model_fields[name].default]
-
-
 def _check_metric(recipe: Recipe, contract: LossContract) -> None:
     metric = recipe.eval.metric if recipe.eval is not None else "loss"
     known = {"sides": ("loss", "reward/margin"), "responses": ("loss",)}.get(contract.structure, (metric,))
@@ -102,6 +97,11 @@ def _check_metric(recipe: Recipe, contract: LossContract) -> None:
                 f"Choose {' or '.join(known)}."
             )
         )
+
+
+def _changed(block: Optim, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that are not at their default."""
+    return [name for name in names if getattr(block, name) != type(block).model_fields[name].default]
 
 
 def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool = True) -> Data:
@@ -241,9 +241,15 @@ def score_all(
     def batches() -> Iterator[Any]:
         for table, plan in tables:
             for step in stream(
-                plan, table, start=0, stop=plan.num_steps(1), rank=engine.rank, share_prompts=share_prompts
+                plan,
+                table,
+                start=0,
+                stop=plan.num_steps(1),
+                rank=engine.rank,
+                share_prompts=share_prompts,
+                device=engine.device,
             ):
-                yield from (batch.to(engine.device) for batch in step.packs)
+                yield from (batch.to(engine.device, non_blocking=True) for batch in step.packs)
 
     with engine.autocast():
         fill_cache(cache, reference, batches(), progress, skip_known=engine.sharding is None)

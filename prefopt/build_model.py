@@ -13,9 +13,11 @@ from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
 from prefopt.data.tokenize import Renderer
+from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
-from prefopt.policy import Policy
+from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
+from prefopt.policy.quantize import is_quantized
 from prefopt.recipe import Model, MovingReference, Recipe, ReferenceModel
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ REFERENCE_ADAPTER = "reference"
 def quiet_libraries() -> None:
     """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # it says at every product that int8 inputs pass through float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def default_device() -> torch.device:
@@ -69,6 +73,13 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
     """
     adapted = recipe.model.lora is not None or recipe.model.adapter is not None
     base = _load_model(recipe, None if adapted else weights)
+    if is_quantized(base) and not adapted:
+        raise recipe.located(
+            ModelError(
+                f"model.path: {recipe.model.path!r} stores its weights quantised, so they cannot be trained. "
+                f"Set model.lora, or choose full weights."
+            )
+        )
     model = _with_adapter(recipe, base, weights) if adapted else base
     if recipe.model.checkpointing:
         _enable_checkpointing(base)
@@ -78,9 +89,35 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
             attention=recipe.model.attention,
             dropout=recipe.model.dropout,
             adapter_dropout=recipe.model.lora is not None,
+            compile_for=compiled_tokens(recipe),
         )
     except RecipeError as error:
         raise recipe.located(error) from None
+
+
+def check_quantization(recipe: Recipe, engine: Engine) -> None:
+    """Refuse ``model.quantization`` where this machine, this launch or this model cannot serve it.
+
+    Raises:
+        RecipeError: says what is missing.
+    """
+    settings = recipe.model
+    if settings.quantization is None:
+        return
+    try:
+        quantize.check_quantization(
+            settings.quantization,
+            engine.device,
+            is_sharded=engine.sharding is not None,
+            is_builtin=demo.is_builtin(settings.path),
+        )
+    except RecipeError as error:
+        raise recipe.located(error) from None
+
+
+def compiled_tokens(recipe: Recipe) -> int | None:
+    """Return for rows of how many tokens layers are compiled, if they are."""
+    return recipe.batch.tokens_per_batch if recipe.model.compile else None
 
 
 def references_of(recipe: Recipe) -> tuple[str | ReferenceModel | MovingReference, ...]:
@@ -131,7 +168,19 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
         return load_model(
             str(weights), dtype=dtype, key="model.path", trust_remote_code=settings.trust_remote_code
         )
-    return load_model(settings.path, dtype=dtype, key="model.path", **_source(settings))
+    return load_model(
+        settings.path,
+        dtype=dtype,
+        key="model.path",
+        quantization=_quantization(settings),
+        **_source(settings),
+    )
+
+
+def _quantization(settings: Model) -> Any:
+    if settings.quantization is None:
+        return None
+    return quantize.settings_of(settings.quantization, DTYPES[settings.autocast or settings.dtype])
 
 
 def _source(settings: Model) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Trainer:
             stop=self.num_steps,
             rank=self.engine.rank,
             share_prompts=self.share_prompts,
+            device=self.engine.device,
         ):
             lr = learning_rate(self.settings, step.index, self.num_steps)
             sums, norm, skipped = self._step(step, lr)
@@ -190,9 +191,10 @@ class Trainer:
                 stop=plan.num_steps(1),
                 rank=self.engine.rank,
                 share_prompts=self.share_prompts,
+                device=self.engine.device,
             ):
                 for batch in step.packs:
-                    part, _ = self._forward(batch.to(self.engine.device), totals, step.index)
+                    part, _ = self._forward(self._on_device(batch), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
         finally:
             self.policy.model = wrapped
@@ -227,7 +229,8 @@ class Trainer:
 
     def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:
         bits = [self.requests >> i & 1 for i in range(2)]
-        return tuple(torch.tensor(bits, dtype=torch.int32, device=device).unbind())
+        # filled there: a list would have to be copied to the device, which waits for it
+        return tuple(torch.full((), bit, dtype=torch.int32, device=device) for bit in bits)
 
     def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
@@ -240,7 +243,7 @@ class Trainer:
                     torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
                     is_last = at == len(packs) - 1
                     with self.engine.accumulate(self.policy.model, is_last=is_last):
-                        part, numerator = self._forward(batch.to(self.engine.device), step.totals, step.index)
+                        part, numerator = self._forward(self._on_device(batch), step.totals, step.index)
                         self.engine.backward(numerator / self.units(step.totals))
                     losses.append(numerator.detach())
                     sums.merge(part, is_ghost=batch.is_ghost)
@@ -254,10 +257,14 @@ class Trainer:
                     pack([self.groups[i] for i in half], share_prompts=self.share_prompts) for half in halves
                 ]
 
+    def _on_device(self, batch: PackedBatch) -> PackedBatch:
+        return batch.to(self.engine.device, non_blocking=True)
+
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
     ) -> list[tuple[int, ...]]:
-        if self.engine.world > 1 or len(members) < 2:
+        # compiled layers fill a half up again
+        if self.engine.world > 1 or len(members) < 2 or self.policy.compiled is not None:
             raise RecipeError(
                 f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
                 f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing."

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prefopt"
 
 LEVELS = [
+    {"ragged"},
     {"types", "errors"},
     {"strict_yaml", "sharding"},
     {"recipe_text", "recipe_diff"},

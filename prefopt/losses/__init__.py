@@ -106,11 +106,6 @@ LOSSES: dict[str, Loss] = {
     "sppo": sppo,
     "sppo_hard": sppo_hard,
     "cal_dpo": cal_dpo,
-    "tdpo": tdpo,
-    "mapo": mapo,
-    "sparse_mask": sparse_mask,
-    "sparse_mask_independent": sparse_mask_independent,
-    "pmpo": pmpo,
     "joint_prompt": joint_prompt,
     "prompt_contrast": prompt_contrast,
     "plackett_luce": plackett_luce,
@@ -121,6 +116,11 @@ LOSSES: dict[str, Loss] = {
     "exo_k": exo_k,
     "tree": tree,
     "sppo_k": sppo_k,
+    "pmpo": pmpo,
+    "tdpo": tdpo,
+    "mapo": mapo,
+    "sparse_mask": sparse_mask,
+    "sparse_mask_independent": sparse_mask_independent,
 }
 """The losses a recipe can name."""
 

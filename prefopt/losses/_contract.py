@@ -222,16 +222,6 @@ def contract_of(loss: Loss) -> LossContract:
     )
 
 
-def _check_stats(name: str, positional: list[Parameter]) -> None:
-    """Refuse statistics that nobody could supply."""
-    for stat in stats_of(positional[0]):
-        if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
-            raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
-    for stat in stats_of(positional[1]) if len(positional) == 2 else ():
-        if stat not in (*STATS, *OTHER_REFERENCES):
-            raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
-
-
 def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str, bool]:
     """Return the inputs that a signature names, and whether it requires each."""
     inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
@@ -243,6 +233,16 @@ def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str
                 f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
             )
     return inputs
+
+
+def _check_stats(name: str, positional: list[Parameter]) -> None:
+    """Refuse statistics that nobody could supply."""
+    for stat in stats_of(positional[0]):
+        if stat in (*PAIRED_STATS, *MASK_STATS) and len(positional) == 1:
+            raise TypeError(f"loss {name}: the stat '{stat}' comes from a reference. Take reference too.")
+    for stat in stats_of(positional[1]) if len(positional) == 2 else ():
+        if stat not in (*STATS, *OTHER_REFERENCES):
+            raise TypeError(f"loss {name}: the stat '{stat}' is one of policy. Ask for it there.")
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prefopt.losses._terms import stop
+from prefopt.losses._terms import log_ratio, stop
 from prefopt.types import LossOutput, Range, SideLogps, Stats
 
 
@@ -36,7 +36,7 @@ def pmpo(
         beta: weight of the divergence, per nat.
 
     Returns:
-        Loss [S], which has no lower bound; rewards [S], the log-ratio of each answer, nats; metric ``kl`` [S].
+        Loss [S], which has no lower bound; rewards [S], beta times the log-ratio; metric ``kl`` [S], nats.
 
     Formula:
         K = sum over the answer's tokens of KL(reference || policy), the whole vocabulary at each
@@ -60,6 +60,6 @@ def pmpo(
     weight = torch.where(policy.is_desirable, pulls, pushes).to(total.dtype)
     return LossOutput(
         loss=weight * total + beta * kl,
-        chosen_reward=stop(total - reference.answers.total),
+        chosen_reward=stop(beta * log_ratio(answers, reference.answers)),
         metrics={"kl": stop(kl)},
     )

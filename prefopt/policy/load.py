@@ -42,8 +42,17 @@ def load_model(
     key: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> Any:
     """Load a causal language model of which every weight is in the checkpoint; see ``load_config``.
+
+    Args:
+        path: hub id or local folder.
+        dtype: of the weights, quantised ones apart.
+        key: the setting that names ``path``, for errors.
+        revision: of a hub model.
+        trust_remote_code: run Python code from the model's repository.
+        quantization: what transformers shall do to the weights on the way; see ``policy.quantize``.
 
     Raises:
         ModelError: it is missing, broken, incomplete or of a kind that is not supported.
@@ -57,6 +66,7 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
             # the keys are wanted, which the library's own refusal does not name
             ignore_mismatched_sizes=True,
         )

@@ -15,6 +15,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -315,6 +316,30 @@ def answer_order(order: Sequence[int], count: int) -> list[int]:
     return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
 
 
+def on_meta(value):
+    """Move what is no float, and so no leaf, as well."""
+    if isinstance(value, Tensor):
+        return value.to(META)
+    if isinstance(value, SideLogps):
+        value = replace(value, is_desirable=value.is_desirable.to(META))
+    sides = sides_of(value)
+    return with_sides(
+        value, [side.with_stats({name: v.to(META) for name, v in side.stats.items()}) for side in sides]
+    )
+
+
+@every_case
+def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
+    """Forward and backward read no number of the device on the host, and copy to it without waiting."""
+    pose_as_gpu(monkeypatch)
+    given = arguments(loss)
+    inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
+    given = {name: on_meta(value) for name, value in with_leaves(given, inputs).items()}
+    with Watch() as watch:
+        torch.autograd.grad(loss(**given).loss.sum(), inputs, allow_unused=True)
+    assert watch.waits == []
+
+
 @every_case
 def test_units_permute_with_their_inputs(loss):
     order = [3, 0, 4, 1, 2]
@@ -455,6 +480,28 @@ def right_in_three_of_four(given: dict) -> dict:
     return {**given, "soft_label": torch.full((NUM_UNITS,), 0.75, dtype=torch.float64)}
 
 
+def chosen_scores_more(given: dict) -> dict:
+    return {**given, "rejected_score": given["chosen_score"] - 0.3}
+
+
+def on_pairs(loss: Loss) -> Loss:
+    """Hand every pair to a loss over lists, as a group of two."""
+
+    def lists_of(pair: PairLogps) -> ListLogps:
+        sides = (pair.chosen, pair.rejected)
+        both = SeqLogps(torch.cat([s.tokens for s in sides]), sides[0].lengths + sides[1].lengths)
+        order = [index + side * len(pair) for index in range(len(pair)) for side in (0, 1)]
+        return ListLogps(both.take(order), (2,) * len(pair))
+
+    def pay(
+        policy: PairLogps, reference: PairLogps, *, chosen_score: Tensor, rejected_score: Tensor
+    ) -> LossOutput:
+        scores = torch.stack([chosen_score, rejected_score], dim=1).flatten()
+        return loss(lists_of(policy), lists_of(reference), answer_score=scores)
+
+    return pay
+
+
 def counting_all(given: dict) -> dict:
     """Give every token the weight 1, by whatever name."""
     names = ("weight", "activation", "reward_mask", "kl_mask")
@@ -479,28 +526,6 @@ def parting_at_once(given: dict) -> dict:
         for i, side in enumerate(sides_of(pair))
     ]
     return {**given, "policy": with_sides(pair, sides)}
-
-
-def chosen_scores_more(given: dict) -> dict:
-    return {**given, "rejected_score": given["chosen_score"] - 0.3}
-
-
-def on_pairs(loss: Loss) -> Loss:
-    """Hand every pair to a loss over lists, as a group of two."""
-
-    def lists_of(pair: PairLogps) -> ListLogps:
-        sides = (pair.chosen, pair.rejected)
-        both = SeqLogps(torch.cat([s.tokens for s in sides]), sides[0].lengths + sides[1].lengths)
-        order = [index + side * len(pair) for index in range(len(pair)) for side in (0, 1)]
-        return ListLogps(both.take(order), (2,) * len(pair))
-
-    def pay(
-        policy: PairLogps, reference: PairLogps, *, chosen_score: Tensor, rejected_score: Tensor
-    ) -> LossOutput:
-        scores = torch.stack([chosen_score, rejected_score], dim=1).flatten()
-        return loss(lists_of(policy), lists_of(reference), answer_score=scores)
-
-    return pay
 
 
 def as_drawn(given: dict) -> dict:

@@ -43,9 +43,9 @@ def test_one_kind_alone_is_enough(sides, reference):
 
 
 def test_rewards_are_log_ratios(sides, reference):
-    """-3 - -4, -5 - -4 and -4 - -4; the divergence is a metric."""
+    """Half of -3 - -4, -5 - -4 and -4 - -4; the divergence is a metric."""
     output = pmpo(sides(True, False, True), reference, desirable_share=share(2 / 3))
-    assert output.chosen_reward.tolist() == [1.0, -1.0, 0.0]
+    assert output.chosen_reward.tolist() == [0.5, -0.5, 0.0]
     assert output.metrics["kl"].tolist() == pytest.approx([0.3, 0.7, 0.2], rel=1e-14)
 
 
