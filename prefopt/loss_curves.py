@@ -54,7 +54,9 @@ class Curves:
 
 
 def curves_of(loss: Loss, num_points: int = 81) -> Curves | None:
-    """Work out what ``loss`` pays for one unit, or None where its units have no margin.
+    """Work out what ``loss`` pays for one unit; None where it has no margin, or costs the same at any.
+
+    The latter is so for losses that compare an answer with others of its step.
 
     A pair, or a group of two answers, is moved by half the margin up on the chosen side and half down on
     the rejected one; a single answer by all of it, once as a desirable and once as an undesirable one.
@@ -73,7 +75,8 @@ def curves_of(loss: Loss, num_points: int = 81) -> Curves | None:
         case _:
             return None
     width = max(_width(loss, contract, make) for _, make in kinds)
-    return Curves(axis, tuple(_line(loss, contract, make, word, width, num_points) for word, make in kinds))
+    lines = tuple(_line(loss, contract, make, word, width, num_points) for word, make in kinds)
+    return None if all(min(line.loss) == max(line.loss) for line in lines) else Curves(axis, lines)
 
 
 def _width(loss: Loss, contract: LossContract, make: Callable[..., Any]) -> float:

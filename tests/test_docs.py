@@ -208,13 +208,13 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def test_tolerances_are_those_of_the_code() -> None:
     import torch
 
+    from prefopt.identity import TOLERANCE
     from prefopt.policy import selfcheck
-    from prefopt.trainer import IDENTITY_TOLERANCE
 
     page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
     self_check = [selfcheck.TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
-    identity = [IDENTITY_TOLERANCE[dtype] for dtype in dtypes]
+    identity = [TOLERANCE[dtype] for dtype in dtypes]
     rows = [
         [cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if line.startswith("|")
     ]

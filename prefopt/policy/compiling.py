@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt.errors import ModelError
+from prefopt.policy.wrappers import decoder_layers
 
 BACKEND = "inductor"
 MOST_GRAPHS = 64
@@ -38,11 +37,7 @@ class CompiledLayers:
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self.size, self.num_graphs, self.name = size, 0, type(model).__name__
-        self.layers = list(_outermost(model))
-        if not self.layers:
-            raise ModelError(
-                f"model.compile: {self.name} names no decoder layers that could be compiled. Leave it out."
-            )
+        self.layers = decoder_layers(model)
 
         def backend(graph: Any, inputs: Any) -> Any:
             self.num_graphs += 1
@@ -76,11 +71,3 @@ class CompiledLayers:
         finally:
             for layer, call in zip(self.layers, kept, strict=True):
                 layer._compiled_call_impl = call
-
-
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, GradientCheckpointingLayer):
-            yield child
-        else:
-            yield from _outermost(child)
