@@ -310,7 +310,8 @@ class Trainer:
         if self.engine.world > 1 or len(members) < 2 or self.policy.compiled is not None:
             raise RecipeError(
                 f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
-                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing."
+                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing; "
+                f"`prefopt check` says what fits."
             ) from None
         middle = len(members) // 2
         log.warning("a pack of %d tokens did not fit into memory; it is halved", batch.num_tokens)

@@ -89,8 +89,8 @@ def describe(used: dict[str, str]) -> str:
     return " and ".join(f"{name} ({note})" if note else name for name, note in notes.items())
 
 
-_register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
-_register(NAME, attend)
+register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
+register(NAME, attend)
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:
