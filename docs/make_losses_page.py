@@ -38,6 +38,8 @@ scored tokens.
 Which one to take, and what ambiguous names stand for: [choosing_a_loss.md](choosing_a_loss.md). The picture draws
 every loss at its defaults over its margin, with its slope.
 
+What columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
+
 ![every loss and its slope](losses.png)
 """
 

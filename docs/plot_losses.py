@@ -25,7 +25,9 @@ def main() -> None:
         axes.set_visible(False)
     for axes, (name, curves) in zip(grid.flat, found.items(), strict=False):
         _draw(axes, name, curves)
-    figure.suptitle("Loss (solid) and slope (dashed) over the margin in nats; orange: undesirable answers", fontsize=9)
+    figure.suptitle(
+        "Loss (solid) and slope (dashed) over the margin in nats; orange: undesirable answers", fontsize=9
+    )
     figure.savefig(PICTURE, dpi=72)
 
 

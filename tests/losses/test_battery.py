@@ -235,6 +235,7 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
         "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
         "pair_seed": torch.arange(NUM_UNITS) + 1,
         "answer_score": torch.tensor(LIST_SCORES, dtype=dtype),
+        "desirable_share": torch.tensor(0.6, dtype=dtype),
         "prompt_embedding": torch.linspace(-1.0, 2.0, 3 * NUM_UNITS, dtype=dtype).view(NUM_UNITS, 3).sin(),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
