@@ -49,8 +49,9 @@ explanation, `focal_hard` and `sgdpo` temper what a pair may pull, `hinge`, `con
 how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
 
 With several scored answers to a prompt, `plackett_luce` learns from their order, `infonca_k` and `nca_k` from the size
-of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. What
-columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
+of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. `pmpo`
+takes answers that are each good or bad by themselves, or one kind alone. What columns a loss needs stands with it;
+[data.md](data.md#what-the-loss-asks-for) says how rows give them.
 """
 
 COMPOSITION = """\

@@ -84,6 +84,8 @@ Refused in one line each before anything is loaded, the last one when the rows a
 - `train.epochs` with `train.steps`; `eval.split` with `eval.data`, or neither of them in an `eval` block.
 - `eval.metric` without `eval.best` or `eval.patience`: nothing would go by it.
 - `model.trust_remote_code` on a hub model whose `model.revision` is no full commit.
+- `model.quantization` without `model.lora` or `model.adapter`.
+- `model.compile` with a `batch.tokens_per_batch` that is no multiple of 128.
 - `batch.tokens_per_batch` below the tokens of the largest row: a row is never split over two passes.
 """
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
+from prefopt.ragged import on_device
 from prefopt.types import BATCH_STATS, ROLES, ListLogps, PackedBatch, PairLogps, SeqLogps, SideLogps, Totals
 
 Values = PairLogps | SideLogps | ListLogps | SeqLogps
@@ -147,14 +148,14 @@ def _is_desirable(batch: PackedBatch, answers: list[int]) -> Tensor:
                 f"{batch.origins[_group_of(batch, response)]}: the loss learns from desirable and undesirable "
                 f"answers, but an answer is {'both' if response in chosen else 'neither'}. Give it a label."
             )
-    return torch.tensor([response in chosen for response in answers], device=batch.input_ids.device)
+    return on_device([response in chosen for response in answers], batch.input_ids.device, torch.bool)
 
 
 def _select(values: Tensor, index: list[int]) -> Tensor:
     """Return the rows ``index`` of a tensor; all of them in order cost nothing."""
     if index == list(range(len(values))):
         return values
-    return values.index_select(0, torch.tensor(index, device=values.device))
+    return values.index_select(0, on_device(index, values.device, torch.int64))
 
 
 _COLUMNS = {
@@ -214,7 +215,7 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
             return _select(batch.prompt_embedding, _group_of_units(structure, batch))
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
-            return torch.tensor(mean, dtype=torch.float32, device=batch.input_ids.device)
+            return torch.full((), mean, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
                 raise _missing(name, batch, "scores")
@@ -238,4 +239,4 @@ def _pair_seeds(batch: PackedBatch, seed: int) -> Tensor:
         first = batch.groups[group]
         key = np.array([seed, batch.row_ids[group], chosen - first, rejected - first], dtype="<i8").tobytes()
         seeds.append(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
-    return torch.tensor(seeds, dtype=torch.int64)
+    return on_device(seeds, batch.input_ids.device, torch.int64)

@@ -225,9 +225,15 @@ def score_all(
     def batches() -> Iterator[Any]:
         for table, plan in tables:
             for step in stream(
-                plan, table, start=0, stop=plan.num_steps(1), rank=engine.rank, share_prompts=share_prompts
+                plan,
+                table,
+                start=0,
+                stop=plan.num_steps(1),
+                rank=engine.rank,
+                share_prompts=share_prompts,
+                device=engine.device,
             ):
-                yield from (batch.to(engine.device) for batch in step.packs)
+                yield from (batch.to(engine.device, non_blocking=True) for batch in step.packs)
 
     with engine.autocast():
         fill_cache(cache, reference, batches(), progress, skip_known=engine.sharding is None)

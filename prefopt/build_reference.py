@@ -176,7 +176,7 @@ def _by_path(reference: ReferenceModel, key: str, recipe: Recipe, engine: Engine
     note = check_tokenizer(reference, build_model.tokenizer_of(recipe))
     if note is not None:
         log.warning(note)
-    policy = _frozen(_load(reference, recipe), engine, recipe.model.attention)
+    policy = _frozen(_load(reference, recipe), engine, recipe)
     try:
         with engine.autocast():
             policy.self_check()
@@ -191,7 +191,7 @@ def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
     if recipe.model.lora is not None:
         return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
     start = build_model.load_start(recipe)
-    return FrozenReference(_frozen(start, engine, recipe.model.attention), is_start=True)
+    return FrozenReference(_frozen(start, engine, recipe), is_start=True)
 
 
 def _moving(settings: Moving, recipe: Recipe, engine: Engine) -> MovingReference:
@@ -220,7 +220,7 @@ def _load(reference: ReferenceModel, recipe: Recipe) -> Any:
     return load_adapter(model, reference.adapter, key="reference.adapter")
 
 
-def _frozen(model: Any, engine: Engine, attention: str) -> Policy:
-    policy = Policy(model, attention=attention)
+def _frozen(model: Any, engine: Engine, recipe: Recipe) -> Policy:
+    policy = Policy(model, attention=recipe.model.attention, compile_for=build_model.compiled_tokens(recipe))
     policy.model = engine.place(policy.model)
     return policy

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import CorruptError
+from prefopt.ragged import on_device
 from prefopt.types import PackedBatch, SeqLogps
 
 
@@ -44,7 +45,7 @@ class LogpCache:
             CorruptError: a response was never stored, or with another length.
         """
         parts = [self._find(key, at, batch) for at, key in enumerate(batch.keys)]
-        rows = torch.cat(parts, dim=1).to(device, non_blocking=True)
+        rows = on_device(torch.cat(parts, dim=1), device)
         stats = {name: rows[i + 1] for i, name in enumerate(self.stats)}
         return SeqLogps(tokens=rows[0], lengths=batch.lengths, stats=stats)
 

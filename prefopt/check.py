@@ -14,8 +14,10 @@ from rich.text import Text
 from prefopt import build, build_model, build_reference
 from prefopt.arrange import UNIT_NAMES
 from prefopt.build_loss import BoundLoss
+from prefopt.check_memory import Device, show_memory
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
+from prefopt.memory import Ranks
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run_folder import RunFolder
 from prefopt.types import TokenizedGroup
@@ -24,8 +26,24 @@ _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 _SHOWN_TOKENS = 400
 
 
-def run(recipe: str | Path, overrides: Sequence[str] = (), console: Console | None = None) -> None:
+def run(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    *,
+    gpu_memory: float | None = None,
+    gpus: int = 1,
+    fsdp: bool = False,
+) -> None:
     """Read the recipe and the data, plan the run and say what was found; trains and loads no weights.
+
+    Args:
+        recipe: path of the recipe.
+        overrides: ``key.path=value`` each.
+        console: printed to; None is the terminal.
+        gpu_memory: GiB of the GPU to plan for; None is the first GPU here.
+        gpus: how many of them train together, a process each.
+        fsdp: the weights are spread over them.
 
     Raises:
         PrefoptError: what ``train`` would refuse before its first step.
@@ -45,7 +63,18 @@ def run(recipe: str | Path, overrides: Sequence[str] = (), console: Console | No
     console.print()
     _show_example(console, tokenizer, data.train[0])
     _show_lengths(console, data.train)
-    _show_plan(console, loaded, loss, data)
+    plan = build.plan_of(loaded, data.train, loss, world=gpus)
+    _show_plan(console, loaded, loss, data, plan)
+    show_memory(
+        console,
+        loaded,
+        lambda changes: load_recipe(recipe, [*overrides, *changes]),
+        loss,
+        data.train,
+        plan,
+        Device.find(gpu_memory),
+        Ranks(gpus, is_sharded=fsdp),
+    )
     folder = RunFolder(Path(loaded.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"
     console.print(f"output {folder.path} {state}", markup=False)
@@ -117,9 +146,8 @@ def _quantile_name(quantile: float) -> str:
     return {0.0: "min", 0.5: "median", 1.0: "max"}.get(quantile, f"{quantile:.0%}")
 
 
-def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Data) -> None:
+def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Data, plan: Plan) -> None:
     console.rule("plan")
-    plan = build.plan_of(recipe, data.train, loss, world=1)
     steps = build.num_steps(recipe, plan)
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())

@@ -123,23 +123,20 @@ class Engine:
                 self.sum(parameter.grad).div_(self.world)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-        """Return the gradients' total norm and scale them down to ``max_norm`` if given."""
-        limit = float("inf") if max_norm is None else max_norm
-        if self.sharding is None:
-            with_grad = [p for p in parameters if p.grad is not None]
-            return torch.nn.utils.clip_grad_norm_(with_grad, limit)
+        """Return the gradients' total norm and scale them down to ``max_norm`` if given, all on the device."""
         grads = [p.grad for p in parameters if p.grad is not None]
         shares = [sharding.local(grad) for grad in grads]
-        # what every rank holds whole counts once
+        # of weights spread over ranks every rank has its part; what every rank holds whole counts once
         counted = [
             share
             for grad, share in zip(grads, shares, strict=True)
-            if self.is_main or sharding.is_spread(grad)
+            if self.sharding is None or self.is_main or sharding.is_spread(grad)
         ]
-        own = torch.nn.utils.get_total_norm(counted).to(self.device)
-        norm: Tensor = torch.linalg.vector_norm(self.gather(own[None]))
-        for share in shares:
-            share.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        norm = torch.nn.utils.get_total_norm(counted).to(self.device)
+        if self.sharding is not None:
+            norm = self.sum(norm.square()).sqrt()
+        if max_norm is not None and shares:
+            torch._foreach_mul_(shares, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def weights(self, model: nn.Module) -> dict[str, Tensor] | None:

@@ -136,5 +136,6 @@ def load_state_tensors(
 
 
 def total_size(parameters: Iterable[nn.Parameter]) -> int:
-    """Return how many numbers ``parameters`` hold."""
-    return sum(p.numel() for p in parameters)
+    """Return how many numbers ``parameters`` hold; of 4-bit weights, two to a byte, all of them."""
+    shapes = (getattr(getattr(p, "quant_state", p), "shape", p.shape) for p in parameters)
+    return sum(math.prod(shape) for shape in shapes)

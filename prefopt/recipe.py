@@ -110,6 +110,10 @@ class Model(Block):
     """Attention kernel; auto takes the fastest exact one. varlen and flex run on NVIDIA GPUs."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the decoder layers, once, for packs filled up to batch.tokens_per_batch: a wait, then faster steps."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Hold the frozen weights in 4 or 8 bits (bitsandbytes, NVIDIA GPU) under lora or adapter."""
     dropout: bool = False
     """Keep the dropout of the model's config, and of model.adapter, in training; the reference never drops."""
     trust_remote_code: bool = False
@@ -125,6 +129,11 @@ class Model(Block):
             raise _wrong(
                 "adapter goes on from an existing adapter, lora makes a new one. Keep one.", "adapter"
             )
+        if self.quantization is not None and self.lora is None and self.adapter is None:
+            raise _wrong(
+                f"{self.quantization} weights cannot be trained. Set model.lora or model.adapter.",
+                "quantization",
+            )
         pinned = self.revision is not None and len(self.revision) == 40 and not set(self.revision) - _HEX
         if self.trust_remote_code and not pinned and not Path(self.path).is_dir():
             raise _wrong(
@@ -136,6 +145,8 @@ class Model(Block):
 
 
 _HEX = frozenset("0123456789abcdef")
+TILE = 128
+"""Rows of compiled layers are multiples of it, as tiles of matrix products are."""
 
 
 class ReferenceModel(Block):
@@ -385,6 +396,13 @@ class Recipe(Block):
                 f"moving with mix {self.reference.mix:g} would average the factors of an adapter, which is not the "
                 f"average of what they add. Set mix: 1, or train all weights.",
                 "reference",
+            )
+        tokens = self.batch.tokens_per_batch
+        if self.model.compile and tokens % TILE:
+            raise _wrong(
+                f"tokens_per_batch is {tokens}, but model.compile needs a multiple of {TILE}. "
+                f"Write {max(1, round(tokens / TILE)) * TILE}.",
+                "batch",
             )
         return self
 

@@ -11,6 +11,7 @@ FREE = frozenset(
         "output",
         "model.attention",
         "model.checkpointing",
+        "model.compile",
         "batch.tokens_per_batch",
         "batch.share_prompts",
         "rows.max_bad",

@@ -18,7 +18,6 @@ from prefopt.strict_yaml import Document, KeyPath, parse_value, resolve
 COMMAND_LINE = "command line"
 
 NOT_YET = {
-    "model.compile": "compiling the model is not supported in this version. Leave it out.",
     "model.router_aux": "the router loss is not supported in this version. Leave it out.",
 }
 """Settings that are planned but not carried out, so they are refused by name."""
@@ -51,6 +50,10 @@ OTHER_NAMES = {
     "bf16": "model.dtype",
     "gradient_checkpointing": "model.checkpointing",
     "attn_implementation": "model.attention",
+    "torch_compile": "model.compile",
+    "load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+    "quantization_bit": "model.quantization",
     "lora_r": "model.lora.rank",
     "r": "model.lora.rank",
     "lora_alpha": "model.lora.alpha",

@@ -37,11 +37,24 @@ def shard(
     if isinstance(model, FSDPModule):
         return model
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    layers = _layers(model, units)
+    layers, heads = units_of(model, units)
     # innermost first, as each call takes what no earlier one took
-    for unit in [*layers, *_own_head(model), model]:
+    for unit in [*layers, *heads, model]:
         fully_shard(unit, mesh=mesh, reshard_after_forward=reshard)
     return model
+
+
+def units_of(model: nn.Module, names: Collection[str] = ()) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the layers that are gathered one by one, innermost first, and the head if it is, else nothing.
+
+    Args:
+        model: a causal language model, adapters included; what is left is gathered as the model's own.
+        names: class names of the layers; empty takes those that the model says belong together.
+
+    Raises:
+        RecipeError: no layer has such a class.
+    """
+    return _layers(model, names), _own_head(model)
 
 
 def _layers(model: nn.Module, units: Collection[str]) -> list[nn.Module]:

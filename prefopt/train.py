@@ -84,6 +84,7 @@ class _Run:
         self.progress = RunState()
         self.display = Display(0, is_silent=not engine.is_main)
         self.origin: Origin | None = None
+        self.graphs = 0  # compiled so far
         self.is_resumed, self.overwrite = resume, overwrite
 
     def go(self) -> Path:
@@ -181,6 +182,7 @@ class _Run:
         return True
 
     def _build(self) -> None:
+        build_model.check_quantization(self.recipe, self.engine)
         saved = self.origin.checkpoint if self.origin is not None else None
         weights = saved / "model" if saved is not None else None
         self.policy = build_model.policy_of(self.recipe, weights)
@@ -195,8 +197,9 @@ class _Run:
             self._score_reference,
             is_resumed=saved is not None,
         )
-        for other in models_of(reference):
-            self._check_fits(other)
+        self.policies = [self.policy, *models_of(reference)]
+        for policy in self.policies[1:]:
+            self._check_fits(policy)
         masks = build_reference.masks_of(self.recipe, self.loss, reference)
         self.trainer = Trainer(
             self.policy,
@@ -277,6 +280,7 @@ class _Run:
             try:
                 for result in self.trainer:
                     self._say_identity(result)
+                    self._say_graphs(result.index + 1)
                     if self._after(result):
                         break
             except NonFiniteError:
@@ -291,6 +295,13 @@ class _Run:
             self.display.say(f"step-0 identity holds: the loss is off by {self.trainer.identity:.1e} at most")
         else:
             self.display.say("step-0 identity does not apply: the reference is not where training starts")
+
+    def _say_graphs(self, done: int) -> None:
+        """Say when layers were compiled, which takes long and should not happen after the first steps."""
+        found = sum(policy.compiled.num_graphs for policy in self.policies if policy.compiled is not None)
+        if found > self.graphs:
+            self.display.say(f"model.compile: {found - self.graphs} graph(s) compiled up to step {done}")
+            self.graphs = found
 
     def _after(self, result: StepResult) -> bool:
         """Log, evaluate, save and decide whether to stop after one step."""

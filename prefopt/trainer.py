@@ -144,6 +144,7 @@ class Trainer:
             stop=self.num_steps,
             rank=self.engine.rank,
             share_prompts=self.share_prompts,
+            device=self.engine.device,
         ):
             lr = learning_rate(self.settings, step.index, self.num_steps)
             sums, norm, skipped = self._step(step, lr)
@@ -186,6 +187,7 @@ class Trainer:
                 stop=plan.num_steps(1),
                 rank=self.engine.rank,
                 share_prompts=self.share_prompts,
+                device=self.engine.device,
             ):
                 if self.contract.is_whole_step:
                     layout = lay_out(plan, groups, step.index, self.engine)
@@ -193,7 +195,7 @@ class Trainer:
                     sums.merge(part, is_ghost=not self.engine.is_main)
                     continue
                 for batch in step.packs:
-                    part, _ = self._forward(batch.to(self.engine.device), totals, step.index)
+                    part, _ = self._forward(self._on_device(batch), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
         finally:
             self.policy.model = wrapped
@@ -229,7 +231,8 @@ class Trainer:
 
     def _request_bits(self, device: torch.device) -> tuple[Tensor, ...]:
         bits = [self.requests >> i & 1 for i in range(2)]
-        return tuple(torch.tensor(bits, dtype=torch.int32, device=device).unbind())
+        # filled there: a list would have to be copied to the device, which waits for it
+        return tuple(torch.full((), bit, dtype=torch.int32, device=device) for bit in bits)
 
     def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
@@ -251,13 +254,16 @@ class Trainer:
                     pack([self.groups[i] for i in half], share_prompts=self.share_prompts) for half in halves
                 ]
 
+    def _on_device(self, batch: PackedBatch) -> PackedBatch:
+        return batch.to(self.engine.device, non_blocking=True)
+
     def _run_each(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
         """Add the gradient of each pack's share of the loss."""
         sums, losses = Sums(), []
         for at, batch in enumerate(packs):
             self._begin(step, at)
             with self.engine.accumulate(self.policy.model, is_last=at == len(packs) - 1):
-                part, numerator = self._forward(batch.to(self.engine.device), step.totals, step.index)
+                part, numerator = self._forward(self._on_device(batch), step.totals, step.index)
                 self.engine.backward(numerator / self.units(step.totals))
             losses.append(numerator.detach())
             sums.merge(part, is_ghost=batch.is_ghost)
@@ -268,11 +274,11 @@ class Trainer:
 
         def first(at: int) -> Scores:
             self._begin(step, at)
-            return self.scorer.both(packs[at].to(self.engine.device))
+            return self.scorer.both(self._on_device(packs[at]))
 
         def again(at: int) -> SeqLogps:
             self._begin(step, at)
-            return self.scorer.again(packs[at].to(self.engine.device))
+            return self.scorer.again(self._on_device(packs[at]))
 
         layout = lay_out(self.plan, self.groups, step.index, self.engine)
         replay = Replay(packs, layout, self.engine, self.policy.model, first, again)
@@ -288,7 +294,7 @@ class Trainer:
 
     def _evaluate_whole(self, layout: Layout, step: Step, totals: Totals) -> Sums:
         """Return the metrics of a step's units, all of them read at once."""
-        found = [self.scorer.both(batch.to(self.engine.device)) for batch in step.packs]
+        found = [self.scorer.both(self._on_device(batch)) for batch in step.packs]
         policy, reference = layout.gather_both(step.packs, found, self.engine)
         return self._pay(layout.batch, policy, reference, totals, step.index)[0]
 
@@ -300,10 +306,12 @@ class Trainer:
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
     ) -> list[tuple[int, ...]]:
-        if self.engine.world > 1 or len(members) < 2:
+        # compiled layers fill a half up again
+        if self.engine.world > 1 or len(members) < 2 or self.policy.compiled is not None:
             raise RecipeError(
                 f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
-                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing."
+                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing; "
+                f"`prefopt check` says what fits."
             ) from None
         middle = len(members) // 2
         log.warning("a pack of %d tokens did not fit into memory; it is halved", batch.num_tokens)
@@ -364,7 +372,7 @@ class Trainer:
     ) -> None:
         """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
         if self.policy.drops:
-            still = [self.scorer.still(batch.to(self.engine.device)) for batch in packs]
+            still = [self.scorer.still(self._on_device(batch)) for batch in packs]
             policy = layout.gather(packs, still, self.engine)
         self.identity = check_logps(layout.batch, policy, reference, self._dtype)
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from prefopt.ragged import Change, Lengths, on_device, pinned
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
@@ -232,6 +233,7 @@ class PackedBatch:
             raise ValueError("PackedBatch: input_ids and position_ids differ in shape.")
         if self.score_at.shape != self.target_ids.shape or self.score_at.numel() != sum(self.lengths):
             raise ValueError("PackedBatch: score_at, target_ids and lengths disagree.")
+        object.__setattr__(self, "lengths", Lengths.of(self.lengths))
 
     @property
     def num_tokens(self) -> int:
@@ -239,12 +241,21 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in self.__dataclass_fields__
-            if isinstance(value := getattr(self, name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """Return the batch in host memory that a GPU reads while the host goes on."""
+        return self._apply(pinned)
+
+    def _apply(self, change: Change) -> PackedBatch:
+        changed: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+            elif isinstance(value, Lengths):
+                changed[name] = value.apply(change)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,25 +312,30 @@ class SeqLogps:
                 )
         if self.replaced_total is not None and self.replaced_total.shape != (len(self.lengths),):
             raise ValueError("SeqLogps: replaced_total needs one value per response.")
+        object.__setattr__(self, "lengths", Lengths.of(self.lengths))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
+    def _counts(self) -> Tensor:
+        return Lengths.of(self.lengths).on(self.tokens.device)
+
+    @property
     def length(self) -> Tensor:
         """Scored tokens per response, [S], in the dtype and on the device of ``tokens``."""
-        return torch.tensor(self.lengths, dtype=self.tokens.dtype, device=self.tokens.device)
+        return self._counts.to(self.tokens.dtype)
 
     @property
     def sequence_of(self) -> Tensor:
         """The response each scored token belongs to, int64 [M]."""
-        index = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        return torch.from_numpy(index).to(self.tokens.device)
+        counts = self._counts
+        responses = torch.arange(len(self.lengths), device=counts.device)
+        return torch.repeat_interleave(responses, counts, output_size=self.tokens.numel())
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up per-token ``values`` [M] within each response -> [S], in a fixed order."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=values.device)
-        return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0, unsafe=True)
+        return torch.segment_reduce(values, "sum", lengths=self._counts, initial=0.0, unsafe=True)
 
     @property
     def total(self) -> Tensor:
@@ -357,17 +373,13 @@ class SeqLogps:
         """Gather whole responses by host indices, in that order; repeats are allowed."""
         if tuple(index) == tuple(range(len(self.lengths))):
             return self
-        offsets = [0, *accumulate(self.lengths)]
-        spans = [np.arange(offsets[i], offsets[i + 1]) for i in index]
-        at = torch.from_numpy(np.concatenate([*spans, np.empty(0, np.int64)]).astype(np.int64))
-        at = at.to(self.tokens.device, non_blocking=True)
-        rows = torch.tensor(list(index), dtype=torch.int64, device=self.tokens.device)
+        take = Lengths.of(self.lengths).take(index, self.tokens.device)
         total = self.replaced_total
         return SeqLogps(
-            tokens=self.tokens.index_select(0, at),
-            lengths=tuple(self.lengths[i] for i in index),
-            stats={name: values.index_select(0, at) for name, values in self.stats.items()},
-            replaced_total=None if total is None else total.index_select(0, rows),
+            tokens=self.tokens.index_select(0, take.tokens),
+            lengths=take.lengths,
+            stats={name: values.index_select(0, take.tokens) for name, values in self.stats.items()},
+            replaced_total=None if total is None else total.index_select(0, take.runs),
         )
 
     @classmethod
@@ -512,7 +524,7 @@ class ListLogps:
     def group_of(self) -> Tensor:
         """The group each answer belongs to, int64 [S]."""
         index = np.repeat(np.arange(len(self.group_sizes)), self.group_sizes)
-        return torch.from_numpy(index).to(self.answers.tokens.device)
+        return on_device(torch.from_numpy(index), self.answers.tokens.device)
 
     def detach(self) -> ListLogps:
         """Return the same values outside the graph."""

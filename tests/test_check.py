@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,74 @@ def test_what_train_would_refuse_is_refused(
         file.write("{not json\n")
     assert main(["check", *arguments]) in (2, 3)
     assert words in capsys.readouterr().err
+
+
+def memory_of(out: str) -> str:
+    return out[out.index(" memory ") :]
+
+
+def test_without_a_gpu_no_limit_is_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *toy.recipe(tmp_path)]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "a pack of 120 tokens on the CPU" in said
+    for part in ("weights", "references", "AdamW", "activations", "all"):
+        assert part in said
+    assert "no limit is known" in said and "fits" not in said
+
+
+def found(said: str) -> str:
+    match = re.search(r"largest batch.tokens_per_batch that fits: (\d+)$", said, re.MULTILINE)
+    assert match is not None
+    return match.group(1)
+
+
+def test_a_budget_that_fits_is_told_from_one_that_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU of 2 GiB keeps 0.88 for itself; of a model this small 120 tokens fit, and 60 million do not."""
+    arguments = toy.recipe(tmp_path)
+    assert main(["check", *arguments, "--gpu-memory", "2"]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "on a GPU with 2 GiB" in said and "so it fits" in said
+    most = int(found(said))
+    assert main(["check", *arguments, "--gpu-memory", "2", f"batch.tokens_per_batch={most}"]) == 0
+    assert "so it fits" in capsys.readouterr().out
+    assert main(["check", *arguments, "--gpu-memory", "2", f"batch.tokens_per_batch={2 * most}"]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "so it does not fit" in said and "with model.checkpointing=true: " in said
+    # with one pack in a step the gradients come only when activations go
+    assert most <= int(found(said)) <= 1.01 * most
+
+
+def test_what_cannot_fit_at_all_is_said_with_every_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *toy.recipe(tmp_path), "--gpu-memory", "0.5"]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "no batch.tokens_per_batch fits: the largest group alone has " in said
+    adapter = "model.lora={rank: 16} model.dtype=bfloat16 model.autocast=null"
+    ways = re.findall(r"^with (.*): [\d.]+ GiB$", said, re.MULTILINE)
+    assert ways == [
+        "model.checkpointing=true",
+        "model.checkpointing=true reference=cached",
+        f"model.checkpointing=true reference=cached {adapter}",
+    ]
+
+
+def test_ranks_are_planned_for_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*toy.recipe(tmp_path), "--gpu-memory", "4", "--gpus", "2"]
+    assert main(["check", *arguments]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "each of 2 GPUs like a GPU with 4 GiB, DDP" in said and "gradients on their way (DDP)" in said
+    assert main(["check", *arguments, "--fsdp"]) == 0
+    assert "gathered weights (FSDP2)" in memory_of(capsys.readouterr().out)
+    assert main(["check", *toy.recipe(tmp_path), "--fsdp"]) == 2
+    assert "--gpus" in capsys.readouterr().err
+
+
+def test_what_cannot_be_planned_is_said_and_the_rest_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *toy.recipe(tmp_path), "model.attention=dense"]) == 0
+    said = memory_of(capsys.readouterr().out)
+    assert "not planned: " in said and "'dense'" in said and "is free" in said

@@ -95,7 +95,12 @@ def test_check_score_and_quickstart_pass_their_arguments(
     said: Said, verb: Callable[..., list[Any]], recipe: str
 ) -> None:
     check, score, quickstart = verb("check"), verb("score"), verb("quickstart")
-    assert said("check", recipe, "seed=1")[0] == 0 and check == [((Path(recipe), ["seed=1"]), {})]
+    assert said("check", recipe, "seed=1")[0] == 0
+    assert said("check", recipe, "--gpu-memory", "80", "--gpus", "8", "--fsdp")[0] == 0
+    assert check == [
+        ((Path(recipe), ["seed=1"]), {"gpu_memory": None, "gpus": 1, "fsdp": False}),
+        ((Path(recipe), []), {"gpu_memory": 80.0, "gpus": 8, "fsdp": True}),
+    ]
     assert said("score", "m", "d.jsonl", "--out", "o.jsonl", "--max-tokens", "64")[0] == 0
     positional, named = score[0]
     assert positional == ("m", "d.jsonl", Path("o.jsonl"))

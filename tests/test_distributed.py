@@ -1,4 +1,4 @@
-"""The engine: which launches it refuses, each in one line."""
+"""The engine: which launches it refuses, each in one line, and how it clips."""
 
 from __future__ import annotations
 
@@ -82,3 +82,17 @@ def test_whole_tensors_pass_through() -> None:
     assert sharding.gather(value, keep=False) is None
     share = sharding.spread_like(value, torch.empty(3))
     assert torch.equal(share, value) and share.data_ptr() != value.data_ptr()
+
+
+@pytest.mark.parametrize("limit", [None, 1.0, 100.0])
+def test_gradients_are_scaled_down_to_the_limit(limit: float | None) -> None:
+    """Gradients (3, 0) and (0, 4) have the norm 5; a limit of 1 leaves a fifth of each, a larger one all."""
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    norm = distributed.Engine(cpu=True).clip(parameters, limit)
+    assert norm.item() == 5.0
+    share = 0.2 if limit == 1.0 else 1.0
+    # 1e-6 is added to the norm before the division
+    torch.testing.assert_close(parameters[0].grad, share * torch.tensor([3.0, 0.0]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(parameters[1].grad, share * torch.tensor([0.0, 4.0]), rtol=1e-6, atol=0)
+    assert parameters[2].grad is None

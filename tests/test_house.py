@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prefopt"
 
 LEVELS = [
+    {"ragged"},
     {"types", "errors"},
     {"strict_yaml", "sharding"},
     {"recipe_text", "recipe_diff"},
@@ -24,12 +25,12 @@ LEVELS = [
     {"scoring"},
     {"replay"},
     {"resume"},
-    {"trainer", "demo"},
+    {"trainer", "demo", "memory"},
     {"build_loss", "progress", "run_log", "trainer_state"},
     {"build_model"},
-    {"build_reference"},
+    {"build_reference", "build_memory"},
     {"build"},
-    {"loss_curves"},
+    {"loss_curves", "check_memory"},
     {"train", "check", "score", "show_losses"},
     {"quickstart"},
     {"cli"},
@@ -49,7 +50,7 @@ FENCES = {
     "pydantic_core": lambda path: path.endswith("/recipe.py"),
     "typer": lambda path: path.endswith("/cli.py"),
     "rich": lambda path: (
-        Path(path).stem in {"cli", "check", "score", "show_losses", "quickstart", "progress"}
+        Path(path).stem in {"cli", "check", "check_memory", "score", "show_losses", "quickstart", "progress"}
     ),
     "plotext": lambda path: path.endswith("/show_losses.py"),
     "datasets": lambda path: path.endswith("data/rows.py"),

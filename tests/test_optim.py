@@ -72,3 +72,9 @@ def test_a_dropped_moment_is_noticed() -> None:
 def test_weight_decay_spares_vectors() -> None:
     groups = adamw(nn.Linear(3, 2), OptimSettings(weight_decay=0.1)).param_groups
     assert [(group["params"][0].dim(), group["weight_decay"]) for group in groups] == [(2, 0.1), (1, 0.0)]
+
+
+def test_the_update_is_one_fused_kernel_per_list() -> None:
+    """Fused AdamW keeps its step counter on the device, so that an update reads nothing back."""
+    optimizer = adamw(nn.Linear(3, 2), OptimSettings())
+    assert all(group["fused"] for group in optimizer.param_groups)

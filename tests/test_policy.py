@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prefopt.data.pack import pack
 from prefopt.errors import ModelError, RecipeError
+from prefopt.kernels import token_logps
 from prefopt.policy import Policy, check_supported, disable_dropout
 from prefopt.policy.attention import NAME, describe
 from prefopt.types import STATS, PackedBatch, Preference, TokenizedGroup
@@ -510,12 +512,15 @@ def test_a_recipe_knows_every_attention_by_name() -> None:
         parse_recipe(text, ["model.attention=flash"])
 
 
-def test_describe_names_what_is_used() -> None:
-    """For the log of a run: ``auto`` has a name once something was scored."""
+def test_describe_names_what_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the log of a run: ``auto`` has a name once something was scored, the head that of the last call."""
     policy = Policy(toy.llama())
-    assert policy.describe() == {"attention": "auto", "head": "chunked (Linear, scale 1)"}
+    assert policy.describe() == {"attention": "auto", "head": "not used yet (Linear, scale 1)"}
     policy(batch())
-    assert policy.describe()["attention"] == "segments"
+    assert policy.describe() == {"attention": "segments", "head": "chunked (Linear, scale 1)"}
+    monkeypatch.setattr("prefopt.policy.head.token_logps", partial(token_logps, impl="naive"))
+    policy(batch())
+    assert policy.describe()["head"] == "naive (Linear, scale 1)"
     assert Policy(toy.llama(), attention="dense").describe()["attention"] == "dense"
 
 

@@ -292,7 +292,15 @@ MISTAKES = {
     "one as a flag": ("model.checkpointing=1", "must be true or false, got 1."),
     "half precision": ("model.dtype=float16", "float16 needs loss scaling"),
     "short dtype": ("model.dtype=bf16", "is no choice"),
-    "compile": ("model.compile=true", "compiling the model is not supported in this version"),
+    "compile for odd rows": (
+        "model.compile=true batch.tokens_per_batch=1000",
+        "batch: tokens_per_batch is 1000, but model.compile needs a multiple of 128. Write 1024.",
+    ),
+    "bits without adapter": (
+        "model.quantization=nf4",
+        "model.quantization: nf4 weights cannot be trained. Set model.lora or model.adapter.",
+    ),
+    "another trainer's bits": ("model.load_in_4bit=true", "Did you mean 'model.quantization'?"),
     "router loss": ("model.router_aux=0.1", "the router loss is not supported in this version"),
     "number as path": ("model.path=3", "model.path: must be text, got 3. Put it in quotes if it is text."),
     "commit of digits": ("model.revision=1234567", "must be text, got 1234567. Put it in quotes"),

@@ -118,6 +118,7 @@ CASES: dict[str, tuple[str, Any, str, float | None]] = {
         math.log(2) * (1 / math.log(2) - 1 / math.log(3)),
     ),
     "labelled": ("{name: by_sides}", labelled, "answers", math.log(2)),
+    "divergence": ("{name: pmpo}", labelled, "answers", None),
     "pairs taken apart": ("{name: by_sides}", pair, "answers", math.log(2)),
     "gold": ("{name: triple}", lambda n: {**pair(n), "reference": " black."}, "pairs", None),
     "rationale": ("{name: rationale}", lambda n: {**pair(n), "rationale": "It shines."}, "pairs", None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,8 +16,9 @@ from prefopt.distributed import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
+from prefopt.policy import Policy
 from prefopt.trainer import StepResult, Trainer
-from prefopt.types import LossOutput, PairLogps, Step
+from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
 
 def trainer_of(
@@ -231,3 +232,25 @@ def test_sft_sees_plain_answers() -> None:
             logps = model(ids).logits.log_softmax(-1)[0, len(group.prompts[0]) - 1 : -1]
             means.append(-logps[torch.arange(len(response)), torch.from_numpy(response).long()].mean().item())
     assert result.sums.values["loss"].item() / 16 == pytest.approx(sum(means) / 16, rel=1e-10)
+
+
+@pytest.mark.parametrize(("name", "stats"), [("dpo", ()), ("wpo", ("log_sum_p2",))])
+def test_policy_and_reference_score_one_batch_for_what_the_loss_names(
+    name: str, stats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pack is laid out once for both, and nobody is asked for a statistic that nobody reads."""
+    asked: list[tuple[int, tuple[str, ...]]] = []
+    real = Policy.__call__
+
+    def watched(self: Policy, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        asked.append((id(batch), tuple(stats)))
+        return real(self, batch, stats=stats)
+
+    monkeypatch.setattr(Policy, "__call__", watched)
+    trainer = trainer_of(build_loss({"name": name}), steps=1)
+    packs = len(toy.plan(toy.table(24), budget=120).step(0).ranks[0])
+    next(iter(trainer))
+    reference, policy = asked[0::2], asked[1::2]
+    assert len(policy) == len(reference) == packs > 1
+    assert [batch for batch, _ in policy] == [batch for batch, _ in reference]
+    assert {wanted for _, wanted in policy} == {stats} and {wanted for _, wanted in reference} == {()}

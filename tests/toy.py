@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +41,16 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM
     if dtype == torch.float64:
         for module in model.modules():
             if isinstance(module, LlamaRMSNorm):
-                module.forward = partial(_norm, module)
+                module.__class__ = ExactNorm
     return model
 
 
-def _norm(module: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+class ExactNorm(LlamaRMSNorm):
     """Normalise in the input's own dtype; transformers rounds to float32 in between, which hides 1e-10."""
-    return (
-        module.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
-    )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * hidden * scale
 
 
 def groups(count: int, seed: int = 0, answers: int = 2) -> list[TokenizedGroup]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
+
+import torch
 
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
+from prefopt.ragged import ASYNCHRONOUS
 from prefopt.types import Step, TokenizedGroup
 
 
@@ -36,20 +41,45 @@ def stream(
     stop: int,
     rank: int = 0,
     share_prompts: bool = True,
+    device: torch.device | None = None,
     ahead: int = 2,
 ) -> Iterator[Step]:
-    """Yield this rank's steps ``start`` to ``stop - 1`` in order, ``ahead`` of them built beforehand."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefopt-pack") as pool:
-        pending = [
-            pool.submit(build_step, plan, groups, index, rank=rank, share_prompts=share_prompts)
-            for index in range(start, min(start + ahead, stop))
-        ]
+    """Yield this rank's steps ``start`` to ``stop - 1`` in order, ``ahead`` of them built beforehand.
+
+    What goes wrong while a step is built is raised when that step's turn comes. Closing the iterator
+    ends the thread.
+
+    Args:
+        plan: which groups meet in which step.
+        groups: hands out a group by index.
+        start: first step.
+        stop: one after the last step.
+        rank: whose packs.
+        share_prompts: lay each prompt down once for all its responses.
+        device: where the packs will be moved. For a GPU they lie in pinned memory, so that
+            ``PackedBatch.to(device, non_blocking=True)`` returns at once.
+        ahead: how many steps to keep ready.
+    """
+    pins = device is not None and device.type in ASYNCHRONOUS
+
+    def build(index: int) -> Step:
+        step = build_step(plan, groups, index, rank=rank, share_prompts=share_prompts)
+        return replace(step, packs=tuple(batch.pin_memory() for batch in step.packs)) if pins else step
+
+    def enter() -> None:
+        # a new thread has the first GPU current, and pinning would open a context there on every rank
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefopt-pack", initializer=enter)
+    pending: deque[Future[Step]] = deque()
+    try:
         for index in range(start, stop):
-            step = pending.pop(0).result()
+            while len(pending) < min(ahead, stop - index):
+                pending.append(pool.submit(build, index + len(pending)))
+            step = pending.popleft().result()
             if index + ahead < stop:
-                pending.append(
-                    pool.submit(
-                        build_step, plan, groups, index + ahead, rank=rank, share_prompts=share_prompts
-                    )
-                )
+                pending.append(pool.submit(build, index + ahead))
             yield step
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
 
+from prefopt.ragged import Lengths
 from prefopt.types import IntArray, PackedBatch, Preference, Segments, TokenizedGroup
+
+FILLER = 128
+"""Most tokens of a segment that only fills a row up."""
+_HOST = torch.device("cpu")
 
 
 def group_of(
@@ -80,6 +86,10 @@ def pack(
         offsets.append(first + len(group.responses))
         layout.add(group, share_prompts)
     preferences = [p for group in groups for p in group.preferences]
+    lengths = Lengths(len(target) for target in layout.targets)
+    for side in zip(*pairs, strict=True):  # made here, off the step: see prefopt.ragged
+        lengths.take(side, _HOST)
+    lengths.on(_HOST)
     weights = [0.0 if is_ghost else p.weight for p in preferences]
     return PackedBatch(
         input_ids=_join(layout.ids),
@@ -87,7 +97,7 @@ def pack(
         segments=layout.segments(),
         score_at=_join(layout.score_at),
         target_ids=_join(layout.targets),
-        lengths=tuple(len(target) for target in layout.targets),
+        lengths=lengths,
         pairs=tuple(pairs),
         pair_weight=torch.tensor(weights, dtype=torch.float32),
         pair_margin=torch.tensor([p.margin for p in preferences], dtype=torch.float32),
@@ -103,6 +113,43 @@ def pack(
         group_weight=_group_weight(groups, is_ghost),
         prompt_embedding=_prompt_embedding(groups),
         is_ghost=is_ghost,
+    )
+
+
+def fill(batch: PackedBatch, size: int) -> PackedBatch:
+    """Return the batch with tokens behind it that nothing scores, ``size`` tokens in all.
+
+    The filler lies in short segments of its own, so it sees no data, no data sees it, and its cost
+    grows no faster than its length.
+
+    Args:
+        batch: on any device, which need not be waited for.
+        size: at least the tokens of the batch.
+
+    Raises:
+        ValueError: the batch is longer.
+    """
+    missing = size - batch.num_tokens
+    if missing < 0:
+        raise ValueError(
+            f"a pack of {batch.num_tokens} tokens for rows of {size}. Plan packs of at most {size}."
+        )
+    if missing == 0:
+        return batch
+    # a position that the data has, so one that the model has
+    run = min(FILLER, max(batch.segments.lengths))
+    starts = range(batch.num_tokens, size, run)
+    segments = Segments(
+        starts=(*batch.segments.starts, *starts),
+        lengths=(*batch.segments.lengths, *(min(run, size - start) for start in starts)),
+        parents=(*batch.segments.parents, *(-1 for _ in starts)),
+    )
+    ids, positions = batch.input_ids, batch.position_ids
+    return replace(
+        batch,
+        input_ids=torch.cat([ids, ids[:1].expand(missing)]),
+        position_ids=torch.cat([positions, torch.arange(missing, device=positions.device) % run]),
+        segments=segments,
     )
 
 

@@ -43,6 +43,7 @@ from prefopt.losses.nca_pair import nca_pair
 from prefopt.losses.offset import offset
 from prefopt.losses.orpo import orpo
 from prefopt.losses.plackett_luce import plackett_luce
+from prefopt.losses.pmpo import pmpo
 from prefopt.losses.pro_rank import pro_rank
 from prefopt.losses.prompt_contrast import prompt_contrast
 from prefopt.losses.rationale import rationale, with_rationale
@@ -130,6 +131,7 @@ LOSSES: dict[str, Loss] = {
     "exo_k": exo_k,
     "tree": tree,
     "sppo_k": sppo_k,
+    "pmpo": pmpo,
     "tdpo": tdpo,
     "mapo": mapo,
     "sparse_mask": sparse_mask,
@@ -203,6 +205,7 @@ __all__ = [
     "offset",
     "orpo",
     "plackett_luce",
+    "pmpo",
     "prior_scaled",
     "pro_rank",
     "prompt_contrast",

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, SeqLogps
 
 Norm = Literal["sum", "mean"]
@@ -207,10 +208,9 @@ def desensitize(pair: PairLogps, alpha: float) -> PairLogps:
 
 def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> SeqLogps:
     runs = [(keep, length - keep) for keep, length in zip(shared, answers.lengths, strict=True)]
-    # laid out on the host, where the lengths are: one copy to the device and no sync
+    # laid out on the host, where the lengths are: one copy to the device, which nobody waits for
     weight = np.repeat(np.tile([1.0, alpha], len(runs)), np.asarray(runs, dtype=np.int64).ravel())
-    weights = torch.from_numpy(weight).to(device=answers.tokens.device, dtype=answers.tokens.dtype)
-    return reweight(answers, weights)
+    return reweight(answers, on_device(torch.from_numpy(weight), answers.tokens.device, answers.tokens.dtype))
 
 
 def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
@@ -222,7 +222,9 @@ def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
 def places(lengths: npt.ArrayLike, device: torch.device) -> Tensor:
     """Return where each token stands in its answer, from 0, int64 [M]."""
     sizes = np.asarray(lengths, dtype=np.int64)
-    return torch.from_numpy(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)).to(device)
+    return on_device(
+        torch.from_numpy(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)), device
+    )
 
 
 def scramble(x: Tensor) -> Tensor:

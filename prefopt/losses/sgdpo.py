@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.losses._contract import RESUMMING, Refuses
 from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
+from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
 
 
@@ -75,7 +76,7 @@ def _pilot(
     """
     device, answer = policy.tokens.device, policy.sequence_of
     place = places(policy.lengths, device)
-    count = torch.from_numpy(np.maximum(wanted.astype(np.int64), 1)).to(device)
+    count = on_device(torch.from_numpy(np.maximum(wanted.astype(np.int64), 1)), device)
     key = scramble(scramble(seed.to(device) + side)[answer] + place)
     # by answer, and by key within each: the place that a token gets there is its rank
     order = key.argsort(stable=True)

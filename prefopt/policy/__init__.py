@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefopt.data.pack import fill
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
+from prefopt.kernels.prefix_attention.opaque import table_of
 from prefopt.policy.attention import (
     LAYOUT,
     NAME,
@@ -31,9 +33,13 @@ from prefopt.policy.guards import (
     num_positions,
 )
 from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
+from prefopt.policy.quantize import describe_weights
 from prefopt.policy.selfcheck import compare_with_plain
 from prefopt.policy.wrappers import causal_model, class_of, decoder_layers, is_sharded, without_engine
 from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
+
+if TYPE_CHECKING:
+    from prefopt.policy.compiling import CompiledLayers
 
 __all__ = ["Policy", "RowStates", "check_supported", "disable_dropout"]
 
@@ -50,10 +56,13 @@ class Policy:
             ``auto``, which takes the fastest that can serve.
         dropout: keep dropout as configured, adapters' included. False switches it off.
         adapter_dropout: keep that of LoRA's inputs even so.
+        compile_for: compile the decoder layers for rows of this many tokens; shorter ones are filled up.
+            None computes every row as it is, with layers as they were written.
 
     Attributes:
         model: as given, or wrapped by an engine later.
         drops: some dropout is left, so scores in training mode are random.
+        compiled: the compiled layers, if so.
 
     Raises:
         ModelError: the model cannot be scored exactly in packed rows.
@@ -67,6 +76,7 @@ class Policy:
         attention: str = "auto",
         dropout: bool = False,
         adapter_dropout: bool = False,
+        compile_for: int | None = None,
     ) -> None:
         if attention != "auto" and attention not in ATTENTIONS:
             raise RecipeError(
@@ -87,7 +97,14 @@ class Policy:
         if core.config._attn_implementation != NAME:
             setattr(core, _PLAIN, core.config._attn_implementation)
         use_attention(core, NAME)
+        self.compiled: CompiledLayers | None = None
+        if compile_for is not None:
+            # imported late: the compiler is large, and most runs do without
+            from prefopt.policy.compiling import CompiledLayers
+
+            self.compiled = CompiledLayers(core, compile_for)
         self._is_proven = False
+        self._head_impl = "not used yet"
 
     def __call__(
         self, batch: PackedBatch, *, stats: Collection[str] = (), against: RowStates | None = None
@@ -132,8 +149,11 @@ class Policy:
         hooks = (
             [] if layers is None else [each.register_forward_hook(remember) for each in decoder_layers(core)]
         )
+        # a hook would become part of the graph, and rows differ in number from batch to batch
+        as_written = self.compiled.off() if self.compiled is not None and hooks else nullcontext()
         try:
-            logps, rows = self._score(batch, stats, None, keep)
+            with as_written:
+                logps, rows = self._score(batch, stats, None, keep)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -155,10 +175,19 @@ class Policy:
         scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
         layout = Layout(batch.segments, self.attention)
         with scoring(core, scorer):
+            if self.compiled is not None:
+                if not self._is_proven:
+                    # what layers were handed cannot be counted in a graph
+                    with self.compiled.off(), torch.no_grad():
+                        self._prove(core, scorer, layout, self._run(batch, layout).logits)
+                batch = fill(batch, self.compiled.size)
+                table = table_of(batch.segments, batch.num_tokens)
+                layout = Layout(batch.segments, self.attention, table, used=layout.used)
             outputs = self._run(batch, layout)
         self._attention_used.update(layout.used)
         if not self._is_proven:
             self._prove(core, scorer, layout, outputs.logits)
+        self._head_impl = scorer.impl
         values = outputs.logits[0].unbind(-1)
         logps = SeqLogps(
             tokens=values[0].contiguous(),
@@ -170,13 +199,14 @@ class Policy:
     def _run(self, batch: PackedBatch, layout: Layout) -> Any:
         kwargs: dict[str, Any] = {LAYOUT: layout}
         try:
-            return self.model(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                attention_mask=None,
-                use_cache=False,
-                **kwargs,
-            )
+            with nullcontext() if self.compiled is None else self.compiled.running():
+                return self.model(
+                    input_ids=batch.input_ids[None],
+                    position_ids=batch.position_ids[None],
+                    attention_mask=None,
+                    use_cache=False,
+                    **kwargs,
+                )
         except (MissingLayoutError, TypeError) as error:
             if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
                 raise
@@ -208,7 +238,8 @@ class Policy:
         core = causal_model(self.model)
         use_attention(core, name or getattr(core, _PLAIN))
         try:
-            yield self.model
+            with nullcontext() if self.compiled is None else self.compiled.off():
+                yield self.model
         finally:
             use_attention(core, NAME)
 
@@ -292,11 +323,16 @@ class Policy:
         return int(config.num_hidden_layers), int(config.hidden_size)
 
     def describe(self) -> dict[str, str]:
-        """Say which attention and which head are in use; ``auto`` becomes a name with the first batch."""
+        """Say which attention and head are in use; ``auto`` becomes a name with the first batch."""
         core = causal_model(self.model)
         head = class_of(head_of(core)).__name__
         attention = describe(self._attention_used) or self.attention
-        return {"attention": attention, "head": f"chunked ({head}, {read_transform(core)})"}
+        found = {"attention": attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
+        if self.compiled is not None:
+            found["layers"] = f"compiled for {self.compiled.size} tokens"
+        if (weights := describe_weights(core)) is not None:
+            found["weights"] = weights
+        return found
 
 
 def _check_adapters(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
@@ -13,6 +14,7 @@ from prefopt.errors import ModelError
 from prefopt.kernels import tree_attention
 from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve
 from prefopt.kernels.prefix_attention.flash_op import active_name
+from prefopt.kernels.prefix_attention.opaque import opaque_attention
 from prefopt.types import Segments
 
 # transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
@@ -27,6 +29,7 @@ class Layout:
 
     segments: Segments
     impl: str
+    table: Tensor | None = None  # the segments once more, for compiled layers
     used: dict[str, str] = field(default_factory=dict)  # back-end -> why auto took no faster one
     num_layers: int = 0
     num_windows: int = 0
@@ -64,13 +67,18 @@ def attend(
         )
     if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
+    rule: dict[str, Any] = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.compiler.is_compiling():
+        # neither the segments nor a count may be read here: the graph would be good for this batch only
+        assert layout.table is not None, "a compiled layer got a batch that was not laid out for it"
+        out = opaque_attention(query, key, value, layout.table, scaling=scale, impl=layout.impl, **rule)
+        return out, None
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
-    rule: dict[str, Any] = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
     problem = problem_of(query, key, value, layout.segments, **rule)
     choice = resolve(layout.impl, problem, machine_of(query.device), "model.attention:")
     layout.used[choice.name] = choice.why
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = tree_attention(query, key, value, layout.segments, scaling=scale, impl=choice.name, **rule)
     return out, None
 
@@ -81,8 +89,8 @@ def describe(used: dict[str, str]) -> str:
     return " and ".join(f"{name} ({note})" if note else name for name, note in notes.items())
 
 
-_register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
-_register(NAME, attend)
+register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
+register(NAME, attend)
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:

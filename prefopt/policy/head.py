@@ -110,6 +110,7 @@ class ScoringHead:
         self.against, self.keep = against, keep
         self.packed: Tensor | None = None
         self.rows: RowStates | None = None
+        self.impl = ""  # the back-end that scored
 
     def score(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor] | None = None
@@ -132,6 +133,7 @@ class ScoringHead:
             found["kl"] = self._diverge(flat, weight, bias, lora, self.against)
         if self.keep != "no":
             self.rows = self._rows(flat, weight, bias, lora)
+        self.impl = result.impl
         columns = [result.logps, *(found[name] for name in self.stats)]
         # a new tensor and no view: sharding libraries hang their backward hooks on it
         self.packed = torch.cat([column.view(1, -1, 1) for column in columns], dim=-1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,8 +43,17 @@ def load_model(
     key: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> Any:
     """Load a causal language model of which every weight is in the checkpoint; see ``load_config``.
+
+    Args:
+        path: hub id or local folder.
+        dtype: of the weights, quantised ones apart.
+        key: the setting that names ``path``, for errors.
+        revision: of a hub model.
+        trust_remote_code: run Python code from the model's repository.
+        quantization: what transformers shall do to the weights on the way; see ``policy.quantize``.
 
     Raises:
         ModelError: it is missing, broken, incomplete or of a kind that is not supported.
@@ -57,6 +67,7 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
             # the keys are wanted, which the library's own refusal does not name
             ignore_mismatched_sizes=True,
         )
@@ -75,6 +86,15 @@ def load_model(
     if unused := found["unexpected_keys"]:
         log.warning("%s: %r holds weights that are not used: %s (%s)", key, path, min(unused), _more(unused))
     return model
+
+
+def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """Build a causal language model from its configuration alone, with weights that take no memory."""
+    # the library writes the dtype into the configuration that it is given
+    own = copy.deepcopy(config)
+    build: Callable[..., Any] = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        return build(own, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def load_adapter(
@@ -114,6 +134,25 @@ def load_adapter(
                 f"{key}: {path!r} {what}: {min(keys)} ({_more(keys)}). "
                 f"Give an adapter that was made for this model."
             )
+    return model
+
+
+def skeleton_adapter(
+    model: Any, path: str, *, key: str, name: str = "default", is_trainable: bool = False
+) -> Any:
+    """Put an adapter on a model as ``load_adapter`` does, from its configuration alone.
+
+    Raises:
+        ModelError: the configuration is missing or broken, or made for a model with other layers.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    with _reading(key, path), torch.device("meta"):
+        config = PeftConfig.from_pretrained(path)
+        config.inference_mode = not is_trainable
+        if not hasattr(model, "peft_config"):
+            return get_peft_model(model, config, adapter_name=name)
+        model.add_adapter(name, config)
     return model
 
 

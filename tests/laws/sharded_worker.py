@@ -189,9 +189,9 @@ def accumulate(trainer: Trainer) -> tuple[dict[str, Tensor], list[PackedBatch]]:
     return dict(zip(names, trainer.engine.sum(vector), strict=True)), packs
 
 
-def build(model: nn.Module, engine: Engine, dtype: torch.dtype) -> Trainer:
+def build(model: nn.Module, engine: Engine, dtype: torch.dtype, compile_for: int | None = None) -> Trainer:
     data = toy.table(9)
-    policy = Recording(model)
+    policy = Recording(model, compile_for=compile_for)
     policy.seen = {}
     has_adapter = hasattr(model, "peft_config")
     reference = (
@@ -211,7 +211,14 @@ def build(model: nn.Module, engine: Engine, dtype: torch.dtype) -> Trainer:
     )
 
 
-def compare(name: str, model: str, engine: Any, dtype: torch.dtype, out: dict[str, Tensor]) -> None:
+def compare(
+    name: str,
+    model: str,
+    engine: Any,
+    dtype: torch.dtype,
+    out: dict[str, Tensor],
+    compile_for: int | None = None,
+) -> None:
     """Write log-probs, metrics, gradients and stepped weights of one case, whole and spread over ranks."""
     alone = build(MODELS[model](dtype), Alone(), dtype)
     expected, _ = accumulate(alone)
@@ -221,7 +228,7 @@ def compare(name: str, model: str, engine: Any, dtype: torch.dtype, out: dict[st
     gradients = {key: p.grad for key, p in alone.parameters.items()}
     alone.optimizer.step()
 
-    trainer = build(MODELS[model](dtype), engine, dtype)
+    trainer = build(MODELS[model](dtype), engine, dtype, compile_for)
     accumulate(trainer)
     engine.drop(trainer)  # as a step that is not finite would be
     trainer.policy.seen.clear()
@@ -264,6 +271,15 @@ def fsdp(out: dict[str, Tensor]) -> None:
         compare(f"own, {model}", model, Own(), torch.float64, out)
 
 
+def compiled(out: dict[str, Tensor]) -> None:
+    """FSDP2 over compiled layers, checkpointed ones and adapters among them."""
+    from prefopt.policy import compiling
+
+    compiling.BACKEND = "aot_eager"
+    for model in ("untied", "checkpointed", "lora"):
+        compare(f"compiled, {model}", model, Own(), torch.float64, out, compile_for=80)
+
+
 def zero(out: dict[str, Tensor]) -> None:
     """DeepSpeed in float32, the widest it sums gradients in."""
     import deepspeed
@@ -280,7 +296,7 @@ def main(folder: Path, which: str) -> None:
     torch.set_num_threads(1)
     out: dict[str, Tensor] = {}
     engine = Engine(cpu=True)
-    {"fsdp": fsdp, "zero": zero}[which](out)
+    {"fsdp": fsdp, "compiled": compiled, "zero": zero}[which](out)
     save_file(
         {k: v.contiguous().clone() for k, v in out.items()}, str(folder / f"rank{engine.rank}.safetensors")
     )

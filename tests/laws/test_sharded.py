@@ -68,6 +68,12 @@ def test_fsdp2_equals_one_process(tmp_path: Path) -> None:
     assert (first["head apart/ghosts"], second["head apart/ghosts"]) == ([0, 1], [0, 0])
 
 
+@pytest.mark.slow
+def test_fsdp2_over_compiled_layers_equals_one_process(tmp_path: Path) -> None:
+    """The layers' graphs, traced but not turned into code, gather and give up their weights by hooks around them."""
+    agree(run("compiled", tmp_path), 3, rtol=1e-9, weights=1e-9)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 def test_deepspeed_equals_one_process(tmp_path: Path) -> None:
     """ZeRO-3 with the same models, ZeRO-1 with one, after a first try of the step that was dropped.

@@ -16,6 +16,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -335,6 +336,30 @@ def answer_order(order: Sequence[int], count: int) -> list[int]:
         return list(order)
     starts = [sum(GROUP_SIZES[:group]) for group in range(NUM_UNITS)]
     return [starts[group] + at for group in order for at in range(GROUP_SIZES[group])]
+
+
+def on_meta(value):
+    """Move what is no float, and so no leaf, as well."""
+    if isinstance(value, Tensor):
+        return value.to(META)
+    if isinstance(value, SideLogps):
+        value = replace(value, is_desirable=value.is_desirable.to(META))
+    sides = sides_of(value)
+    return with_sides(
+        value, [side.with_stats({name: v.to(META) for name, v in side.stats.items()}) for side in sides]
+    )
+
+
+@every_case
+def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
+    """Forward and backward read no number of the device on the host, and copy to it without waiting."""
+    pose_as_gpu(monkeypatch)
+    given = arguments(loss)
+    inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
+    given = {name: on_meta(value) for name, value in with_leaves(given, inputs).items()}
+    with Watch() as watch:
+        torch.autograd.grad(loss(**given).loss.sum(), inputs, allow_unused=True)
+    assert watch.waits == []
 
 
 @every_case

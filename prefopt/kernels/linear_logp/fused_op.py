@@ -19,20 +19,18 @@ from prefopt.kernels.linear_logp import chunked
 from prefopt.kernels.linear_logp.fused import milliseconds
 from prefopt.kernels.linear_logp.gemm import multiply, product_dtype, project
 from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, row_values, score
-from prefopt.kernels.linear_logp.plans import Plan, Problem
+from prefopt.kernels.linear_logp.plans import (
+    CACHE_BYTES,
+    CHUNK_BYTES,
+    COLUMN_MULTIPLE,
+    MAX_STORED_SOFTCAP,
+    ROW_MULTIPLE,
+    VOCAB_MULTIPLE,
+    Plan,
+    Problem,
+)
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.kernels.linear_logp.tuning import tuned_plan
-
-CHUNK_BYTES = 768 << 20
-"""Memory for one chunk of the [M, V] matrix: thousands of rows or columns, so that products run at full rate."""
-CACHE_BYTES = 1 << 30
-"""Up to this size ``auto`` keeps the [M, V] exponentials instead of computing logits twice."""
-MAX_STORED_SOFTCAP = 43.0
-"""Logits within 2 * 43 nats of one another have exponentials within the range of bfloat16 and float32."""
-ROW_MULTIPLE = 128
-VOCAB_MULTIPLE = 1024
-COLUMN_MULTIPLE = 64
-"""Stored rows start at multiples of 128 bytes: the library's products are slow on odd strides."""
 
 
 def choose_mode(inputs: HeadInputs, stats: Sequence[str], mode: str, softcap: float | None) -> str:

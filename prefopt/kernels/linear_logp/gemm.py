@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK_ELEMENTS = 1 << 24
+BLOCK_ELEMENTS = 1 << 24
 """Weight entries widened at a time: 64 MiB in float32."""
 
 
@@ -79,7 +79,7 @@ def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tens
     if weight.dtype == dtype:
         yield 0, vocabulary, weight
         return
-    step = max(1, _BLOCK_ELEMENTS // max(1, weight.shape[1]))
+    step = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1]))
     for low in range(0, vocabulary, step):
         high = min(low + step, vocabulary)
         yield low, high, weight[low:high].to(dtype)

@@ -13,6 +13,17 @@ from typing import Literal
 
 import torch
 
+CHUNK_BYTES = 768 << 20
+"""Memory for one chunk of the [M, V] matrix: thousands of rows or columns, so that products run at full rate."""
+CACHE_BYTES = 1 << 30
+"""Up to this size ``auto`` keeps the [M, V] exponentials instead of computing logits twice."""
+MAX_STORED_SOFTCAP = 43.0
+"""Logits within 2 * 43 nats of one another have exponentials within the range of bfloat16 and float32."""
+ROW_MULTIPLE = 128
+VOCAB_MULTIPLE = 1024
+COLUMN_MULTIPLE = 64
+"""Stored rows start at multiples of 128 bytes: the library's products are slow on odd strides."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:

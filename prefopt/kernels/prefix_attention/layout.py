@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prefopt.ragged import on_device
 from prefopt.types import Segments
 
 
@@ -76,8 +77,7 @@ def dense_mask(segments: Segments, window: int | None, device: torch.device) -> 
 
 def upload(numbers: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
     """Return host numbers as int32 on a device, which goes on working while they are copied."""
-    host = torch.from_numpy(numbers.astype(np.int32))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return on_device(torch.from_numpy(numbers.astype(np.int32)), device)
 
 
 def path_starts(segments: Segments) -> list[int]:
