@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from prefopt.memory import Machine, Sample, plan_of
 
-from benchmarks._models import build_base, recompute_layers, with_adapters
+from benchmarks._models import DTYPES, build_base, recompute_layers, with_adapters
 from benchmarks._ours import Way
 from benchmarks._task import Task
 from prefopt.data.pack import pack
+from prefopt.memory import Sample, Target, plan_of
 
 
 def planned_mib(task: Task, way: Way) -> float | None:
@@ -35,8 +36,8 @@ def planned_mib(task: Task, way: Way) -> float | None:
     found = plan_of(
         model,
         Sample.of(batch),
-        _machine(task, way),
-        reference=None if way.is_cached else reference,
+        _target(task, way),
+        references=[] if way.is_cached else [reference],
         accumulates=any(len(packs) > 1 for packs in steps),
     )
     return found.allocated(batch.num_tokens) / 2**20
@@ -53,12 +54,7 @@ def _outline(task: Task, way: Way) -> Any:
     return model
 
 
-def _machine(task: Task, way: Way) -> Machine:
-    on_gpu = task.device == "cuda"
-    attention = "varlen" if on_gpu and task.model.compute != torch.float32 else "segments"
-    return Machine(
-        device=task.device,
-        attention=attention if way.attention == "auto" else way.attention,
-        head=("fused" if on_gpu else "chunked") if way.head == "auto" else way.head,
-        autocast=torch.bfloat16 if task.model.autocast else None,
-    )
+def _target(task: Task, way: Way) -> Target:
+    autocast = torch.bfloat16 if task.model.autocast else None
+    found = Target.of(task.device, DTYPES[task.model.dtype], way.attention, autocast)
+    return found if way.head == "auto" else replace(found, head=way.head)

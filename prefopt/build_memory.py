@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,19 @@ from prefopt.build_model import (
     source_of,
     with_lora,
 )
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_of
 from prefopt.policy import Policy
+from prefopt.policy.head import head_of
 from prefopt.policy.load import load_config, skeleton, skeleton_adapter
+from prefopt.policy.wrappers import causal_model
 from prefopt.recipe import MovingReference, Recipe, ReferenceModel
 from prefopt.reference import own_stats
+from prefopt.types import LEARNED_MASKS
+from prefopt.weighting import TokenMasks, needs_layers
+
+BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
+"""Bits of a quantised weight; nf4 with a scale of 8 bits for 64 of them, and of 32 for 256 of those scales."""
 
 
 def plan_memory(
@@ -51,8 +59,9 @@ def plan_memory(
                 "Use 'auto'."
             )
         )
-    model = skeleton_of(recipe).model
-    return plan_of(
+    policy = skeleton_of(recipe)
+    model = policy.model
+    plan = plan_of(
         model,
         sample,
         target,
@@ -60,8 +69,11 @@ def plan_memory(
         references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
         stats=loss.contract.policy_stats,
         reference_stats=own_stats(loss.contract.reference_stats),
+        layers=needs_layers(loss.contract.policy_stats),
+        masks=_masks(loss, policy),
         accumulates=accumulates,
     )
+    return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
 
 
 def skeleton_of(recipe: Recipe) -> Policy:
@@ -76,7 +88,37 @@ def skeleton_of(recipe: Recipe) -> Policy:
         model = skeleton_adapter(base, settings.adapter, key="model.adapter", is_trainable=True)
         if not {"initial", "cached"}.isdisjoint(named_references(recipe)):
             skeleton_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
-    return ready(recipe, base, model)
+    return ready(recipe, base, model, compile_for=None)
+
+
+def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan:
+    """Plan the same with the linear layers of the base but its head in few bits, unpacked one by one."""
+    core, settings = causal_model(model), recipe.model
+    kept = set(head_of(core).modules())
+    assert settings.quantization is not None
+    layers = [
+        module
+        for name, module in core.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name and module not in kept
+    ]
+    bits, compute = BITS[settings.quantization], DTYPES[settings.autocast or settings.dtype]
+    saved = sum(round(each.weight.nbytes - each.weight.numel() * bits / 8) for each in layers)
+    moving = any(isinstance(entry, MovingReference) for entry in references_of(recipe))
+    return replace(
+        plan,
+        weights=plan.weights - saved,
+        references=plan.references - (saved if moving and plan.references else 0),
+        unpacked=max((each.weight.numel() for each in layers), default=0) * compute.itemsize,
+    )
+
+
+def _masks(loss: BoundLoss, policy: Policy) -> nn.Module | None:
+    """Build the module that learns token weights, where the loss asks for them."""
+    wanted = set(LEARNED_MASKS) & set(loss.contract.row_stats)
+    if not wanted:
+        return None
+    with torch.device("meta"):
+        return TokenMasks(*policy.depth_and_width, wanted)
 
 
 def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
@@ -107,4 +149,6 @@ def _skeleton(path: str, key: str, dtype: torch.dtype, **source: Any) -> Any:
         with torch.device("meta"):
             return demo.build_model(path).to(dtype)  # type: ignore[arg-type]
     config = load_config(path, key=key, **source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{key}: {path!r} stores its weights quantised, so their memory is not planned.")
     return skeleton(config, dtype=dtype, trust_remote_code=bool(source.get("trust_remote_code")))

@@ -82,16 +82,17 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
             )
         )
     model = _with_adapter(recipe, base, weights) if adapted else base
-    return ready(recipe, base, model)
+    return ready(recipe, base, model, compile_for=compiled_tokens(recipe))
 
 
-def ready(recipe: Recipe, base: Any, model: Any) -> Policy:
+def ready(recipe: Recipe, base: Any, model: Any, *, compile_for: int | None) -> Policy:
     """Make a policy of a model as the recipe trains it.
 
     Args:
         recipe: says how it computes.
         base: the model without adapters.
         model: the same with adapters, or ``base`` itself.
+        compile_for: compile its layers for rows of so many tokens; None leaves them as they are.
     """
     if recipe.model.checkpointing:
         _enable_checkpointing(base)
@@ -101,7 +102,7 @@ def ready(recipe: Recipe, base: Any, model: Any) -> Policy:
             attention=recipe.model.attention,
             dropout=recipe.model.dropout,
             adapter_dropout=recipe.model.lora is not None,
-            compile_for=compiled_tokens(recipe),
+            compile_for=compile_for,
         )
     except RecipeError as error:
         raise recipe.located(error) from None

@@ -86,6 +86,8 @@ def show_memory(
     console.print(_grid(memory, budget, device, ranks))
     for line in _verdict(memory, budget, smallest, device):
         console.print(line, markup=False)
+    if recipe.model.compile:
+        console.print("layers are planned as they are written; compiled ones keep less", markup=False)
     if device.memory is not None and memory.total(budget) > device.memory:
         for line in _ways_out(recipe, variant, planned, smallest, device.memory):
             console.print(line, markup=False)

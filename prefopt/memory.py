@@ -7,7 +7,7 @@ plan adds up and finds the highest moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from prefopt.kernels.footprint import Footprint
+from prefopt.kernels.token_kl.footprint import with_kl
 from prefopt.optim import trainable
-from prefopt.policy.outline import Outline, outline
+from prefopt.policy.outline import Outline, Step, outline
 from prefopt.policy.stand_ins import (
     BACKWARD,
     FORWARD,
@@ -57,6 +58,11 @@ class Ranks:
     reshard: bool = True  # gathered weights are given up between forward and backward
     units: tuple[str, ...] = ()  # class names of the layers; empty takes those that the model names
 
+    @property
+    def copies_gradients(self) -> bool:
+        """Tell whether gradients are copied into buckets on their way to the other ranks."""
+        return self.count > 1 and not self.is_sharded
+
     def share(self, tensor: Tensor) -> int:
         """Bytes of a parameter on the rank that holds most of it: whole rows, spread evenly."""
         if not self.is_sharded or not tensor.dim():
@@ -88,6 +94,8 @@ class MemoryPlan:
     target: Target
     ranks: Ranks
     accumulates: bool  # gradients of earlier packs are there while a pack runs
+    diverges: bool = False  # the loss reads the divergence from the reference, token by token
+    unpacked: int = 0  # the weight at work, out of few bits
 
     def parts(self, tokens: int) -> dict[str, int]:
         """Return what the memory goes to at the highest moment of a pack of ``tokens``; it adds up to ``total``."""
@@ -100,6 +108,7 @@ class MemoryPlan:
             "AdamW": self.moments,
             "gradients on their way (DDP)": self.buckets,
             "gathered weights (FSDP2)": self.gathered,
+            "unpacked weight": self.unpacked,
             "activations": activations,
             f"working memory: {_PHASES[peak.phase]}": peak.live - activations,
         }
@@ -115,7 +124,7 @@ class MemoryPlan:
     def allocated(self, tokens: int) -> int:
         """Return the bytes of all tensors at the highest moment: what ``torch.cuda.max_memory_allocated`` reads."""
         peak = self.peak(tokens)
-        stays = self.weights + self.moments + self.buckets + self.gathered + self.references
+        stays = self.weights + self.references + self.moments + self.buckets + self.gathered + self.unpacked
         return stays + peak.live + peak.gradients
 
     def total(self, tokens: int) -> int:
@@ -139,9 +148,9 @@ class MemoryPlan:
 
     def _peaks(self, tokens: int) -> Iterator[Peak]:
         head, *others = self._heads(tokens)
-        extra = {HEAD: head.forward, HEAD_BACKWARD: head.backward, REFERENCE: head.kept}
+        extra = {HEAD: head.forward, HEAD_BACKWARD: head.backward}
         if others:
-            extra[REFERENCE_HEAD] = head.kept + max(other.forward for other in others)
+            extra[REFERENCE_HEAD] = max(other.forward for other in others)
         for phase, lines in self.outline.lines.items():
             for line in lines:
                 gradients = self.gradients if self.accumulates else line.gradients
@@ -152,7 +161,8 @@ class MemoryPlan:
         scored = self.sample.scored(tokens)
         calls = (self.outline.head, *self.outline.reference_heads)
         sized = [replace(call, num_rows=scored, num_tokens=tokens) for call in calls]
-        return [call.footprint(self.target.head) for call in sized]
+        policy, *others = [call.footprint(self.target.head) for call in sized]
+        return [with_kl(policy, sized[0]) if self.diverges else policy, *others]
 
     def _overhead(self, allocated: int) -> int:
         between = COLLECTIVES if self.ranks.count > 1 else 0
@@ -168,6 +178,8 @@ def plan_of(
     references: Sequence[nn.Module | str] = (),
     stats: Sequence[str] = (),
     reference_stats: Sequence[str] = (),
+    layers: Callable[[Tensor], Tensor] | None = None,
+    masks: nn.Module | None = None,
     accumulates: bool = True,
 ) -> MemoryPlan:
     """Plan the memory of training ``model`` with AdamW.
@@ -181,8 +193,10 @@ def plan_of(
         references: what scores in every step: models of their own (``model`` again for a frozen copy of
             the start), ``adapter_off`` or ``adapter`` for the policy's weights without or with an adapter.
             References whose log-probs are cached take nothing.
-        stats: statistics of the policy that the loss reads beside the log-probs.
-        reference_stats: those of the references.
+        stats: what the loss reads beside the policy's log-probs, by the names in ``types``.
+        reference_stats: likewise of the references.
+        layers: what is kept of every layer of the reference for such a statistic, from [M, D].
+        masks: makes token weights of that, and is trained along.
         accumulates: steps have several packs, so that gradients are there while a pack runs.
 
     Raises:
@@ -190,25 +204,34 @@ def plan_of(
         RecipeError: the attention asked for cannot run on the target.
     """
     sample, target, ranks = sample or Sample.uniform(), target or Target(), ranks or Ranks()
-    trained = list(trainable(model).values())
     own = [each for each in references if isinstance(each, nn.Module)]
-    found = outline(
-        model, sample, target, stats=stats, references=references, reference_stats=reference_stats
+    step = Step(
+        model,
+        tuple(references),
+        stats=tuple(stats),
+        reference_stats=tuple(reference_stats),
+        layers=layers,
+        masks=masks,
+        copies_head=ranks.is_sharded,
     )
+    trained = [ranks.share(p) for p in trainable(model).values()]
+    # masks are whole on every rank
+    trained += [] if masks is None else [p.nbytes for p in trainable(masks).values()]
     apart = [model, *own] if ranks.is_sharded else []
     return MemoryPlan(
-        weights=_held(model, ranks),
-        gradients=sum(ranks.share(p) for p in trained),
+        weights=_held(model, ranks) + (0 if masks is None else _held(masks, Ranks())),
+        gradients=sum(trained),
         # two moments in the weight's dtype, and a step counter in float32
-        moments=sum(2 * ranks.share(p) + 4 for p in trained),
-        buckets=sum(p.nbytes for p in trained) if ranks.count > 1 and not ranks.is_sharded else 0,
+        moments=sum(2 * size + 4 for size in trained),
+        buckets=sum(p.nbytes for p in trainable(model).values()) if ranks.copies_gradients else 0,
         gathered=max((_gathered(each, ranks) for each in apart), default=0),
         references=sum(_held(each, ranks) for each in own),
-        outline=found,
+        outline=outline(step, sample, target),
         sample=sample,
         target=target,
         ranks=ranks,
         accumulates=accumulates or ranks.is_sharded,
+        diverges="kl" in stats,
     )
 
 

@@ -109,6 +109,46 @@ def test_references_cost_what_they_are(
     assert len(found.outline.reference_heads) == heads
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4.126953125), ("int8", 8)])
+def test_weights_in_few_bits_are_counted_as_such(kind: str, bits: float, tmp_path: Path) -> None:
+    """Two layers of q 16 x 16, k and v 8 x 16, o 16 x 16, gate, up and down 32 x 16: 2304 weights each.
+
+    nf4: 4 bits, 8 for 64 weights, 32 for 256 of those. The largest, 512 weights, is unpacked to bfloat16.
+    """
+    lora = {"model__lora": "{rank: 2}", "model__autocast": "bfloat16"}
+    whole = plan(recipe_of(tmp_path, **lora))
+    packed = plan(recipe_of(tmp_path, **lora, model__quantization=kind))
+    layers = 2 * 2304
+    assert whole.weights - packed.weights == pytest.approx(layers * (4 - bits / 8), abs=7)
+    assert packed.unpacked == 1024
+    assert packed.gradients == whole.gradients and packed.references == 0
+    copy = plan(recipe_of(tmp_path, **lora, model__quantization=kind, reference="{name: moving, mix: 1}"))
+    assert copy.references == pytest.approx(packed.weights, abs=7)
+
+
+def test_weights_stored_in_few_bits_are_not_planned(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    file = tmp_path / "model" / "config.json"
+    stored = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | stored))
+    with pytest.raises(ModelError, match=r"model\.path: .* stores its weights quantised"):
+        plan(recipe)
+
+
+def test_a_recipe_for_compiled_layers_is_planned_as_they_are_written(tmp_path: Path) -> None:
+    written = plan(recipe_of(tmp_path))
+    compiled = plan(recipe_of(tmp_path, model__compile="true", batch__tokens_per_batch="128"))
+    assert compiled.parts(1000) == written.parts(1000)
+
+
+@pytest.mark.parametrize("loss", ["{name: tdpo}", "{name: mapo}", "{name: sparse_mask}"])
+def test_what_a_loss_reads_of_single_tokens_costs_memory(loss: str, tmp_path: Path) -> None:
+    plain, found = plan(recipe_of(tmp_path)), plan(recipe_of(tmp_path, loss=loss))
+    assert found.diverges and not plain.diverges
+    assert found.activations(1000) > plain.activations(1000)
+    assert (found.weights > plain.weights) == ("sparse" in loss)
+
+
 def test_no_weight_is_made_to_plan_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hidden size of 8192 makes two layers of 3 GB each and 8 GB of embeddings and head; none is ever here."""
     recipe = recipe_of(tmp_path)

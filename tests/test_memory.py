@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.linear_logp import chunked
-from prefopt.losses import LOSSES
+from prefopt.losses import LOSSES, contract_of
 from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target, plan_of
 from prefopt.optim import OptimSettings, adamw
 from prefopt.policy import Policy
@@ -26,6 +25,7 @@ from prefopt.policy.ledger import Ledger
 from prefopt.policy.load import skeleton
 from prefopt.reference import AdapterOffReference, FrozenReference, Reference
 from prefopt.trainer import Trainer
+from prefopt.weighting import TokenMasks, needs_layers
 
 pytestmark = [
     # peft sees what it should do with GPT-2's layers by itself, and looks for experts where there are none
@@ -197,21 +197,29 @@ def test_activations_are_what_autograd_keeps(
 
 
 def train(
-    policy: Policy, reference: Reference | None, *, packs: int, autocast: torch.dtype | None = None
+    policy: Policy,
+    reference: Reference | None,
+    *,
+    packs: int,
+    loss: Any = None,
+    masks: TokenMasks | None = None,
+    autocast: torch.dtype | None = None,
 ) -> int:
     """Train for two steps and return the most bytes that were alive, parameters included."""
     rows = groups(16)
     plan = Plan.of(rows, units_per_step=8, tokens_per_batch=8 * TOKENS // packs, shuffle=False)
     models = [policy.model, *([reference.policy.model] if isinstance(reference, FrozenReference) else [])]
+    models += [] if masks is None else [masks]
     known = [t for model in models for t in (*model.parameters(), *model.buffers())]
     trainer = Trainer(
         policy,
-        LOSSES["dpo"] if reference is not None else partial(LOSSES["simpo"]),
+        loss or (LOSSES["simpo"] if reference is None else LOSSES["dpo"]),
         plan,
         rows,
         num_steps=2,
         reference=reference,
         engine=Engine(autocast=autocast, cpu=True),
+        masks=masks,
     )
     with Ledger(known, "step") as ledger:
         for step in trainer:
@@ -243,6 +251,33 @@ def test_a_step_of_experts_under_autocast_peaks_where_planned() -> None:
     policy = build("experts", torch.float32)
     plan = plan_of(policy.model, SAMPLE, cpu(torch.bfloat16))
     seen = train(policy, None, packs=2, autocast=torch.bfloat16)
+    assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
+
+
+def test_a_step_that_reads_the_divergence_token_by_token_peaks_where_planned() -> None:
+    policy, other = build("llama", torch.float32), build("llama", torch.float32)
+    plan = plan_of(policy.model, SAMPLE, cpu(), references=[other.model], stats=["kl"])
+    seen = train(policy, FrozenReference(other, is_start=True), packs=2, loss=LOSSES["tdpo"])
+    assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
+
+
+def test_a_step_with_learned_token_weights_peaks_where_planned() -> None:
+    policy, other = build("llama", torch.float32), build("llama", torch.float32)
+    loss = LOSSES["sparse_mask"]
+    stats = contract_of(loss).policy_stats
+    masks = TokenMasks(*policy.depth_and_width, stats)
+    plan = plan_of(
+        policy.model,
+        SAMPLE,
+        cpu(),
+        references=[other.model],
+        stats=stats,
+        layers=needs_layers(stats),
+        masks=masks,
+    )
+    own = [p.nbytes for p in masks.parameters()]
+    assert plan.weights == bytes_of([*policy.model.parameters(), *policy.model.buffers()]) + sum(own)
+    seen = train(policy, FrozenReference(other, is_start=True), packs=2, loss=loss, masks=masks)
     assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefopt.errors import ModelError
@@ -27,11 +27,14 @@ from prefopt.policy.stand_ins import (
     NAME,
     REFERENCE,
     REFERENCE_HEAD,
+    Keep,
     Row,
     Sample,
+    Scored,
     Target,
 )
 from prefopt.policy.wrappers import causal_model, class_of
+from prefopt.types import MASK_STATS, PAIRED_STATS, STATS
 
 
 class Line(NamedTuple):
@@ -54,35 +57,52 @@ class Outline:
     reference_heads: tuple[HeadCall, ...]  # of references that score in the step
 
 
-def outline(
-    model: nn.Module,
-    sample: Sample,
-    target: Target,
-    *,
-    stats: Sequence[str] = (),
-    references: Sequence[nn.Module | str] = (),
-    reference_stats: Sequence[str] = (),
-) -> Outline:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What scores a pack in a training step, and what the loss reads.
+
+    Args:
+        model: as it is trained, adapters included; on any device, the meta device too.
+        references: what scores every pack without gradient: models of their own, ``adapter_off`` or
+            ``adapter`` for the policy's weights without and with an adapter.
+        stats: of the policy, that the loss reads beside its log-probs.
+        reference_stats: of the references.
+        layers: what is kept of the output of every layer of the reference, [M, D].
+        masks: makes token weights of these and is trained along.
+        copies_head: the reference's weights do not last, so that what is read of them is copied.
+    """
+
+    model: nn.Module
+    references: tuple[nn.Module | str, ...] = ()
+    stats: tuple[str, ...] = ()
+    reference_stats: tuple[str, ...] = ()
+    layers: Callable[[Tensor], Tensor] | None = None
+    masks: nn.Module | None = None
+    copies_head: bool = False
+
+    @property
+    def keep(self) -> Keep:
+        if not set(self.stats) & {*PAIRED_STATS, *MASK_STATS}:
+            return "no"
+        return "copy" if self.copies_head else "yes"
+
+
+def outline(step: Step, sample: Sample, target: Target) -> Outline:
     """Run one pack, forward and backward, without memory and without numbers.
 
     Args:
-        model: a causal language model, adapters included, as it is trained; on any device, the meta
-            device too. It is copied, and never changed.
+        step: what runs; models are copied, and never changed.
         sample: what packs look like.
         target: which kernels run, on what.
-        stats: of the policy, that the loss reads.
-        references: what scores every pack without gradient: models of their own, ``adapter_off`` or
-            ``adapter`` for the policy's weights without and with an adapter.
-        reference_stats: of the references, that the loss reads.
 
     Raises:
         ModelError: the model asks its tensors for values.
         RecipeError: the attention asked for cannot run on the target.
     """
-    name = class_of(causal_model(model)).__name__
+    name = class_of(causal_model(step.model)).__name__
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            run = _Run(model, target, stats, references, reference_stats)
+            run = _Run(step, target)
             first, second = run.moments(sample), run.moments(sample.twice())
     except (RuntimeError, NotImplementedError) as error:
         raise ModelError(
@@ -119,22 +139,18 @@ def _highest(lines: set[Line]) -> tuple[Line, ...]:
 class _Run:
     """Hold the copies without memory, and run packs through them."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        target: Target,
-        stats: Sequence[str],
-        references: Sequence[nn.Module | str],
-        reference_stats: Sequence[str],
-    ) -> None:
-        self.target, self.stats, self.reference_stats = target, stats, reference_stats
-        self.policy = weightless(model).train()
-        copies = {id(each): weightless(each).eval() for each in references if isinstance(each, nn.Module)}
-        self.references = [copies.get(id(each), each) for each in references]
+    def __init__(self, step: Step, target: Target) -> None:
+        self.step, self.target = step, target
+        self.policy = weightless(step.model).train()
+        copies = {
+            id(each): weightless(each).eval() for each in step.references if isinstance(each, nn.Module)
+        }
+        self.references = [copies.get(id(each), each) for each in step.references]
         self.models = [self.policy, *(each.requires_grad_(False) for each in copies.values())]
         for each in self.models:
             use_attention(causal_model(each), NAME)
         self.stacks = [Stack(causal_model(each)) for each in self.models]
+        self.masks = None if step.masks is None else weightless(step.masks).train()
         self.head: HeadCall | None = None
         self.reference_heads: list[HeadCall] = []
 
@@ -147,9 +163,10 @@ class _Run:
     def _run(
         self, sample: Sample, prepare: Callable[[Stack, Ledger], None], references: list[nn.Module | str]
     ) -> list[Moment]:
-        known = [tensor for model in self.models for tensor in (*model.parameters(), *model.buffers())]
-        ledger = Ledger(known, FORWARD)
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        modules = [*self.models, *([] if self.masks is None else [self.masks])]
+        known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        ledger = Ledger(known, REFERENCE)
+        trained = [p for module in (self.policy, *modules[len(self.models) :]) for p in _trained(module)]
         for each in self.stacks:
             prepare(each, ledger)
         with ExitStack() as stack:
@@ -157,16 +174,24 @@ class _Run:
                 hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook
                 stack.callback(hook(ledger.finish).remove)
             stack.enter_context(ledger)
-            row = Row(sample, self.target, ledger)
-            with self._autocast():
-                logps, self.head = row.score(self.policy, HEAD, self.stats)
-                ledger.phase = REFERENCE
-                self.reference_heads = [self._refer(row, reference) for reference in references]
-            self.stacks[0].turn()
-            torch.autograd.backward(logps.sum())
+            self._score(Row(sample, self.target, ledger, self.step.layers), ledger, references)
         for parameter in trained:
             parameter.grad = None
         return ledger.moments
+
+    def _score(self, row: Row, ledger: Ledger, references: list[nn.Module | str]) -> None:
+        """Score the row with all references, then with the policy, and go back through it."""
+        others = [self._refer(row, reference) for reference in references]
+        ledger.phase = FORWARD
+        with self._autocast():
+            stats = [name for name in self.step.stats if name in (*STATS, *PAIRED_STATS)]
+            found = row.score(self.policy, HEAD, stats)
+        self.head, self.reference_heads = found.call, [other.call for other in others]
+        total = found.logps.sum()
+        if self.masks is not None and others:
+            total = total + sum(weights.sum() for weights in self.masks(others[0].layers).values())
+        self.stacks[0].turn()
+        torch.autograd.backward(total)
 
     def _autocast(self) -> Any:
         # tensors without memory stand on the CPU whatever the machine
@@ -174,11 +199,20 @@ class _Run:
         return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
 
     @torch.no_grad()
-    def _refer(self, row: Row, reference: nn.Module | str) -> HeadCall:
-        if isinstance(reference, nn.Module):
-            return row.score(reference, REFERENCE_HEAD, self.reference_stats)[1]
-        with _evaluating(self.policy, without_adapter=reference == "adapter_off"):
-            return row.score(self.policy, REFERENCE_HEAD, self.reference_stats)[1]
+    def _refer(self, row: Row, reference: nn.Module | str) -> Scored:
+        with ExitStack() as stack:
+            stack.enter_context(self._autocast())
+            model = reference
+            if not isinstance(model, nn.Module):
+                model = self.policy
+                stack.enter_context(_evaluating(model, without_adapter=reference == "adapter_off"))
+            found = row.score(model, REFERENCE_HEAD, self.step.reference_stats, self.step.keep)
+            # its log-probs are all that stays of what is not asked for
+            return found._replace(logps=found.logps.clone())
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 @contextmanager

@@ -7,15 +7,15 @@ looked at: what lies next to them, such as the embeddings, lives and dies with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt.policy.ledger import Ledger
+from prefopt.policy.wrappers import outermost_layers
 
 _PLACES = ("idx", "index", "layer_id", "layer_number")
 """Parts of the names by which layers know their own place, in which alone those of one kind may differ."""
@@ -29,7 +29,7 @@ class Stack:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = list(_outermost(model))
+        layers = list(outermost_layers(model))
         self.kinds = _kinds_of(model, layers)
         self._places = {kind: _places(self.kinds, kind) for kind in set(self.kinds)}
         ends = {at for places in self._places.values() for at in (*places[:2], *places[-2:])}
@@ -109,14 +109,6 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         ctx.stack.enter_backward(ctx.at)
         return upstream, None, None
-
-
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, GradientCheckpointingLayer):
-            yield child
-        else:
-            yield from _outermost(child)
 
 
 def _kinds_of(model: Any, layers: list[nn.Module]) -> list[int]:

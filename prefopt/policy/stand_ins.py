@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,15 @@ from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.policy.attention import LAYOUT, register
 from prefopt.policy.head import ScoringHead, read_transform, scoring
 from prefopt.policy.ledger import Ledger
-from prefopt.policy.wrappers import causal_model
-from prefopt.types import PackedBatch, Segments
+from prefopt.policy.wrappers import causal_model, decoder_layers
+from prefopt.types import STATS, PackedBatch, Segments
 
 NAME = "prefopt_outline"
 FORWARD, REFERENCE, BACKWARD = "forward", "reference", "backward"
 HEAD, REFERENCE_HEAD, HEAD_BACKWARD = "head", "reference head", "head backward"
 """Phases; the last three are single moments, at which a head's own memory comes on top."""
+
+Keep = Literal["no", "yes", "copy"]
 
 _NEW_GPU = choice.Machine("cuda", (9, 0))
 
@@ -100,6 +103,15 @@ class Target:
         return self.machine.device
 
 
+class Scored(NamedTuple):
+    """What a model made of a row."""
+
+    logps: Tensor  # [1, M, 1 + stats]
+    call: HeadCall
+    kept: tuple[Tensor, ...]  # rows and head, where asked for
+    layers: tuple[Tensor, ...]
+
+
 @dataclass(slots=True)
 class Row:
     """A packed row without numbers; stands where attention expects its layout."""
@@ -107,26 +119,39 @@ class Row:
     sample: Sample
     target: Target
     ledger: Ledger
+    layers: Callable[[Tensor], Tensor] | None = None  # what is kept of every layer of a reference
     counts: dict[Any, Footprint] = field(default_factory=dict)
 
-    def score(self, model: nn.Module, phase: str, stats: Sequence[str]) -> tuple[Tensor, HeadCall]:
-        """Run a model on the row and return its "logits" and what its head was called with.
+    def score(self, model: nn.Module, phase: str, stats: Sequence[str], keep: Keep = "no") -> Scored:
+        """Run a model on the row.
 
         Args:
             model: attends by ``NAME``.
             phase: what the ledger calls the moment of the head.
             stats: wanted beside the log-probs.
+            keep: also return the rows that made the log-probs; "copy": with a copy of the head.
         """
-        core, tokens, scored = causal_model(model), self.sample.num_tokens, self.sample.num_scored
+        core, tokens = causal_model(model), self.sample.num_tokens
         ids, positions = (torch.zeros((1, tokens), dtype=torch.int64) for _ in range(2))
-        score_at, targets = (torch.zeros(scored, dtype=torch.int64) for _ in range(2))
-        head = _Head(self, phase, score_at, targets, stats, read_transform(core))
-        with scoring(core, head):
+        score_at, targets = (torch.zeros(self.sample.num_scored, dtype=torch.int64) for _ in range(2))
+        head = _Head(self, phase, score_at, targets, stats, read_transform(core), keep=keep)
+        layers: list[Tensor] = []
+
+        def remember(module: nn.Module, given: Any, output: Any) -> None:
+            assert self.layers is not None
+            hidden = output[0] if isinstance(output, tuple) else output
+            layers.append(self.layers(hidden.detach().flatten(0, -2).index_select(0, score_at)))
+
+        with ExitStack() as stack:
+            stack.enter_context(scoring(core, head))
+            if keep != "no" and self.layers is not None:
+                for each in decoder_layers(core):
+                    stack.callback(each.register_forward_hook(remember).remove)
             outputs = model(
                 input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, **{LAYOUT: self}
             )
         assert head.call is not None
-        return outputs.logits, head.call
+        return Scored(outputs.logits, head.call, head.kept, tuple(layers))
 
     def attention(self, problem: choice.Problem, heads: tuple[int, int], window: int | None) -> Footprint:
         """Return what attention to this row holds on top of its operands and its result.
@@ -216,13 +241,16 @@ def _bytes(like: Tensor, count: int) -> Tensor:
 class _Head(ScoringHead):
     """Stand in for the head during one call of the model, and remember what it would be called with."""
 
-    def __init__(self, row: Row, phase: str, *rest: Any) -> None:
-        super().__init__(*rest)
+    def __init__(self, row: Row, phase: str, *rest: Any, keep: Keep) -> None:
+        super().__init__(*rest, keep=keep)
         self.row, self.phase = row, phase
         self.call: HeadCall | None = None
+        self.kept: tuple[Tensor, ...] = ()
 
-    def score(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, **extra: Any) -> Tensor:
-        flat, (x2, w2) = hidden.flatten(0, -2), extra.get("lora", (None, None))
+    def score(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        flat, (x2, w2) = hidden.flatten(0, -2), lora or (None, None)
         parts, with_grad = (flat, weight, bias, x2, w2), torch.is_grad_enabled()
         trains = [with_grad and part is not None and part.requires_grad for part in parts]
         self.call = HeadCall(
@@ -236,7 +264,7 @@ class _Head(ScoringHead):
             trains_hidden=trains[0],
             trains_weight=trains[1],
             trains_rest=any(trains[2:]),
-            stats=self.stats,
+            stats=tuple(name for name in self.stats if name in STATS),
             softcap=self.transform.softcap,
             device=self.row.target.device,
         )
@@ -246,6 +274,10 @@ class _Head(ScoringHead):
         shape = (1, self.targets.numel(), 1 + len(self.stats))
         apply: Callable[..., Tensor] = _Logps.apply
         self.packed = apply(*parts, shape, keeps_hidden, ledger)
+        if self.keep != "no":
+            self.kept = (flat.detach().index_select(0, self.score_at),)
+        if self.keep == "copy":
+            self.kept += (weight.detach().clone(),)
         return self.packed
 
 

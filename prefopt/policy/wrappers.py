@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt.errors import ModelError
 
@@ -46,6 +48,15 @@ def class_of(module: nn.Module) -> type[Any]:
 def is_sharded(model: nn.Module) -> bool:
     """Tell whether the weights are spread over ranks, so that whole ones last only for a module's forward."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def outermost_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of a model that can be computed again by themselves, first to last, none inside another."""
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from outermost_layers(child)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -15,6 +15,8 @@ from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import varlen_attention
+from prefopt.kernels.token_kl import token_kl
+from prefopt.kernels.token_kl.footprint import kl_footprint, with_kl
 from prefopt.policy.stand_ins import Sample
 
 SINGLE, HALF = torch.float32, torch.bfloat16
@@ -77,6 +79,46 @@ def test_a_chunked_head_takes_what_it_says(
     call = head_call(dtypes, trains, stats=stats, softcap=softcap, device="cpu")
     # numbers per row that pass by are not counted: 300 rows of 4 bytes a few times over, in some MB
     assert_close(call.footprint("chunked"), seen, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtypes", [(SINGLE, SINGLE), (HALF, HALF), (HALF, SINGLE)], ids=str)
+@pytest.mark.parametrize(
+    ("trains", "cache", "mode"),
+    [(True, 1 << 40, "cached"), (True, 0, "recompute"), (False, 0, "frozen")],
+    ids=["cached", "recompute", "frozen"],
+)
+@pytest.mark.parametrize("chunk_rows", [64, 600])
+def test_a_divergence_takes_what_it_says(
+    dtypes: tuple[torch.dtype, torch.dtype],
+    trains: bool,
+    cache: int,
+    mode: str,
+    chunk_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunked, "TILE_BYTES", {"cpu": 4 * chunk_rows * VOCAB * 4, "cuda": 1})
+    monkeypatch.setattr(chunked, "MIN_ROWS", 16)
+    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    hidden, weight, rows, _ = head_tensors(dtypes, trains)
+    reference = torch.randn(ROWS, WIDTH, dtype=dtypes[0]), torch.randn(VOCAB, WIDTH, dtype=dtypes[1])
+
+    def diverge() -> Tensor:
+        return token_kl(hidden, weight, *reference, rows=rows).sum()
+
+    call = head_call(dtypes, trains, device="cpu")
+    assert call.mode("chunked") == mode
+    # operands widened for the products are let go a little earlier than counted
+    assert_close(kl_footprint(call), held(diverge, (hidden, weight, rows, *reference)), rtol=0.1)
+
+
+def test_a_head_that_also_diverges_holds_both_and_goes_back_through_one_after_the_other() -> None:
+    """Scored 10 of 20 tokens of width 4, 5 logits in float32: gradients of 320 and 80 bytes wait."""
+    call = HeadCall(10, 20, 5, 4, SINGLE, SINGLE, SINGLE, True, True, device="cpu")
+    alone, kl = call.footprint("chunked"), kl_footprint(call)
+    both = with_kl(alone, call)
+    assert both.kept == alone.kept + kl.kept
+    assert both.forward == max(alone.forward, alone.kept + kl.forward)
+    assert both.backward == max(alone.kept + kl.backward, 400 + alone.backward)
 
 
 @pytest.mark.parametrize("stats", [(), ("entropy",), ("is_top1",), ("log_sum_p2",), ("mean_logit",)], ids=str)

@@ -58,7 +58,7 @@ class HeadCall:
         Args:
             impl: ``fused`` or ``chunked``.
         """
-        count = _Fused if impl == "fused" else _Chunked
+        count = _Fused if impl == "fused" else ChunkedCount
         return count(self, self.mode(impl)).footprint()
 
     @property
@@ -87,12 +87,19 @@ class HeadCall:
         return self.vocab * self.width * itemsize if self.trains_weight else 0
 
 
-class _Chunked:
-    """Count what ``chunked`` allocates, in plain torch."""
+class ChunkedCount:
+    """Count what ``chunked`` allocates, in plain torch.
 
-    def __init__(self, call: HeadCall, mode: str) -> None:
+    Args:
+        call: the sizes.
+        mode: how gradients are got.
+        tiles: how many tiles of logits share the memory for one chunk.
+    """
+
+    def __init__(self, call: HeadCall, mode: str, tiles: int = 1) -> None:
         self.call, self.mode = call, mode
-        step = max(chunked.MIN_ROWS, _of(chunked.TILE_BYTES, call.device) // (call.vocab * call.wide))
+        budget = _of(chunked.TILE_BYTES, call.device)
+        step = max(chunked.MIN_ROWS, budget // (call.vocab * call.wide * tiles))
         self.rows = min(step, call.num_rows)
         self.tile = call.logits(call.wide, self.rows)
         # the CPU's half-precision products round their sums, so there operands are widened
@@ -100,6 +107,7 @@ class _Chunked:
         self.gemm = torch.promote_types(call.product, torch.float32) if on_cpu else call.product
 
     def footprint(self) -> Footprint:
+        """Return what one call holds."""
         call, wide = self.call, self.call.wide
         # rows that are ignored are zeroed in a second copy on a GPU
         picked = call.scored(call.hidden.itemsize) * (1 if call.device == "cpu" else 2)
@@ -111,17 +119,17 @@ class _Chunked:
         if self.mode == "no_grad":
             return Footprint(forward, 0, 0)
         kept = units + numbers + (tile if self.mode == "cached" else 0)
-        return Footprint(forward, kept, kept + self._backward())
+        return Footprint(forward, kept, kept + self.backward(*self._backward_tiles()))
 
     def _forward_spare(self) -> int:
         """Logits beside the tile, or operands in another dtype; a chunk's last tile outlives the next one's start."""
         has_entropy = "entropy" in self.call.stats
         if not has_entropy and self.call.softcap is None:
-            return self._widened()
+            return self.widened()
         last = self.tile if self.call.num_rows > self.rows else 0
-        return last + max(self.tile * (2 if has_entropy else 1), self._widened())
+        return last + max(self.tile * (2 if has_entropy else 1), self.widened())
 
-    def _widened(self) -> int:
+    def widened(self) -> int:
         """Operands in the products' dtype: a chunk of rows, and up to two blocks of the weight."""
         call, size = self.call, self.call.width * self.gemm.itemsize
         rows = 0 if call.hidden == self.gemm else self.rows * size
@@ -130,21 +138,33 @@ class _Chunked:
         block = min(call.vocab, max(1, BLOCK_ELEMENTS // call.width))
         return rows + block * size * (1 if block == call.vocab else 2)
 
-    def _backward(self) -> int:
+    def _backward_tiles(self) -> tuple[int, int]:
+        """Return what a chunk of the backward works in, and what is left of it when all chunks are done."""
+        stats = self.call.stats
+        own = self.tile * ("entropy" in stats or self.call.softcap is not None)
+        spare = ("entropy" in stats) + (self.call.softcap is not None) + ("log_sum_p2" in stats)
+        last = own if self.call.num_rows > self.rows else 0
+        fresh = self.tile if self.mode == "recompute" else 0
+        loop = fresh + max(last + self.tile * spare, last + self.widened(), own + self.widened())
+        return loop, fresh + own if fresh else 0
+
+    def backward(self, loop: int, left: int) -> int:
+        """Return what the backward holds at most.
+
+        Args:
+            loop: what one chunk works in.
+            left: what is still there of it when the chunks' gradients are put together.
+        """
         call, wide = self.call, self.call.wide
         parts = call.scored(wide)
         # summed per token in full precision, then rounded
         sums = call.states(wide) + (0 if call.hidden.itemsize == wide else call.states(call.hidden.itemsize))
         if self.mode == "frozen":
             return parts + sums
-        held = call.scored(call.hidden.itemsize) + call.head(wide) + parts
-        if self.mode == "recompute":
-            held += call.scored(call.hidden.itemsize) + self.tile
-        has_own = "entropy" in call.stats or call.softcap is not None
-        spare = ("entropy" in call.stats) + (call.softcap is not None) + ("log_sum_p2" in call.stats)
-        loop = self.tile * has_own + max(self.tile * (spare - has_own), self._widened())
+        picks = 2 if self.mode == "recompute" else 1
+        held = picks * call.scored(call.hidden.itemsize) + call.head(wide) + parts
         rounded = 0 if call.weight.itemsize == wide else call.head(call.weight.itemsize)
-        return held + max(loop, parts + sums, call.states(wide) + rounded)
+        return held + max(loop, left + max(parts + sums, call.states(wide) + rounded))
 
 
 class _Fused:
