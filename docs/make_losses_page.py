@@ -50,8 +50,15 @@ how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
 
 With several scored answers to a prompt, `plackett_luce` learns from their order, `infonca_k` and `nca_k` from the size
 of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. `pmpo`
-takes answers that are each good or bad by themselves, or one kind alone. What columns a loss needs stands with it;
-[data.md](data.md#what-the-loss-asks-for) says how rows give them.
+takes answers that are each good or bad by themselves, or one kind alone.
+
+Where answers are marked good or bad one by one, `kto` judges them from the policy's mean drift, `bco_unpaired` from the
+mean reward, `apo_zero_unpaired` from the reference, and `aot_unpaired` sets the two kinds against each other. On pairs,
+`bco`, `aot` and `relative` too look beyond the single pair, `beta_dynamic` chooses beta by the step and leaves outliers
+out, and `alpha_margin` asks more of pairs that stand out. All but `apo_zero_unpaired` read a
+[whole step](training.md#losses-over-the-whole-step) at once.
+
+What columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
 """
 
 COMPOSITION = """\
@@ -128,6 +135,10 @@ def _needs(name: str, contract: LossContract) -> Iterable[str]:
     yield f"- reference: {'needed' if contract.needs_reference else 'not used'}"
     yield from (f"- prompts: {PROMPTS[name]}" for name in contract.prompts)
     yield from (f"- further texts: {OTHER_RESPONSES[role]}" for role in contract.roles)
+    if contract.is_whole_step:
+        yield "- reads the [whole step](training.md#losses-over-the-whole-step) at once: packs are scored twice"
+    if contract.carried:
+        yield f"- carries from step to step: {', '.join(f'`{name}`' for name in contract.carried)}"
     stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
     if stats:
         yield f"- per-token statistics: {', '.join(f'`{stat}`' for stat in stats)}"
