@@ -21,6 +21,7 @@ from prefopt.data.loader import Groups
 from prefopt.data.pack import pack
 from prefopt.data.plan import Ints, Plan
 from prefopt.distributed import Engine
+from prefopt.ragged import on_device
 from prefopt.scoring import Scores
 from prefopt.types import PackedBatch, SeqLogps
 
@@ -32,11 +33,13 @@ class Layout:
     Args:
         batch: all groups of the step in the plan's order; says what its units are, and is never scored.
         places: int64 [M], where each scored token of ``batch`` lies among those that the ranks hold.
+        counts: [world], how many scored tokens each rank holds.
         start: first of this rank's tokens among those that the ranks hold.
     """
 
     batch: PackedBatch
     places: Tensor
+    counts: tuple[int, ...]
     start: int
 
     def gather(self, packs: Sequence[PackedBatch], scores: Sequence[SeqLogps], engine: Engine) -> SeqLogps:
@@ -50,7 +53,7 @@ class Layout:
         names = tuple(scores[0].stats)
         rows = [torch.stack([part.tokens, *(part.stats[name] for name in names)], 1) for part in scores]
         own = [part[:0] if batch.is_ghost else part for part, batch in zip(rows, packs, strict=True)]
-        held = engine.gather(torch.cat(own).detach())
+        held = engine.gather(torch.cat(own).detach(), self.counts)
         tokens, *stats = held.index_select(0, self.places).t().contiguous()
         return SeqLogps(tokens, self.batch.lengths, dict(zip(names, stats, strict=True)))
 
@@ -98,13 +101,14 @@ def lay_out(plan: Plan, groups: Groups, index: int, engine: Engine) -> Layout:
     in_slots[slots] = tokens
     ends = np.concatenate([[0], np.cumsum(in_slots)])
     places = np.arange(tokens.sum()) + np.repeat(ends[slots] - (np.cumsum(tokens) - tokens), tokens)
+    starts = ends[np.cumsum([0, *map(len, by_rank)])]  # of each rank, and the end of the last
+    # the tokens themselves never meet the model, so they stay behind
+    bare = replace(batch, input_ids=batch.input_ids[:0], position_ids=batch.position_ids[:0])
     return Layout(
-        # the tokens themselves never meet the model, so they stay behind
-        batch=replace(batch, input_ids=batch.input_ids[:0], position_ids=batch.position_ids[:0]).to(
-            engine.device
-        ),
-        places=torch.from_numpy(places).to(engine.device),
-        start=int(ends[sum(len(held) for held in by_rank[: engine.rank])]),
+        batch=bare.copy_to(engine.device),
+        places=on_device(torch.from_numpy(places), engine.device),
+        counts=tuple(np.diff(starts).tolist()),
+        start=int(starts[engine.rank]),
     )
 
 

@@ -250,6 +250,10 @@ class PackedBatch:
         """Return the batch in host memory that a GPU reads while the host goes on."""
         return self._apply(pinned)
 
+    def copy_to(self, device: torch.device) -> PackedBatch:
+        """Return the batch with every tensor on ``device``, without waiting for a GPU."""
+        return self._apply(lambda tensor: on_device(tensor, device))
+
     def _apply(self, change: Change) -> PackedBatch:
         changed: dict[str, Any] = {}
         for name in self.__dataclass_fields__:

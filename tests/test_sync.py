@@ -30,6 +30,11 @@ LOSSES = [
     {"name": "plackett_luce"},
     {"name": "tdpo"},
     {"name": "mapo"},
+    {"name": "aot"},
+    {"name": "beta_dynamic"},
+    {"name": "alpha_margin"},
+    {"name": "bco"},
+    {"name": "relative", "weighting": "diagonal"},
 ]
 
 

@@ -54,27 +54,41 @@ def running_mean(values: Tensor, mean: Tensor | None, count: Tensor | None) -> t
     return mean + (values.mean() - mean) * (len(values) / total.to(values.dtype)), total
 
 
-def matched_quantiles(own: Tensor, other: Tensor) -> Tensor:
-    """Return, for each value of ``own``, the value of ``other`` at the same quantile, differentiable in ``other``.
+def ranks(values: Tensor) -> Tensor:
+    """Return how many of ``values`` [U] come before each when they are sorted, int64 [U]; equals keep their order."""
+    return values.argsort(stable=True).argsort()
 
-    The i-th smallest of n values lies at (i + 1/2) / n. Where the counts differ, ``other`` is interpolated
-    linearly between its own places, and its least and greatest value stand for what lies beyond them.
+
+def matched_quantiles(values: Tensor, is_first: Tensor) -> Tensor:
+    """Return, for each value, the value of the other of two sides at the same quantile, differentiable.
+
+    The i-th smallest (from 0) of n values lies at (i + 1/2) / n. Where the counts differ, the other side is
+    interpolated linearly between its own places, and its least and greatest value stand for what lies
+    beyond them. Counts stay on the device.
 
     Args:
-        own: [N].
-        other: [M].
+        values: [U].
+        is_first: bool [U], which of them are on the first side.
 
     Returns:
-        [N]; for N = M the i-th smallest of ``other`` for the i-th smallest of ``own``.
+        [U]; something finite where the other side has no value.
     """
-    n, m = len(own), len(other)
-    ranks = own.argsort(stable=True).argsort()
-    ordered = other.sort().values
-    # place among M in units of 1 / (2 N), so that equal counts match without rounding
-    at = ((2 * ranks + 1) * m - n).clamp(0, 2 * n * (m - 1))
+    last, num_first = len(values) - 1, is_first.sum()
+    # the first side, sorted, then the other
+    order = values.argsort(stable=True)
+    order = order[(~is_first[order]).to(torch.int8).argsort(stable=True)]
+    ordered, place = values[order], order.argsort()
+    rank = torch.where(is_first, place, place - num_first)
+    n = torch.where(is_first, num_first, len(values) - num_first)
+    m = len(values) - n
+    # place among the m others in units of 1 / (2 n), so that equal counts match without rounding
+    at = torch.minimum((2 * rank + 1) * m - n, 2 * n * (m - 1)).clamp(min=0)
     low = at.div(2 * n, rounding_mode="floor")
-    share = (at - 2 * n * low).to(other.dtype) / (2 * n)
-    return torch.lerp(ordered[low], ordered[(low + 1).clamp(max=m - 1)], share)
+    share = (at - 2 * n * low).to(values.dtype) / (2 * n)
+    start = torch.where(is_first, num_first, 0)
+    high = torch.minimum(low + 1, m - 1)
+    low, high = ((start + each).clamp(0, last) for each in (low, high))
+    return torch.lerp(ordered[low], ordered[high], share)
 
 
 def gumbel(seeds: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from prefopt.losses._step import matched_quantiles, signs
+from prefopt.losses._step import matched_quantiles, ranks, signs
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, SideLogps, WholeStep
 
@@ -46,7 +46,7 @@ def aot(
     """
     margins = policy.chosen.total - policy.rejected.total
     others = reference.chosen.total - reference.rejected.total
-    loss = logistic(beta * (margins - matched_quantiles(margins, others)), label_smoothing)
+    loss = logistic(beta * (margins - others.sort().values[ranks(margins)]), label_smoothing)
     chosen = log_ratio(policy.chosen, reference.chosen)
     rejected = log_ratio(policy.rejected, reference.rejected)
     return with_rewards(loss, chosen, rejected, beta)
@@ -88,12 +88,7 @@ def aot_unpaired(
     """
     ratio = log_ratio(policy.answers, reference.answers)
     reward = stop(beta * ratio)
-    good, bad = policy.is_desirable.nonzero()[:, 0], (~policy.is_desirable).nonzero()[:, 0]
-    if len(good) == 0 or len(bad) == 0:
-        return LossOutput(loss=0.0 * ratio, chosen_reward=reward)
-    partners = torch.cat(
-        [matched_quantiles(ratio[good], ratio[bad]), matched_quantiles(ratio[bad], ratio[good])]
-    )
-    partner = partners[torch.cat([good, bad]).argsort()]
+    partner = matched_quantiles(ratio, policy.is_desirable)
     loss = logistic(beta * signs(policy) * (ratio - partner), label_smoothing)
-    return LossOutput(loss=loss, chosen_reward=reward)
+    has_both = policy.is_desirable.any() & (~policy.is_desirable).any()
+    return LossOutput(loss=torch.where(has_both, loss, 0.0), chosen_reward=reward)

@@ -9,6 +9,7 @@ from prefopt.losses._step import (
     gumbel,
     matched_quantiles,
     moving_moments,
+    ranks,
     running_mean,
     signs,
     z_scores,
@@ -20,14 +21,23 @@ def values(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
+def both_ways(one, other):
+    """Match two sides and return what each value of either meets; the sides lie one after the other."""
+    joined = torch.cat([one, other])
+    found = matched_quantiles(joined, torch.arange(len(joined)) < len(one))
+    return found[: len(one)].tolist(), found[len(one) :].tolist()
+
+
 def test_equal_counts_are_matched_by_rank():
-    """The smallest with the smallest: 5 is the second of its three, so it meets 20."""
-    assert matched_quantiles(values(9, 1, 5), values(30, 20, 10)).tolist() == [30, 10, 20]
+    """The smallest with the smallest: 5 is the second of its three, so it meets 20, and 20 meets it."""
+    assert both_ways(values(9, 1, 5), values(30, 20, 10)) == ([30, 10, 20], [9, 5, 1])
+    assert ranks(values(9, 1, 5)).tolist() == [2, 0, 1]
 
 
 def test_equal_values_take_the_places_of_their_order():
     """Both 4s are the smallest two; the first of them meets the smallest."""
-    assert matched_quantiles(values(4, 7, 4), values(1, 2, 3)).tolist() == [1, 3, 2]
+    assert both_ways(values(4, 7, 4), values(1, 2, 3))[0] == [1, 3, 2]
+    assert ranks(values(4, 7, 4)).tolist() == [0, 2, 1]
 
 
 def test_unequal_counts_are_interpolated():
@@ -36,19 +46,31 @@ def test_unequal_counts_are_interpolated():
     1/4 lies a quarter of the way from 1/6 to 1/2: 10 + 10 / 4 = 12.5, and 3/4 likewise 20 + 3 * 10 / 4 = 27.5. The
     other way round 1/6 and 5/6 lie beyond 1/4 and 3/4, so that the ends stand for them, and 1/2 in the middle.
     """
-    assert matched_quantiles(values(1, 2), values(10, 20, 30)).tolist() == [12.5, 27.5]
-    assert matched_quantiles(values(1, 2, 3), values(10, 20)).tolist() == [10, 15, 20]
+    assert both_ways(values(1, 2), values(10, 20, 30)) == ([12.5, 27.5], [1, 1.5, 2])
 
 
 def test_one_value_stands_for_all_quantiles():
-    assert matched_quantiles(values(3, 1, 2), values(7)).tolist() == [7, 7, 7]
+    assert both_ways(values(3, 1, 2), values(7)) == ([7, 7, 7], [2])
+
+
+def test_sides_may_be_mixed():
+    """Good 9 1 5 among bad 30 20 10."""
+    mixed = values(30, 9, 20, 1, 10, 5)
+    is_first = torch.tensor([False, True, False, True, False, True])
+    assert matched_quantiles(mixed, is_first).tolist() == [9, 30, 5, 10, 1, 20]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_another_side_what_is_met_is_finite(is_first):
+    found = matched_quantiles(values(3, 1, 2), torch.tensor([is_first] * 3))
+    assert found.isfinite().all()
 
 
 def test_quantiles_send_their_gradient_to_the_values_they_lie_between():
     """12.5 takes 3/4 of the first and 1/4 of the second; 27.5 takes 1/4 of the second and 3/4 of the third."""
-    other = values(10, 20, 30).requires_grad_()
-    matched_quantiles(values(1, 2), other).backward(values(1, 10))
-    assert other.grad.tolist() == [0.75, 0.25 + 2.5, 7.5]
+    joined = values(1, 2, 10, 20, 30).requires_grad_()
+    matched_quantiles(joined, torch.arange(5) < 2)[:2].backward(values(1, 10))
+    assert joined.grad.tolist() == [0, 0, 0.75, 0.25 + 2.5, 7.5]
 
 
 def test_averages_begin_with_the_first_step_whose_values_differ():
