@@ -232,10 +232,11 @@ def all_logits(
     bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    lora: None = None,
     stats: Sequence[str] = (),
 ) -> TokenLogps:
     """Score targets from all logits of their rows at once: products in the weights' dtype, the rest in float32."""
-    assert softcap is None and not stats, "no model of the benchmark needs these"
+    assert softcap is None and lora is None and not stats, "no model of the benchmark needs these"
     logits = scale * F.linear(hidden[rows], weight, bias).float()
     return TokenLogps(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
 

@@ -17,13 +17,14 @@ from prefopt.memory import Sample, Target, plan_of
 def planned_mib(task: Task, way: Way) -> float | None:
     """Return the most that tensors take while a step runs, MiB.
 
-    None for ways that are the benchmark's own, and for compiled layers, whose memory is the compiler's choice.
+    None for ways that are the benchmark's own, for the dense attention that tests compare with, and for compiled
+    layers, whose memory is the compiler's choice.
 
     Args:
         task: its ``tokens_per_batch`` is the budget that is planned for.
         way: of ours; its largest pack is planned, with its very segments.
     """
-    if way.layout == "padded" or way.head == "logits" or way.compiles:
+    if way.layout == "padded" or way.head == "logits" or way.compiles or way.attention == "dense":
         return None
     shares = way.layout == "shared"
     plan = task.plan(shares)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -148,7 +148,7 @@ def _is_desirable(batch: PackedBatch, answers: list[int]) -> Tensor:
                 f"{batch.origins[_group_of(batch, response)]}: the loss learns from desirable and undesirable "
                 f"answers, but an answer is {'both' if response in chosen else 'neither'}. Give it a label."
             )
-    return torch.tensor([response in chosen for response in answers], device=batch.input_ids.device)
+    return on_device([response in chosen for response in answers], batch.input_ids.device, torch.bool)
 
 
 def _select(values: Tensor, index: list[int]) -> Tensor:
@@ -156,6 +156,25 @@ def _select(values: Tensor, index: list[int]) -> Tensor:
     if index == list(range(len(values))):
         return values
     return values.index_select(0, on_device(index, values.device, torch.int64))
+
+
+_COLUMNS = {
+    "soft_label": "pair_soft_label",
+    "answer_score": "scores",
+    "chosen_score": "scores",
+    "rejected_score": "scores",
+    "prompt_embedding": "prompt_embedding",
+}
+"""Where a batch keeps what not all data has, by the name of the input."""
+
+
+def wanted_inputs(inputs: Mapping[str, bool], batch: PackedBatch) -> list[str]:
+    """Return the names of the inputs that a loss requires, and of those it can do without but the data has."""
+    return [
+        name
+        for name, is_required in inputs.items()
+        if is_required or name not in _COLUMNS or getattr(batch, _COLUMNS[name]) is not None
+    ]
 
 
 def inputs_of(
@@ -197,6 +216,9 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
             return torch.full((), mean, dtype=torch.float32, device=batch.input_ids.device)
+        case "desirable_share":
+            share = totals.desirable / totals.responses
+            return torch.full((), share, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
                 raise _missing(name, batch, "scores")

@@ -7,7 +7,7 @@ The only file that knows how a model is wrapped. One process, data parallel (DDP
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -158,19 +158,27 @@ class Engine:
             torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         return values
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Concatenate every rank's ``values`` along dim 0, in rank order; first dims may differ."""
+    def gather(self, values: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Concatenate every rank's ``values`` along dim 0, in rank order; first dims may differ.
+
+        Args:
+            values: of this rank.
+            counts: [world] first dims of all ranks; None: the ranks ask each other, and wait for it.
+        """
         if self.world == 1:
             return values
-        count = torch.tensor([values.shape[0]], device=self.device)
-        counts = [torch.zeros_like(count) for _ in range(self.world)]
-        torch.distributed.all_gather(counts, count)
-        most = int(max(c.item() for c in counts))
-        padded = torch.zeros((most, *values.shape[1:]), dtype=values.dtype, device=self.device)
+        counts = self._counts(values.shape[0]) if counts is None else counts
+        padded = torch.zeros((max(counts), *values.shape[1:]), dtype=values.dtype, device=self.device)
         padded[: values.shape[0]] = values.to(self.device)
         parts = [torch.zeros_like(padded) for _ in range(self.world)]
         torch.distributed.all_gather(parts, padded)
-        return torch.cat([part[: int(c.item())] for part, c in zip(parts, counts, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def _counts(self, count: int) -> list[int]:
+        own = torch.tensor([count], device=self.device)
+        counts = [torch.zeros_like(own) for _ in range(self.world)]
+        torch.distributed.all_gather(counts, own)
+        return [int(each.item()) for each in counts]
 
     def barrier(self) -> None:
         """Wait for every rank."""

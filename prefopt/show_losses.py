@@ -66,6 +66,10 @@ def _explain_loss(name: str) -> None:
         _say(f"  {role}: {OTHER_RESPONSES[role]}")
     for prompts in contract.prompts:
         _say(f"  {PROMPTS[prompts]}")
+    if contract.is_whole_step:
+        _say("reads all units of the optimizer step at once: packs are scored twice")
+    if contract.carried:
+        _say(f"carries from step to step: {', '.join(contract.carried)}")
     for given in contract.inputs:
         _say(f"  {given}: {INPUTS[given].source}")
     _say(f"\n{inspect.getdoc(LOSSES[name])}\n")

@@ -10,7 +10,6 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt import build, build_model, build_reference, checkpoint, resume
@@ -20,7 +19,7 @@ from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
 from prefopt.errors import CorruptError, NonFiniteError, RecipeError
-from prefopt.optim import load_state_tensors, state_tensors, total_size
+from prefopt.optim import total_size
 from prefopt.policy import Policy
 from prefopt.progress import Display
 from prefopt.recipe import Recipe, load_recipe
@@ -30,6 +29,7 @@ from prefopt.run_folder import RunFolder
 from prefopt.run_log import RunState, write_out
 from prefopt.stopping import INTERRUPTED, Stopped, stop_requests
 from prefopt.trainer import StepResult, Trainer
+from prefopt.trainer_state import restore, state_files, write_files
 
 
 def run(
@@ -201,8 +201,6 @@ class _Run:
         for policy in self.policies[1:]:
             self._check_fits(policy)
         masks = build_reference.masks_of(self.recipe, self.loss, reference)
-        if masks is not None and saved is not None:
-            masks.load_state_dict(load_file(str(saved / "masks.safetensors")))
         self.trainer = Trainer(
             self.policy,
             self.loss,
@@ -219,11 +217,7 @@ class _Run:
             seed=self.recipe.seed,
         )
         if saved is not None:
-            flat = load_file(str(saved / "optimizer.safetensors"))
-            load_state_tensors(self.trainer.optimizer, self.trainer.trained, flat)
-            if isinstance(reference, MovingReference):
-                moved = load_file(str(saved / "reference.safetensors"))
-                reference.load_state(moved, self.trainer.parameters)
+            restore(self.trainer, saved)
         self.facts = self._gather_facts(reference)
         self._announce(reference)
 
@@ -371,16 +365,11 @@ class _Run:
 
     def _save(self, done: int) -> None:
         weights = self.engine.weights(self.policy.model)
-        optimizer = state_tensors(self.trainer.optimizer, self.trainer.trained, keep=self.engine.is_main)
+        files = state_files(self.trainer)
 
         def write(folder: Path) -> None:
             self._save_model(folder / "model", weights)
-            save_file(optimizer, str(folder / "optimizer.safetensors"))
-            if self.trainer.masks is not None:
-                save_file(self.trainer.masks.state_dict(), str(folder / "masks.safetensors"))
-            if isinstance(self.trainer.reference, MovingReference):
-                moved = self.trainer.reference.state(self.trainer.parameters)
-                save_file(moved, str(folder / "reference.safetensors"))
+            write_files(folder, files)
 
         if self.engine.is_main:
             state = {**self.progress.state(), "recipe": self.recipe.resolved(), "facts": self.facts}

@@ -15,32 +15,24 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from prefopt.arrange import (
-    Values,
-    arrange,
-    batch_stats,
-    inputs_of,
-    num_units,
-    origin_of_unit,
-    unit_weights,
-)
+from prefopt.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
 from prefopt.data.loader import Groups, stream
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.distributed import Engine
-from prefopt.errors import ModelError, NonFiniteError, RecipeError
+from prefopt.errors import NonFiniteError, RecipeError
+from prefopt.identity import check_logps, check_loss
 from prefopt.losses import LossContract, contract_of
 from prefopt.metrics import Sums, divide, pack_sums
 from prefopt.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
-from prefopt.policy import Policy, RowStates
-from prefopt.reference import LiveReference, MovingReference, Reference, check_rows
-from prefopt.types import LEARNED_MASKS, PAIRED_STATS, STATS, LossOutput, PackedBatch, SeqLogps, Step, Totals
-from prefopt.weighting import TokenMasks, mask_stats, needs_layers
+from prefopt.policy import Policy
+from prefopt.reference import MovingReference, Reference, check_rows
+from prefopt.replay import Layout, Replay, lay_out
+from prefopt.scoring import Scorer, Scores
+from prefopt.types import LEARNED_MASKS, LossOutput, PackedBatch, SeqLogps, Step, Totals
+from prefopt.weighting import TokenMasks
 
 log = logging.getLogger(__name__)
-
-IDENTITY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Most that a step-0 loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +116,12 @@ class Trainer:
         self.masks = None if masks is None else masks.to(self.engine.device)
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
         self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
+        self.scorer = Scorer(policy, self.reference, self.contract, self.engine, self.masks)
         self.identity: float | None = None  # step-0 difference, once checked
+        self.carried: dict[str, Tensor] = {}  # what the loss hands to itself in the next optimizer step
+        self._to_carry: dict[str, Tensor] = {}
         self._is_first_step = False
+        self._scoring = 0  # the pack that is being scored
         self.requests = 0  # bit mask, or-ed over ranks at every step boundary; see `request`
         self.requested = 0
 
@@ -193,6 +189,11 @@ class Trainer:
                 share_prompts=self.share_prompts,
                 device=self.engine.device,
             ):
+                if self.contract.is_whole_step:
+                    layout = lay_out(plan, groups, step.index, self.engine)
+                    part = self._evaluate_whole(layout, step, totals)
+                    sums.merge(part, is_ghost=not self.engine.is_main)
+                    continue
                 for batch in step.packs:
                     part, _ = self._forward(self._on_device(batch), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
@@ -222,6 +223,7 @@ class Trainer:
         if not found:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
+            self.carried = self._to_carry
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.reference, MovingReference):
             self.reference.follow(self.parameters, step.index + 1)
@@ -236,21 +238,16 @@ class Trainer:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
         packs = list(step.packs)
         members: list[tuple[int, ...]] = []  # of every pack; planned again only where one must be halved
+        run = self._run_whole if self.contract.is_whole_step else self._run_each
         while True:
-            sums, losses = Sums(), []
             try:
-                for at, batch in enumerate(packs):
-                    torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
-                    is_last = at == len(packs) - 1
-                    with self.engine.accumulate(self.policy.model, is_last=is_last):
-                        part, numerator = self._forward(self._on_device(batch), step.totals, step.index)
-                        self.engine.backward(numerator / self.units(step.totals))
-                    losses.append(numerator.detach())
-                    sums.merge(part, is_ghost=batch.is_ghost)
-                return sums, losses, packs
+                return *run(step, packs), packs
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad(set_to_none=True)
-                at, members = len(losses), members or list(self.plan.step(step.index).ranks[self.engine.rank])
+                at, members = (
+                    self._scoring,
+                    members or list(self.plan.step(step.index).ranks[self.engine.rank]),
+                )
                 halves = self._halve(packs[at], members[at], error)
                 members[at : at + 1] = halves
                 packs[at : at + 1] = [
@@ -259,6 +256,52 @@ class Trainer:
 
     def _on_device(self, batch: PackedBatch) -> PackedBatch:
         return batch.to(self.engine.device, non_blocking=True)
+
+    def _run_each(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+        """Add the gradient of each pack's share of the loss."""
+        sums, losses = Sums(), []
+        for at, batch in enumerate(packs):
+            self._begin(step, at)
+            with self.engine.accumulate(self.policy.model, is_last=at == len(packs) - 1):
+                part, numerator = self._forward(self._on_device(batch), step.totals, step.index)
+                self.engine.backward(numerator / self.units(step.totals))
+            losses.append(numerator.detach())
+            sums.merge(part, is_ghost=batch.is_ghost)
+        return sums, losses
+
+    def _run_whole(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+        """Add the gradient of a loss that reads all units of the step at once; see ``replay``."""
+
+        def first(at: int) -> Scores:
+            self._begin(step, at)
+            return self.scorer.both(self._on_device(packs[at]))
+
+        def again(at: int) -> SeqLogps:
+            self._begin(step, at)
+            return self.scorer.again(self._on_device(packs[at]))
+
+        layout = lay_out(self.plan, self.groups, step.index, self.engine)
+        replay = Replay(packs, layout, self.engine, self.policy.model, first, again)
+        policy, reference = replay.score()
+        if reference is not None and self._must_check(layout.batch):
+            self._check_whole(layout, packs, policy.detach(), reference)
+        part, numerator, output = self._pay(layout.batch, policy, reference, step.totals, step.index)
+        replay.backward(numerator / self.units(step.totals))
+        self._to_carry = dict(output.carried)
+        sums = Sums()
+        sums.merge(part, is_ghost=not self.engine.is_main)  # every rank holds all units, which count once
+        return sums, replay.pack_sums
+
+    def _evaluate_whole(self, layout: Layout, step: Step, totals: Totals) -> Sums:
+        """Return the metrics of a step's units, all of them read at once."""
+        found = [self.scorer.both(self._on_device(batch)) for batch in step.packs]
+        policy, reference = layout.gather_both(step.packs, found, self.engine)
+        return self._pay(layout.batch, policy, reference, totals, step.index)[0]
+
+    def _begin(self, step: Step, at: int) -> None:
+        """Draw the random numbers of a pack anew, alike whenever it is scored."""
+        self._scoring = at
+        torch.manual_seed(_mix(self.seed, step.index, at, self.engine.rank))
 
     def _halve(
         self, batch: PackedBatch, members: tuple[int, ...], error: torch.OutOfMemoryError
@@ -276,43 +319,28 @@ class Trainer:
 
     def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
-        other, rows = self._score_reference(batch)
-        logps = self._score_policy(batch, rows)
-        structure = self.contract.structure
-        roles = self.contract.roles
-        values = arrange(structure, batch, logps, roles)
-        reference = None if other is None else arrange(structure, batch, other, roles)
-        seed = _mix(self.seed, index)
-        inputs = inputs_of(self.contract.inputs, structure, batch, totals, seed)
-        output = self._loss(values, reference, inputs)
-        if reference is not None and self._must_check(batch):
-            self._check_identity(batch, values, reference, output, inputs, rows)
-        numerator = (output.loss * unit_weights(structure, batch, output.loss)).sum()
-        return pack_sums(values, output, numerator), numerator
+        scores = self.scorer.both(batch)
+        sums, numerator, output = self._pay(batch, scores.policy, scores.reference, totals, index)
+        if scores.reference is not None and self._must_check(batch):
+            self._check_identity(batch, scores, output, self._inputs(batch, totals, index))
+        return sums, numerator
 
-    def _score_reference(self, batch: PackedBatch) -> tuple[SeqLogps | None, RowStates | None]:
-        """Score a pack with the reference, keeping the rows behind its log-probs where the loss needs them."""
-        if self.reference is None:
-            return None, None
-        stats = self.contract.reference_stats
-        with self.engine.autocast():
-            if not self.contract.row_stats:
-                return self.reference(batch, stats=stats), None
-            assert isinstance(self.reference, LiveReference)
-            layers = needs_layers(self.contract.policy_stats)
-            return self.reference.with_rows(batch, stats=stats, layers=layers)
+    def _pay(
+        self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
+    ) -> tuple[Sums, Tensor, LossOutput]:
+        """Return the metrics of a batch's units, the loss numerator, and what the loss returned."""
+        values = self._arrange(batch, policy)
+        other = None if reference is None else self._arrange(batch, reference)
+        output = self._loss(values, other, self._inputs(batch, totals, index))
+        numerator = (output.loss * unit_weights(self.contract.structure, batch, output.loss)).sum()
+        return pack_sums(values, output, numerator), numerator, output
 
-    def _score_policy(self, batch: PackedBatch, rows: RowStates | None) -> SeqLogps:
-        """Score a pack with the policy, every statistic that the loss asks for included."""
-        wanted = self.contract.policy_stats
-        stats = [name for name in wanted if name in STATS or name in PAIRED_STATS]
-        with self.engine.autocast():
-            if "kl" in stats:
-                logps = self.policy(batch, stats=stats, against=rows)
-            else:
-                logps = self.policy(batch, stats=stats)
-        masks = {} if rows is None else mask_stats(wanted, rows.layers, batch.lengths, self.masks)
-        return logps.with_stats({**batch_stats(wanted, batch), **masks})
+    def _arrange(self, batch: PackedBatch, logps: SeqLogps) -> Values:
+        return arrange(self.contract.structure, batch, logps, self.contract.roles)
+
+    def _inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
+        names, seed = wanted_inputs(self.contract.inputs, batch), _mix(self.seed, index)
+        return inputs_of(names, self.contract.structure, batch, totals, seed) | self.carried
 
     def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
         if reference is None:
@@ -326,33 +354,31 @@ class Trainer:
         return self._is_first_step and self.identity is None and is_start and is_due
 
     def _check_identity(
-        self,
-        batch: PackedBatch,
-        policy: Values,
-        reference: Values,
-        output: LossOutput,
-        inputs: Mapping[str, Tensor],
-        rows: RowStates | None,
+        self, batch: PackedBatch, scores: Scores, output: LossOutput, inputs: Mapping[str, Tensor]
     ) -> None:
-        """Refuse to start when policy and reference should be one and the same but score differently."""
+        """Compare the loss with that of equal log-probs."""
+        assert scores.reference is not None
+        policy = self._arrange(batch, scores.policy)
         if self.policy.drops:
-            with self.policy.evaluating():
-                logps = self._score_policy(batch, rows)
-                policy = arrange(self.contract.structure, batch, logps, self.contract.roles)
-                output = self._loss(policy, reference, inputs)
+            policy = self._arrange(batch, self.scorer.still(batch, scores.rows))
+            output = self._loss(policy, self._arrange(batch, scores.reference), inputs)
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss
-            gap = (output.loss.detach() - expected).abs() / (1 + expected.abs())
-        self.identity = gap.max().item()
-        dtype = self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
-        if self.identity > IDENTITY_TOLERANCE[dtype]:
-            worst = int(gap.argmax())
-            raise ModelError(
-                f"{origin_of_unit(self.contract.structure, batch, worst)}: before the first step policy and "
-                f"reference are the same weights, yet the loss is {output.loss[worst].item():.6g} where equal "
-                f"log-probs give {expected[worst].item():.6g}. Check that the reference is the model that "
-                f"training starts from."
-            )
+        loss = output.loss.detach()
+        self.identity = check_loss(self.contract.structure, batch, loss, expected, self._dtype)
+
+    def _check_whole(
+        self, layout: Layout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps
+    ) -> None:
+        """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
+        if self.policy.drops:
+            still = [self.scorer.still(self._on_device(batch)) for batch in packs]
+            policy = layout.gather(packs, still, self.engine)
+        self.identity = check_logps(layout.batch, policy, reference, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
 
     def _blame(self, step: Step, losses: list[Tensor], packs: list[PackedBatch], norm: Tensor) -> str:
         bad = [at for at, loss in enumerate(losses) if not torch.isfinite(loss)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from prefopt.ragged import Lengths
 from prefopt.types import LEARNED_MASKS, MASK_STATS
 
 
@@ -60,7 +61,7 @@ def activation_weights(activations: Sequence[Tensor], lengths: Sequence[int]) ->
         inside attention and MLP and the logits too; here they are the outputs of the layers.
     """
     values = torch.stack(list(activations), 1)  # [M, layers]
-    counts = torch.tensor(lengths, dtype=torch.int64, device=values.device)
+    counts = Lengths.of(lengths).on(values.device)
 
     def spread(reduce: str) -> Tensor:
         extreme = torch.segment_reduce(values, reduce, lengths=counts, axis=0, unsafe=True)  # [S, layers]

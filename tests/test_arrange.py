@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import nan
 
 import numpy as np
 import pytest
 import torch
+import toy
 from torch import Tensor
 
-from prefopt.arrange import arrange, inputs_of, num_units, origin_of_unit, unit_weights
+from prefopt.arrange import arrange, inputs_of, num_units, origin_of_unit, unit_weights, wanted_inputs
 from prefopt.data.pack import pack
 from prefopt.data.table import GroupTable
 from prefopt.errors import RecipeError
@@ -175,3 +177,17 @@ def test_a_table_counts_what_is_arranged() -> None:
     assert sizes.pairs.sum() == len(arrange("pairs", batch, logps(batch)))
     assert sizes.responses.sum() == len(arrange("sides", batch, logps(batch)))
     assert sizes.tokens.sum() == batch.num_tokens
+
+
+def test_inputs_a_loss_can_do_without_are_left_out_where_the_data_lacks_them() -> None:
+    """Bare rows have neither scores nor embeddings; margins and lengths are always there."""
+    inputs = {"answer_score": False, "prompt_embedding": False, "pair_margin": False, "chosen_score": True}
+    bare = pack(toy.groups(2))
+    assert wanted_inputs(inputs, bare) == ["pair_margin", "chosen_score"]
+    assert wanted_inputs(inputs, pack(toy.scored_groups(2))) == [
+        "answer_score",
+        "pair_margin",
+        "chosen_score",
+    ]
+    embedded = replace(bare, prompt_embedding=torch.ones(2, 3))
+    assert wanted_inputs(inputs, embedded) == ["prompt_embedding", "pair_margin", "chosen_score"]

@@ -26,7 +26,7 @@ from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import opaque
 from prefopt.policy import Policy, compiling
-from prefopt.reference import AdapterOffReference
+from prefopt.reference import AdapterOffReference, FrozenReference
 from prefopt.trainer import Trainer
 from prefopt.types import PackedBatch, Segments
 
@@ -157,6 +157,32 @@ def test_adapters_train_and_switch_off() -> None:
             assert policy.compiled.num_graphs <= 4
     assert losses[SIZE] == pytest.approx(losses[None], rel=1e-10)
     assert losses[SIZE][-1] != losses[SIZE][0]
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("name", ["tdpo", "mapo"])
+def test_losses_that_read_hidden_states_find_them(name: str) -> None:
+    """Rows of the reference's head serve as they are; its layers are watched as written, without new graphs.
+
+    One graph to train, and for tdpo one that scores without gradient.
+    """
+    data, losses = toy.table(8), {}
+    for size in (SIZE, None):
+        policy, reference = (Policy(toy.llama(seed), compile_for=size) for seed in (0, 1))
+        trainer = Trainer(
+            policy,
+            build_loss({"name": name}),
+            toy.plan(data, budget=SIZE, per_step=4),
+            data,
+            num_steps=2,
+            reference=FrozenReference(reference, is_start=False),
+            engine=Engine(cpu=True),
+        )
+        losses[size] = [result.sums.values["loss"].item() for result in trainer]
+        if policy.compiled is not None and reference.compiled is not None:
+            assert policy.compiled.num_graphs == 1
+            assert reference.compiled.num_graphs == (1 if name == "tdpo" else 0)
+    assert losses[SIZE] == pytest.approx(losses[None], rel=1e-10)
 
 
 def gemma2() -> PreTrainedModel:

@@ -63,6 +63,16 @@ def test_generated_page_is_what_its_script_writes(name: str) -> None:
     assert written == module_at(script).page(), f"run: python docs/{script.name}"
 
 
+def test_the_guide_to_losses_names_all_that_exist_and_nothing_else() -> None:
+    """A name in code that is no loss or transform must be a setting or a value of one."""
+    from prefopt.losses import LOSSES, TRANSFORMS
+
+    named = set(re.findall(r"`(\w+)`", prose(DOCS / "choosing_a_loss.md")))
+    others = {"mixed", "label_smoothing", "tpo"}
+    assert named - others <= {*LOSSES, *TRANSFORMS}
+    assert {*LOSSES, *TRANSFORMS} <= named
+
+
 def test_every_setting_stands_on_the_recipe_page() -> None:
     """The page is generated; this fails if the generator walks past a block."""
     from prefopt.recipe import SCHEMA
@@ -208,13 +218,13 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def test_tolerances_are_those_of_the_code() -> None:
     import torch
 
+    from prefopt.identity import TOLERANCE
     from prefopt.policy import selfcheck
-    from prefopt.trainer import IDENTITY_TOLERANCE
 
     page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
     self_check = [selfcheck.TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
-    identity = [IDENTITY_TOLERANCE[dtype] for dtype in dtypes]
+    identity = [TOLERANCE[dtype] for dtype in dtypes]
     rows = [
         [cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if line.startswith("|")
     ]

@@ -35,7 +35,17 @@ def test_likelihood_has_no_margin() -> None:
     assert curves_of(sft) is None
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if contract_of(LOSSES[n]).structure != "responses"])
+RELATIVE = ("aot_unpaired", "bco_unpaired")
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_an_answer_that_is_compared_with_others_of_its_step_costs_the_same_alone(name: str) -> None:
+    assert curves_of(LOSSES[name]) is None
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in LOSSES if contract_of(LOSSES[n]).structure != "responses" and n not in RELATIVE]
+)
 def test_every_loss_has_finite_curves_that_move(name: str) -> None:
     curves = curves_of(LOSSES[name], num_points=9)
     assert curves is not None

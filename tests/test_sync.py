@@ -27,6 +27,14 @@ LOSSES = [
     {"name": "wpo"},
     {"name": "ld_dpo"},
     {"name": "sft"},
+    {"name": "plackett_luce"},
+    {"name": "tdpo"},
+    {"name": "mapo"},
+    {"name": "aot"},
+    {"name": "beta_dynamic"},
+    {"name": "alpha_margin"},
+    {"name": "bco"},
+    {"name": "relative", "weighting": "diagonal"},
 ]
 
 
@@ -62,8 +70,9 @@ def policy_on_meta() -> Policy:
 @pytest.mark.parametrize("block", LOSSES, ids=lambda block: f"{block['name']}-{len(block)}")
 def test_a_step_waits_once(block: dict[str, Any], watch: Watch) -> None:
     """Steps of several packs wait for the device at the flag alone, and every copy to it is asynchronous."""
-    loss, data = build_loss(block), toy.table(6)
+    loss = build_loss(block)
     unit = loss.contract.structure
+    data = toy.table(6) if unit != "lists" else toy.GroupTable.from_groups(toy.scored_groups(6))
     engine = MetaEngine()
     trainer = Trainer(
         policy_on_meta(),

@@ -250,7 +250,7 @@ def test_policy_and_reference_score_one_batch_for_what_the_loss_names(
     trainer = trainer_of(build_loss({"name": name}), steps=1)
     packs = len(toy.plan(toy.table(24), budget=120).step(0).ranks[0])
     next(iter(trainer))
-    policy, reference = asked[0::2], asked[1::2]
+    reference, policy = asked[0::2], asked[1::2]
     assert len(policy) == len(reference) == packs > 1
     assert [batch for batch, _ in policy] == [batch for batch, _ in reference]
     assert {wanted for _, wanted in policy} == {stats} and {wanted for _, wanted in reference} == {()}

@@ -11,9 +11,13 @@ from collections.abc import Callable
 
 from prefopt.losses._combine import bound, length_desensitized, mixed, weighted, with_nll
 from prefopt.losses._contract import Loss, LossContract, Setting, contract_of, settings_of
+from prefopt.losses.alpha_margin import alpha_margin
 from prefopt.losses.alphapo import alphapo
+from prefopt.losses.aot import aot, aot_unpaired
 from prefopt.losses.apo import apo_down, apo_zero
+from prefopt.losses.bco import bco, bco_unpaired
 from prefopt.losses.bco_pair import bco_pair
+from prefopt.losses.beta_dynamic import beta_dynamic
 from prefopt.losses.cal_dpo import cal_dpo
 from prefopt.losses.convex import convex
 from prefopt.losses.cpo import cpo
@@ -30,6 +34,7 @@ from prefopt.losses.focal_hard import focal_hard
 from prefopt.losses.hinge import hinge
 from prefopt.losses.ipo import ipo
 from prefopt.losses.joint_prompt import joint_prompt
+from prefopt.losses.kto import apo_zero_unpaired, kto
 from prefopt.losses.ld_dpo import ld_dpo
 from prefopt.losses.mapo import mapo
 from prefopt.losses.mappo import mappo, prior_scaled
@@ -45,6 +50,7 @@ from prefopt.losses.rationale import rationale, with_rationale
 from prefopt.losses.rdpo_length import rdpo_length
 from prefopt.losses.ref_scale import ref_scale
 from prefopt.losses.references import momentum_ref, multi_ref, spo_sequential
+from prefopt.losses.relative import relative
 from prefopt.losses.reverse import reverse
 from prefopt.losses.reward_aware import reward_aware
 from prefopt.losses.reward_gap_weight import reward_gap_weight
@@ -121,6 +127,15 @@ LOSSES: dict[str, Loss] = {
     "mapo": mapo,
     "sparse_mask": sparse_mask,
     "sparse_mask_independent": sparse_mask_independent,
+    "aot": aot,
+    "aot_unpaired": aot_unpaired,
+    "relative": relative,
+    "beta_dynamic": beta_dynamic,
+    "alpha_margin": alpha_margin,
+    "bco": bco,
+    "bco_unpaired": bco_unpaired,
+    "kto": kto,
+    "apo_zero_unpaired": apo_zero_unpaired,
 }
 """The losses a recipe can name."""
 
@@ -146,10 +161,17 @@ __all__ = [
     "Loss",
     "LossContract",
     "Setting",
+    "alpha_margin",
     "alphapo",
+    "aot",
+    "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
+    "bco",
     "bco_pair",
+    "bco_unpaired",
+    "beta_dynamic",
     "bound",
     "cal_dpo",
     "contract_of",
@@ -170,6 +192,7 @@ __all__ = [
     "infonca_k",
     "ipo",
     "joint_prompt",
+    "kto",
     "ld_dpo",
     "length_desensitized",
     "mapo",
@@ -189,6 +212,7 @@ __all__ = [
     "rationale",
     "rdpo_length",
     "ref_scale",
+    "relative",
     "reverse",
     "reward_aware",
     "reward_gap_weight",

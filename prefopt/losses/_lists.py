@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._terms import stop
+from prefopt.ragged import on_device
 from prefopt.types import ListLogps, LossOutput
 
 
@@ -23,8 +24,8 @@ class Grid:
         # a hole points at the first answer of all, and what is read there is then thrown away
         index = np.where(mask, np.cumsum(sizes)[:, None] - sizes[:, None] + columns, 0)
         device = lists.answers.tokens.device
-        self.mask = torch.from_numpy(mask).to(device)
-        self._index = torch.from_numpy(index).to(device)
+        self.mask = on_device(torch.from_numpy(mask), device)
+        self._index = on_device(torch.from_numpy(index), device)
 
     def lay(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """Lay one value per answer, [S], out as [G, K] with ``fill`` where there is none."""

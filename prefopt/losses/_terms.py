@@ -225,3 +225,10 @@ def places(lengths: npt.ArrayLike, device: torch.device) -> Tensor:
     return on_device(
         torch.from_numpy(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)), device
     )
+
+
+def scramble(x: Tensor) -> Tensor:
+    """Map int64 to int64 one to one, far inputs and near ones alike: splitmix64, the same on any device."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ (x >> shift & (1 << (64 - shift)) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)

@@ -9,6 +9,8 @@ are not enough. Build ``PairLogps.from_concatenated(logps, mask)`` (or ``SeqLogp
 ``sft``) from your per-token log-probs and call ``prefopt.losses.ld_dpo(policy, reference).loss``
 instead; ``wpo`` also needs ``log_sum_p2=`` beside the log-probs. The same values take transforms:
 ``f_div(dpo, divergence="js")(policy, reference).loss``. Losses over lists take a ``ListLogps``.
+
+``aot_loss`` matches quantiles over all pairs it is given, so give it all of the optimizer step.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.losses._door import on_policy_sums_and_lengths, on_sums, on_sums_and_lengths, on_sums_or_means
 from prefopt.losses.alphapo import alphapo
+from prefopt.losses.aot import aot
 from prefopt.losses.apo import apo_down, apo_zero
 from prefopt.losses.bco_pair import bco_pair
 from prefopt.losses.cal_dpo import cal_dpo
@@ -75,6 +78,7 @@ soft_label_loss = on_sums(soft_label)
 spo_selfsup_loss = on_sums(spo_selfsup)
 joint_prompt_loss = on_sums(joint_prompt)
 prompt_contrast_loss = on_sums(prompt_contrast)
+aot_loss = on_sums(aot)
 
 dpo_norm_loss = on_sums_and_lengths(dpo_norm)
 rdpo_length_loss = on_sums_and_lengths(rdpo_length)
@@ -111,9 +115,22 @@ _INSTEAD = {
     "reward_mask=..., kl_mask=...) from [2 P, T] tensors and call "
     "prefopt.losses.sparse_mask_independent(policy, reference).",
     "pmpo_loss": "It reads a divergence per token. Build SideLogps(SeqLogps.from_padded(logps, mask, kl=...), "
-    "is_desirable) from [S, T] per-token values and call prefopt.losses.pmpo(policy, reference).",
+    "is_desirable) from [S, T] tensors and call prefopt.losses.pmpo(policy, reference, desirable_share=...).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
+    "relative_loss": "It compares prompts. Build PairLogps.from_concatenated(logps, mask) from all 2 P rows of the "
+    "step and call prefopt.losses.relative(policy, reference, prompt_embedding=...).",
+    **{
+        f"{name}_loss": "It carries averages from step to step. Build PairLogps.from_concatenated(logps, mask) "
+        f"from all 2 P rows of the step and call prefopt.losses.{name}(policy, reference, **carried) with what "
+        f"the last call returned as carried."
+        for name in ("bco", "beta_dynamic", "alpha_margin")
+    },
+    **{
+        f"{name}_loss": "It learns from single answers. Build SideLogps(SeqLogps.from_padded(logps, mask), "
+        f"is_desirable) from [S, T] per-token log-probs and call prefopt.losses.{name}(policy, reference)."
+        for name in ("aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
+    },
     **{
         f"{name}_loss": "It compares whole lists. Build ListLogps(SeqLogps.from_padded(logps, mask), group_sizes) from "
         f"[S, T] per-token log-probs and call prefopt.losses.{name}(policy, ..., answer_score=scores)."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._contract import RESUMMING, Refuses
-from prefopt.losses._terms import log_ratio, logistic, places, stop, with_rewards
+from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
 from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
 
@@ -77,16 +77,9 @@ def _pilot(
     device, answer = policy.tokens.device, policy.sequence_of
     place = places(policy.lengths, device)
     count = on_device(torch.from_numpy(np.maximum(wanted.astype(np.int64), 1)), device)
-    key = _scramble(_scramble(seed.to(device) + side)[answer] + place)
+    key = scramble(scramble(seed.to(device) + side)[answer] + place)
     # by answer, and by key within each: the place that a token gets there is its rank
     order = key.argsort(stable=True)
     order = order[answer[order].argsort(stable=True)]
     is_drawn = torch.empty_like(place).index_copy(0, order, place) < count[answer]
     return stop(policy.sum((policy.tokens - reference.tokens) * is_drawn))
-
-
-def _scramble(x: Tensor) -> Tensor:
-    """Map int64 to int64 one to one, far inputs and near ones alike: splitmix64, the same on any device."""
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        x = (x ^ (x >> shift & (1 << (64 - shift)) - 1)) * factor
-    return x ^ (x >> 31 & (1 << 33) - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from prefopt.losses._combine import Given, admit, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import places, reweight
+from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps, Stats
 
 
@@ -76,12 +77,12 @@ def _first_difference(one: SeqLogps, other: SeqLogps) -> Tensor:
     ids = []
     for side in (one, other):
         lengths = np.asarray(side.lengths, dtype=np.int64)
-        start = torch.from_numpy(np.repeat(np.cumsum(lengths) - lengths, shared)).to(device)
+        start = on_device(torch.from_numpy(np.repeat(np.cumsum(lengths) - lengths, shared)), device)
         ids.append(side.stats["token_id"].index_select(0, start + at))
-    end = torch.from_numpy(np.repeat(shared, shared)).to(device)
+    end = on_device(torch.from_numpy(np.repeat(shared, shared)), device)
     # places are exact in float32 up to 16 million, and a reduction takes no integers
     parting = torch.where(ids[0] != ids[1], at, end).float()
-    counts = torch.from_numpy(shared).to(device)
+    counts = on_device(torch.from_numpy(shared), device)
     return torch.segment_reduce(parting, "min", lengths=counts, unsafe=True).long()
 
 

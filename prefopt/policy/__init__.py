@@ -149,8 +149,11 @@ class Policy:
         hooks = (
             [] if layers is None else [each.register_forward_hook(remember) for each in decoder_layers(core)]
         )
+        # a hook would become part of the graph, and rows differ in number from batch to batch
+        as_written = self.compiled.off() if self.compiled is not None and hooks else nullcontext()
         try:
-            logps, rows = self._score(batch, stats, None, keep)
+            with as_written:
+                logps, rows = self._score(batch, stats, None, keep)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -12,7 +12,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
 
 from prefopt.errors import ModelError
-from prefopt.policy.wrappers import outermost_layers
+from prefopt.policy.wrappers import decoder_layers
 
 BACKEND = "inductor"
 MOST_GRAPHS = 64
@@ -37,11 +37,7 @@ class CompiledLayers:
 
     def __init__(self, model: PreTrainedModel, size: int) -> None:
         self.size, self.num_graphs, self.name = size, 0, type(model).__name__
-        self.layers = list(outermost_layers(model))
-        if not self.layers:
-            raise ModelError(
-                f"model.compile: {self.name} names no decoder layers that could be compiled. Leave it out."
-            )
+        self.layers = decoder_layers(model)
 
         def backend(graph: Any, inputs: Any) -> Any:
             self.num_graphs += 1

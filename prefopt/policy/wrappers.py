@@ -70,6 +70,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return list(module)
     raise ModelError(
-        f"model: {class_of(model).__name__} keeps its {depth} layers where prefopt does not look, so their outputs "
-        f"cannot be read. Choose a loss without weights from activations, or another model."
+        f"model: {class_of(model).__name__} keeps its {depth} layers where prefopt does not look, so they can "
+        f"neither be read nor compiled. Choose a loss without weights from activations, leave model.compile out, "
+        f"or choose another model."
     )

@@ -12,6 +12,8 @@ from prefopt.types import INPUTS
 
 WITHOUT_DOOR = ("wpo", "ld_dpo", "sgdpo", "triple", "rationale", "sft", *functional.LISTS)
 WITHOUT_DOOR += ("tdpo", "mapo", "sparse_mask", "sparse_mask_independent", "pmpo")
+WITHOUT_DOOR += ("relative", "bco", "beta_dynamic", "alpha_margin")
+WITHOUT_DOOR += ("aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
 WITH_DOOR = [name for name in LOSSES if name not in WITHOUT_DOOR]
 
 

@@ -6,7 +6,8 @@ import torch
 
 from prefopt.errors import RecipeError
 from prefopt.losses import contract_of, dpo, f_div, length_desensitized, sgdpo, with_nll
-from prefopt.losses.sgdpo import _pilot, _scramble
+from prefopt.losses._terms import scramble
+from prefopt.losses.sgdpo import _pilot
 from prefopt.types import PairLogps, SeqLogps
 
 
@@ -87,7 +88,7 @@ def test_every_seed_serves(seed):
 
 def test_the_draw_is_that_of_splitmix64():
     """Its published sequence from 0 scrambles multiples of 0x9E3779B97F4A7C15: 0xE220A8397B1DCDAF comes first."""
-    first = _scramble(seeds(0x9E3779B97F4A7C15 - 2**64))
+    first = scramble(seeds(0x9E3779B97F4A7C15 - 2**64))
     assert first.item() % 2**64 == 0xE220A8397B1DCDAF
 
 

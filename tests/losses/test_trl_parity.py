@@ -16,6 +16,8 @@ from torch import Tensor
 
 from prefopt.losses import (
     Loss,
+    aot,
+    aot_unpaired,
     apo_down,
     apo_zero,
     bco_pair,
@@ -35,7 +37,7 @@ from prefopt.losses import (
     sppo_hard,
     with_nll,
 )
-from prefopt.types import PairLogps
+from prefopt.types import PairLogps, SeqLogps, SideLogps
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="needs trl 1.16, whose trainer is the oracle")
 
@@ -130,6 +132,7 @@ CASES = {
     "bco_pair": (bound(bco_pair, beta=0.3), {}),
     "apo_zero": (bound(apo_zero, beta=0.3), {}),
     "apo_down": (bound(apo_down, beta=0.3), {}),
+    "aot": (smoothed(aot, 0.1), {"label_smoothing": 0.1}),
     "discopop": (bound(discopop, beta=0.3, tau=0.4), {"discopop_tau": 0.4}),
 }
 F_DIV = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop")
@@ -181,6 +184,18 @@ def test_the_two_alphas_agree_only_at_one_half():
         theirs = batch.theirs("sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=alpha)
         ours = batch.ours(f_div(bound(dpo, beta=0.1), alpha=alpha))
         assert (abs(ours - theirs).item() < 1e-6) == is_same
+
+
+def test_unpaired_aot_of_as_many_on_either_side_equals_trl():
+    """Each answer pays for its match, and every match has two answers: the mean is TRL's over matches."""
+    batch = Batch()
+    labels = torch.arange(2 * NUM_PAIRS) < NUM_PAIRS
+    policy, reference = (
+        SideLogps(SeqLogps.from_padded(logps, batch.mask), labels)
+        for logps in (batch.policy, batch.reference)
+    )
+    ours = aot_unpaired(policy, reference, beta=0.3, label_smoothing=0.1).loss.mean()
+    assert_equal(batch, ours, batch.theirs("aot_unpaired", beta=0.3, label_smoothing=0.1))
 
 
 def test_sppo_hard_is_half_of_trls():
