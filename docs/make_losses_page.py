@@ -35,30 +35,12 @@ scored tokens.
 `prefopt losses` prints this list, `prefopt losses NAME` one entry. From your own code see
 [custom_trainer.md](custom_trainer.md).
 
-**Which one?** Start with `dpo`, after `sft` on answers of the wanted kind. Take `simpo` where there is no room for a
-reference, `ipo` where labels are nearly certain and the margin should have an end, `ld_dpo` where answers grow
-too long, `wpo` for pairs that other models wrote, `focal` to keep the gradient on pairs that can be won. If the
-chosen answers lose likelihood themselves, add `with_nll`, or take a loss that sees each answer by itself: `nca_pair`,
-`bco_pair`, `apo_zero` (chosen answers better than the policy's own), `apo_down` (worse ones). `robust` corrects for
-labels that are flipped at a known rate, `soft_label` takes a probability for each. Where the data have scores,
-`reward_aware` sizes the margin by them, `offset` asks for more of it, `mappo` spares good rejected answers; `exo_rw`
-and `sppo` want scores too. From a base model in one stage and without a reference go `orpo`, `cpo` and `triple`.
-Against length there are also `dpo_norm` and `rdpo_length`. Of the rest, `dpop`, `flex`, `ref_scale` and `alphapo` weigh
-the two answers or the reference anew, `reverse` and `spo_selfsup` read a margin from the data, `rationale` an
-explanation, `focal_hard` and `sgdpo` temper what a pair may pull, `hinge`, `convex`, `discopop` and `exo_pref` change
-how the margin is paid for, and `slic` and `cal_dpo` are there to compare with.
-
-With several scored answers to a prompt, `plackett_luce` learns from their order, `infonca_k` and `nca_k` from the size
-of the scores, `tree` above all from the top of the list, and `pro_rank` and `rrhf` do without a reference. `pmpo`
-takes answers that are each good or bad by themselves, or one kind alone.
-
-Where answers are marked good or bad one by one, `kto` judges them from the policy's mean drift, `bco_unpaired` from the
-mean reward, `apo_zero_unpaired` from the reference, and `aot_unpaired` sets the two kinds against each other. On pairs,
-`bco`, `aot` and `relative` too look beyond the single pair, `beta_dynamic` chooses beta by the step and leaves outliers
-out, and `alpha_margin` asks more of pairs that stand out. All but `apo_zero_unpaired` read a
-[whole step](training.md#losses-over-the-whole-step) at once.
+Which one to take, and what ambiguous names stand for: [choosing_a_loss.md](choosing_a_loss.md). The picture draws
+every loss at its defaults over its margin, with its slope.
 
 What columns a loss needs stands with it; [data.md](data.md#what-the-loss-asks-for) says how rows give them.
+
+![every loss and its slope](losses.png)
 """
 
 COMPOSITION = """\

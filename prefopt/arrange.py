@@ -216,6 +216,9 @@ def _input(name: str, structure: str, batch: PackedBatch, totals: Totals, seed: 
         case "mean_chosen_length":
             mean = totals.chosen_tokens / num_units(structure, totals)
             return torch.full((), mean, dtype=torch.float32, device=batch.input_ids.device)
+        case "desirable_share":
+            share = totals.desirable / totals.responses
+            return torch.full((), share, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
                 raise _missing(name, batch, "scores")

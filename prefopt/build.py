@@ -23,7 +23,7 @@ from prefopt.data.report import DataReport
 from prefopt.data.rows import Source
 from prefopt.data.table import GroupTable
 from prefopt.distributed import Engine
-from prefopt.errors import RecipeError
+from prefopt.errors import DataError, RecipeError
 from prefopt.losses import LossContract
 from prefopt.optim import OptimSettings
 from prefopt.recipe import DataSource, MovingReference, Optim, Recipe, ReferenceModel, parse_recipe
@@ -111,6 +111,7 @@ def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool 
         DataError: a source cannot be read, or its rows cannot serve the loss.
     """
     main = _prepare(recipe, recipe.data, tokenizer, loss, use_cache)
+    _check_weights(main.table, loss)
     if recipe.eval is None:
         return Data(main.table, None, main.report)
     if recipe.eval.data is not None:
@@ -123,12 +124,27 @@ def data_of(recipe: Recipe, tokenizer: Any, loss: BoundLoss, *, use_cache: bool 
                     )
                 )
         other = _prepare(recipe, recipe.eval.data, tokenizer, loss, use_cache)
+        _check_weights(other.table, loss)
         return Data(main.table, other.table, main.report, other.report)
     assert recipe.eval.split is not None
     if len(main.table) == 0:
         return Data(main.table, None, main.report)  # nothing to split; the report says why
     train, held_out = split_table(main.table, recipe.eval.split, recipe.seed)
     return Data(train, held_out, main.report)
+
+
+def _check_weights(table: GroupTable, loss: BoundLoss) -> None:
+    """Refuse tokens that count more or less than others where the loss would count them alike."""
+    if table.token_weights is None or "weight" in loss.contract.policy_stats:
+        return
+    partial = np.flatnonzero(np.isfinite(table.token_weights) & ~np.isin(table.token_weights, (0.0, 1.0)))
+    if len(partial):
+        response = np.searchsorted(table.response_starts, partial[0], side="right") - 1
+        origin = table.origin(int(table.group_of_response[response]))
+        raise DataError(
+            f"{origin}: a turn has the weight {table.token_weights[partial[0]]:g}, but {loss.contract.name} counts all "
+            f"scored tokens alike. Use 0 and 1 only, or add {{name: token_weighted}} under loss.with."
+        )
 
 
 def split_table(table: GroupTable, share: float, seed: int) -> tuple[GroupTable, GroupTable]:
@@ -254,6 +270,7 @@ def _prepare(
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
         needs=needs_of(loss.contract),
+        turns=recipe.rows.turns,
         chat_template=recipe.model.chat_template,
         cache_dir=cache_folder() / "tokenized" if use_cache else None,
     )

@@ -101,11 +101,13 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> No
             console.print(Text(before + _decode(tokenizer, prompt[cut:]), style="dim"))
         role = _role(group, index)
         style = {"chosen": "black on green", "rejected": "black on red"}.get(role, "black on yellow")
-        line = Text(f"{role}, {len(response)} scored tokens: ")
+        weights = None if group.token_weights is None else group.token_weights[index]
+        scored = len(response) if weights is None else int((weights != 0).sum())
+        line = Text(f"{role}, {scored} scored tokens: ")
         tokens = [_decode(tokenizer, [int(token)]) for token in response[:_SHOWN_TOKENS]]
         for at, token in enumerate(tokens):
             line.append("⟦" if at == 0 else "·", style="dim")
-            line.append(token, style=style)
+            line.append(token, style="dim" if weights is not None and weights[at] == 0 else style)
         rest = len(response) - len(tokens)
         line.append(f" … {rest} more" if rest else "⟧", style="dim")
         console.print(line)

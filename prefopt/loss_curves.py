@@ -30,6 +30,7 @@ INPUTS: dict[str, Tensor] = {
     "pair_seed": torch.ones(1, dtype=torch.int64),
     "answer_score": torch.tensor([1.0, 0.0], dtype=torch.float64),
     "mean_chosen_length": torch.tensor(float(LENGTH), dtype=torch.float64),
+    "desirable_share": torch.tensor(0.5, dtype=torch.float64),
     "prompt_embedding": torch.ones(1, 4, dtype=torch.float64),
 }
 
@@ -80,9 +81,12 @@ def curves_of(loss: Loss, num_points: int = 81) -> Curves | None:
 
 def _width(loss: Loss, contract: LossContract, make: Callable[..., Any]) -> float:
     """Choose the narrowest axis on which the loss shows three quarters of the bend it ever shows."""
-    bends = {width: _bend(_line(loss, contract, make, "", width, 41).loss) for width in WIDTHS}
+    # without a reference the log-probs themselves move, and none of them may rise above 0
+    most_nats = -2 * NATS * LENGTH
+    widths = [width for width in WIDTHS if contract.needs_reference or width < most_nats]
+    bends = {width: _bend(_line(loss, contract, make, "", width, 41).loss) for width in widths}
     most = max(bends.values())
-    return next(width for width in WIDTHS if bends[width] >= 0.75 * most)
+    return next(width for width in widths if bends[width] >= 0.75 * most)
 
 
 def _bend(values: Sequence[float]) -> float:

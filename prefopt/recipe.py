@@ -210,6 +210,8 @@ class Rows(Block):
     """Answers with the same score."""
     truncate: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
     """Rows beyond batch.max_tokens: cut the answers' tails, cut the prompt's head first, drop or refuse."""
+    turns: Literal["all", "assistant"] = "all"
+    """Score all of an answer of several turns, or only what its assistant turns say."""
 
 
 class Eval(Block):

@@ -85,6 +85,9 @@ INPUTS: dict[str, InputSpec] = {
     "mean_chosen_length": InputSpec(
         "[]", "mean tokens of the trained-on answers of this optimizer step, over all ranks"
     ),
+    "desirable_share": InputSpec(
+        "[]", "share of desirable answers among those of this optimizer step, over all ranks"
+    ),
 }
 """The closed table of what a trainer can hand a loss, by parameter name."""
 
@@ -156,7 +159,7 @@ class TokenizedGroup:
     roles: tuple[str, ...] | None = None  # [K], None: all "answer"
     scores: tuple[float, ...] | None = None  # [K], NaN for other roles than "answer"
     labels: tuple[bool, ...] | None = None  # [K], False for other roles than "answer"
-    token_weights: tuple[npt.NDArray[np.float32], ...] | None = None  # [K] of [length]
+    token_weights: tuple[npt.NDArray[np.float32], ...] | None = None  # [K] of [length], 0: not scored
     prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
 
     def __post_init__(self) -> None:
@@ -223,7 +226,7 @@ class PackedBatch:
     scores: Tensor | None = None  # float32 [S]
     labels: Tensor | None = None  # bool [S]
     pair_soft_label: Tensor | None = None  # float32 [P]
-    token_weights: Tensor | None = None  # float32 [M]
+    token_weights: Tensor | None = None  # float32 [M], above 0
     group_weight: Tensor | None = None  # float32 [G], None: all 1
     prompt_embedding: Tensor | None = None  # float32 [G, E]
     is_ghost: bool = False  # fills a short rank: real tokens, weight zero
@@ -271,6 +274,7 @@ class Totals:
     groups: int
     tokens: int  # packed tokens, ghosts not counted
     chosen_tokens: int  # scored tokens of the chosen answers, once per pair; of all answers without pairs
+    desirable: int = 0  # answers labelled so
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,16 @@ def test_generated_page_is_what_its_script_writes(name: str) -> None:
     assert written == module_at(script).page(), f"run: python docs/{script.name}"
 
 
+def test_the_guide_to_losses_names_all_that_exist_and_nothing_else() -> None:
+    """A name in code that is no loss or transform must be a setting or a value of one."""
+    from prefopt.losses import LOSSES, TRANSFORMS
+
+    named = set(re.findall(r"`(\w+)`", prose(DOCS / "choosing_a_loss.md")))
+    others = {"mixed", "label_smoothing", "tpo"}
+    assert named - others <= {*LOSSES, *TRANSFORMS}
+    assert {*LOSSES, *TRANSFORMS} <= named
+
+
 def test_every_setting_stands_on_the_recipe_page() -> None:
     """The page is generated; this fails if the generator walks past a block."""
     from prefopt.recipe import SCHEMA

@@ -159,3 +159,83 @@ def test_a_reference_with_another_vocabulary_is_refused_before_the_first_step(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert go(tmp_path, loss="{name: mapo, beta: 0.1}", reference=f"{{path: {tmp_path / 'other'}}}") == 2
     assert go(tmp_path, loss="{name: dpo}", reference=f"{{path: {tmp_path / 'other'}}}") == 0
+
+
+def test_pmpo_learns_from_labels(tmp_path: Path) -> None:
+    """One answer in three is bad; the mean over each kind is that of the step, so packs of any size pay alike."""
+    losses = []
+    for budget in ("400", "60"):
+        folder = tmp_path / budget
+        folder.mkdir()
+        toy.recipe(folder)
+        rows = []
+        for number, line in enumerate((folder / "rows.jsonl").read_text().splitlines()):
+            row = json.loads(line)
+            rows.append({"prompt": row["prompt"], "completion": row["chosen"], "label": number % 3 > 0})
+        path = folder / "labelled.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"loss": "{name: pmpo, alpha: 0.7}", "data__path": str(path), "optim__lr": "1.0e-2"}
+        assert go(folder, **settings, batch__tokens_per_batch=budget, optim__clip="null") == 0
+        losses.append([line["loss"] for line in lines(folder)])
+        assert lines(folder)[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def talks(folder: Path, words: str = "w4 w5", **late: Any) -> str:
+    """Write pairs whose answers hold two assistant turns around a user's; the last one says ``words``."""
+    toy.recipe(folder)
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            again = {"role": "user", "content": "w1 w2 w3"}
+            row[side] = [*row[side], again, {"role": "assistant", "content": words, **late}]
+    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "talks.jsonl")
+
+
+def test_only_assistant_turns_are_scored_where_the_recipe_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A header of 1 token, 5 of the user's turn and 2 of it go: sft on what is left has another loss."""
+    firsts = []
+    for turns in ("all", "assistant"):
+        folder = tmp_path / turns
+        folder.mkdir()
+        changes = {"data__path": talks(folder), "rows__turns": turns, "loss": "{name: sft}"}
+        assert go(folder, **changes) == 0
+        firsts.append(lines(folder)[0])
+        assert main(["check", *toy.recipe(folder, **changes)]) == 0
+    assert firsts[0]["loss"] != firsts[1]["loss"]
+    shown = [
+        int(line.split(" scored")[0].split(", ")[1])
+        for line in capsys.readouterr().out.splitlines()
+        if " scored tokens" in line
+    ]
+    # <user> w1 w2 w3 <end> <assistant>: six tokens of the toy's template
+    assert shown[0] - shown[1] == 6
+
+
+@pytest.mark.parametrize("loss", ["{name: dpo}", "{name: simpo}", "{name: tdpo}", "{name: sft}"])
+def test_a_turn_that_weighs_nothing_is_left_out_of_any_loss(loss: str, tmp_path: Path) -> None:
+    """The last turn's own words change nothing that is trained, once its weight is 0."""
+    metrics = []
+    for name, words in (("one", "w4 w5"), ("other", "w9 w8 w7")):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = talks(folder, words, weight=0)
+        assert go(folder, loss=loss, data__path=path, batch__tokens_per_batch="400") == 0
+        metrics.append([line["loss"] for line in lines(folder)])
+    # the packs hold other tokens behind the scored ones, so sums differ in their last bits
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+
+
+def test_partial_weights_need_a_loss_that_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A weight of 0.5 is carried out by token_weighted, and refused without it."""
+    path = talks(tmp_path, weight=0.5)
+    assert go(tmp_path, loss="{name: dpo}", data__path=path) == 2
+    found = capsys.readouterr().err.strip()
+    assert "talks.jsonl:1: a turn has the weight 0.5, but dpo counts all scored tokens alike" in found
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert go(tmp_path, loss="{name: dpo, with: [{name: token_weighted}]}", data__path=path) == 0

@@ -18,6 +18,11 @@ from safetensors.numpy import save_file
 from prefopt.errors import CorruptError
 
 Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+Int8 = npt.NDArray[np.int8]
+Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 
 _DTYPES: dict[str, npt.DTypeLike] = {
     "U8": np.uint8,

@@ -14,6 +14,7 @@ from prefopt.data.parts import Part, roles_of
 from prefopt.data.report import DataReport
 from prefopt.data.tokenize import Tokens
 from prefopt.data.truncate import Mode, fit
+from prefopt.data.turns import Weights
 from prefopt.errors import DataError
 from prefopt.types import Comparison, IntArray, Preference, TokenizedGroup
 
@@ -34,6 +35,12 @@ class _Replies(NamedTuple):
     prompts: list[IntArray]
     responses: list[IntArray]
     prompt_of: list[int]
+    weights: list[Weights | None]  # of the responses' tokens; None: all 1
+
+    def has_nothing_scored(self, index: int) -> bool:
+        """Whether no token of a response counts."""
+        weights = self.weights[index]
+        return weights is not None and not weights.any()
 
 
 class GroupMaker:
@@ -73,6 +80,9 @@ class GroupMaker:
         scores = None if row.scores is None else tuple(row.scores[index] for index in wanted)
         extras = len(row.extras)
         wanted += range(num_answers, num_answers + extras)
+        if any(replies.has_nothing_scored(index) for index in wanted):
+            self.report.unused.add(row.origin)
+            return None
         used = sorted({replies.prompt_of[index] for index in wanted})
         roles = roles_of(row)
         return TokenizedGroup(
@@ -85,13 +95,14 @@ class GroupMaker:
             roles=None if roles is None else tuple(roles[index] for index in wanted),
             scores=None if scores is None else scores + (nan,) * extras,
             labels=None if labels is None else labels + (False,) * extras,
+            token_weights=_weights([(replies.responses[i], replies.weights[i]) for i in wanted]),
             prompt_embedding=row.prompt_embedding,
         )
 
     def _fit(self, row: Comparison, parts: Sequence[Part], tokens: Sequence[Tokens]) -> _Replies | None:
         """Cut every prompt with its replies to size; None where one does not fit."""
         num_replies = len(row.answers) + len(row.extras)
-        replies = _Replies([], [np.empty(0, np.int32)] * num_replies, [0] * num_replies)
+        replies = _Replies([], [np.empty(0, np.int32)] * num_replies, [0] * num_replies, [None] * num_replies)
         is_cut = False
         for index, (part, found) in enumerate(zip(parts, tokens, strict=True)):
             lengths = [len(answer) for answer in found.answers]
@@ -102,9 +113,11 @@ class GroupMaker:
             head, room = cut
             is_cut |= head > 0 or room < max(lengths)
             replies.prompts.append(found.prompt[head:])
-            for at, answer in zip(part.at, found.answers, strict=True):
-                replies.responses[at] = answer[:room]
+            for position, at in enumerate(part.at):
+                replies.responses[at] = found.answers[position][:room]
                 replies.prompt_of[at] = index
+                if found.weights is not None:
+                    replies.weights[at] = found.weights[position][:room]
         if is_cut:
             self.report.truncated.add(row.origin)
         return replies
@@ -135,3 +148,11 @@ class GroupMaker:
             )
         self.report.identical.add(row.origin)
         return self.settings.on_identical == "drop"
+
+
+def _weights(replies: Sequence[tuple[IntArray, Weights | None]]) -> tuple[Weights, ...] | None:
+    """Return the weights of every response's tokens, or None where all of them are 1."""
+    found = tuple(
+        np.ones(len(response), np.float32) if weights is None else weights for response, weights in replies
+    )
+    return None if all((weights == 1.0).all() for weights in found) else found

@@ -54,6 +54,10 @@ def _with(group: TokenizedGroup, other: TokenizedGroup, max_tokens: int | None) 
     count = len(group.responses)
     room = None if max_tokens is None else max_tokens - len(group.prompts[group.prompt_of[0]])
     added = tuple(response[:room] for response in other.responses[:count])
+    weights = None
+    if group.token_weights is not None:
+        # drift is measured over whole answers
+        weights = (*group.token_weights, *(np.ones(len(response), np.float32) for response in added))
     roles = group.roles or ("answer",) * count
     return replace(
         group,
@@ -62,4 +66,5 @@ def _with(group: TokenizedGroup, other: TokenizedGroup, max_tokens: int | None) 
         roles=(*roles, *("kl" for _ in added)),
         scores=None if group.scores is None else (*group.scores, *(nan for _ in added)),
         labels=None if group.labels is None else (*group.labels, *(False for _ in added)),
+        token_weights=weights,
     )

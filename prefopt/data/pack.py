@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from prefopt.ragged import Lengths
@@ -54,12 +55,22 @@ def group_of(
     )
 
 
-def sequence_key(prompt: IntArray, response: IntArray) -> bytes:
-    """Return the digest that names one response after one prompt, whatever row it came from."""
+def sequence_key(
+    prompt: IntArray, response: IntArray, is_scored: npt.NDArray[np.bool_] | None = None
+) -> bytes:
+    """Return the digest that names one response after one prompt, whatever row it came from.
+
+    Args:
+        prompt: its tokens.
+        response: its tokens.
+        is_scored: which of the response's tokens are scored; None: all.
+    """
     digest = blake2b(digest_size=16)
     digest.update(len(prompt).to_bytes(8, "little"))
     digest.update(np.ascontiguousarray(prompt, dtype="<i4").tobytes())
     digest.update(np.ascontiguousarray(response, dtype="<i4").tobytes())
+    if is_scored is not None:
+        digest.update(is_scored.tobytes())
     return digest.digest()
 
 
@@ -69,7 +80,8 @@ def pack(
     """Build the batch of one forward pass from whole groups.
 
     Args:
-        groups: at least one group; every prompt and response holds at least one token.
+        groups: at least one group; every prompt holds at least one token, and every response one that is
+            scored. Tokens of weight 0 are read by the model and not scored.
         share_prompts: lay each prompt down once for all its responses; False repeats it before
             every response (padding-free without sharing).
         is_ghost: give every unit weight zero; the batch only keeps this rank's graph alive.
@@ -173,7 +185,7 @@ class _Layout:
     def add(self, group: TokenizedGroup, share_prompts: bool) -> None:
         """Add one group; responses keep their order, so that scored tokens do too."""
         roots: dict[int, int] = {}
-        for response, prompt_index in zip(group.responses, group.prompt_of, strict=True):
+        for index, (response, prompt_index) in enumerate(zip(group.responses, group.prompt_of, strict=True)):
             prompt = group.prompts[prompt_index]
             if prompt_index not in roots or not share_prompts:
                 roots[prompt_index] = self._run(prompt, parent=-1, position=0)
@@ -182,9 +194,12 @@ class _Layout:
             start = self.num_tokens
             self._run(response, parent=root, position=len(prompt))
             own = np.arange(start, start + len(response) - 1, dtype=np.int32)
-            self.score_at.append(np.concatenate([np.array([last_of_prompt], np.int32), own]))
-            self.targets.append(response)
-            self.keys.append(sequence_key(prompt, response))
+            score_at = np.concatenate([np.array([last_of_prompt], np.int32), own])
+            is_scored = _is_scored(group, index)
+            assert is_scored is None or is_scored.any(), f"{group.origin}: a response without a scored token"
+            self.score_at.append(score_at if is_scored is None else score_at[is_scored])
+            self.targets.append(response if is_scored is None else response[is_scored])
+            self.keys.append(sequence_key(prompt, response, is_scored))
 
     def _run(self, ids: IntArray, *, parent: int, position: int) -> int:
         self.ids.append(ids)
@@ -194,6 +209,14 @@ class _Layout:
         self.parents.append(parent)
         self.num_tokens += len(ids)
         return len(self.lengths) - 1
+
+
+def _is_scored(group: TokenizedGroup, index: int) -> npt.NDArray[np.bool_] | None:
+    """Return which tokens of a response have a weight, or None where all have."""
+    if group.token_weights is None or group.token_weights[index].all():
+        return None
+    is_scored: npt.NDArray[np.bool_] = group.token_weights[index] != 0
+    return is_scored
 
 
 def _join(arrays: Sequence[IntArray]) -> torch.Tensor:
@@ -244,4 +267,5 @@ def _token_weights(groups: Sequence[TokenizedGroup]) -> torch.Tensor | None:
         else np.ones(sum(len(r) for r in group.responses), np.float32)
         for group in groups
     ]
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+    weights = np.concatenate(parts).astype(np.float32)
+    return torch.from_numpy(weights[weights != 0])

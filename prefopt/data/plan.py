@@ -195,6 +195,7 @@ class Plan:
             groups=len(groups),
             tokens=int(self.sizes.tokens[groups].sum()),
             chosen_tokens=int(self.sizes.chosen_tokens[groups].sum()),
+            desirable=int(self.sizes.desirable[groups].sum()),
         )
 
 

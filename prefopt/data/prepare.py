@@ -29,13 +29,14 @@ from prefopt.data.shapes import to_comparison
 from prefopt.data.table import GroupTable
 from prefopt.data.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
 from prefopt.data.truncate import Mode
+from prefopt.data.turns import Turns
 from prefopt.errors import CorruptError, DataError
 from prefopt.types import ROLES, Comparison, TokenizedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same rows would give another table; older caches are then not found."""
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def prepare(
     on_identical: Policy = "drop",
     on_tie: Policy = "drop",
     needs: Needs = PAIRS,
+    turns: Turns = "all",
     chat_template: str | None = None,
     cache_dir: Path | None = None,
 ) -> Prepared:
@@ -74,6 +76,7 @@ def prepare(
         on_tie: what to do with pairs whose answers have the same score.
         needs: what the loss learns from. The structure "responses" keeps only preferred or desirable
             answers; "sides" takes pairs apart into a desirable and an undesirable answer.
+        turns: what is scored of an answer with several turns, see ``tokenize.Renderer``.
         chat_template: a Jinja template or its path, instead of the tokenizer's own.
         cache_dir: where results are kept, keyed by the content of everything they depend on.
 
@@ -87,7 +90,7 @@ def prepare(
         raise DataError(
             f"batch.max_tokens: {max_tokens} has no room for a prompt and an answer. Use 2 or more."
         )
-    renderer = Renderer(tokenizer, chat_template)
+    renderer = Renderer(tokenizer, chat_template, turns)
     settings = Settings(max_tokens, truncate, on_identical, on_tie, needs)
     if cache_dir is None:
         return _build(sources, renderer, settings)

@@ -12,15 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.arrays import read_arrays, write_arrays
-from prefopt.errors import CorruptError, DataError
+from prefopt.data.arrays import Float32, Float64, Int8, Int32, Int64, read_arrays, write_arrays
+from prefopt.data.embeddings import join_embeddings, stack_embeddings
+from prefopt.errors import CorruptError
 from prefopt.types import ROLES, Preference, TokenizedGroup
-
-Int64 = npt.NDArray[np.int64]
-Int32 = npt.NDArray[np.int32]
-Int8 = npt.NDArray[np.int8]
-Float64 = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
 
 FORMAT = 2
 """Version of the columns below; a stored table of another version is rebuilt."""
@@ -35,6 +30,7 @@ class GroupSizes(NamedTuple):
     scored_tokens: Int64
     longest: Int64  # prompt + response of the group's longest sequence
     chosen_tokens: Int64  # scored tokens of the chosen answers, once per pair; of all answers without pairs
+    desirable: Int64  # answers labelled so
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,13 @@ class GroupTable:
     def response_lengths(self) -> Int64:
         """Tokens of every response, int64 [R]."""
         return np.diff(self.response_starts)
+
+    @property
+    def scored_lengths(self) -> Int64:
+        """Tokens of every response that are scored, int64 [R]: all but those of weight 0."""
+        if self.token_weights is None:
+            return self.response_lengths
+        return _sum_by_group((self.token_weights != 0).astype(np.int64), self.response_starts)
 
     @property
     def is_answer(self) -> npt.NDArray[np.bool_]:
@@ -152,23 +155,34 @@ class GroupTable:
         prompt_lengths, response_lengths = self.prompt_lengths, self.response_lengths
         owner = np.repeat(self.group_prompts[:-1], np.diff(self.group_responses)) + self.prompt_of
         whole = prompt_lengths[owner] + response_lengths
-        scored = _sum_by_group(response_lengths, self.group_responses)
-        shared = _sum_by_group(prompt_lengths, self.group_prompts) + scored
+        shared = _sum_by_group(prompt_lengths, self.group_prompts)
+        shared = shared + _sum_by_group(response_lengths, self.group_responses)
         longest = np.maximum.reduceat(whole, self.group_responses[:-1]) if len(self) else whole
         return GroupSizes(
             tokens=shared if share_prompts else _sum_by_group(whole, self.group_responses),
             pairs=np.diff(self.group_pairs),
             responses=_sum_by_group(self.is_answer.astype(np.int64), self.group_responses),
-            scored_tokens=scored,
+            scored_tokens=_sum_by_group(self.scored_lengths, self.group_responses),
             longest=longest,
-            chosen_tokens=self._chosen_tokens(response_lengths),
+            chosen_tokens=self._chosen_tokens(),
+            desirable=_sum_by_group(self._is_desirable(), self.group_responses),
         )
 
-    def _chosen_tokens(self, response_lengths: Int64) -> Int64:
-        num_pairs = np.diff(self.group_pairs)
-        chosen = np.repeat(self.group_responses[:-1], num_pairs) + self.pair_chosen
-        answered = _sum_by_group(response_lengths * self.is_answer, self.group_responses)
-        return np.where(num_pairs > 0, _sum_by_group(response_lengths[chosen], self.group_pairs), answered)
+    @property
+    def _chosen(self) -> Int64:
+        """The chosen response of every pair, int64 [P], index into the R responses."""
+        return np.repeat(self.group_responses[:-1], np.diff(self.group_pairs)) + self.pair_chosen
+
+    def _is_desirable(self) -> Int64:
+        """Which responses are labelled so or, without a label, chosen in a pair, 0 or 1, int64 [R]."""
+        found = np.zeros(len(self.prompt_of), np.int64)
+        found[self._chosen] = 1
+        return found if self.labels is None else np.where(self.labels < 0, found, self.labels)
+
+    def _chosen_tokens(self) -> Int64:
+        num_pairs, lengths, chosen = np.diff(self.group_pairs), self.scored_lengths, self._chosen
+        answered = _sum_by_group(lengths * self.is_answer, self.group_responses)
+        return np.where(num_pairs > 0, _sum_by_group(lengths[chosen], self.group_pairs), answered)
 
     def select(self, indices: Sequence[int] | Int64) -> GroupTable:
         """Return the groups at ``indices``, in that order; repeats are allowed."""
@@ -244,7 +258,7 @@ class GroupTable:
             source_of=np.asarray([0] * len(groups) if source_of is None else source_of, dtype=np.int32),
             origin_bytes=np.frombuffer(b"".join(origins), dtype=np.uint8),
             origin_starts=_starts(map(len, origins)),
-            prompt_embedding=_embeddings(groups),
+            prompt_embedding=stack_embeddings(groups),
             source_weights=tuple(source_weights),
             **_optional_columns(groups),
         )
@@ -265,7 +279,7 @@ class GroupTable:
                 columns[field.name] = np.concatenate([p + s for p, s in zip(parts, shifts, strict=False)])
                 columns[field.name] = columns[field.name].astype(np.int32)
             elif field.name == "prompt_embedding":
-                columns[field.name] = _concatenate_embeddings(parts, tables)
+                columns[field.name] = join_embeddings(parts, list(map(len, tables)))
             elif field.name in _FILL:
                 columns[field.name] = _concatenate_optional(field.name, parts, tables)
             else:
@@ -334,31 +348,6 @@ def _concatenate_optional(name: str, parts: list[Any], tables: Sequence[GroupTab
     return np.concatenate(
         [np.full(n, fill, dtype) if part is None else part for part, n in zip(parts, sizes, strict=True)]
     )
-
-
-def _embeddings(groups: Sequence[TokenizedGroup]) -> Float32 | None:
-    """Lay the embeddings out as [G, E], NaN for a group without one; None where no group has one."""
-    sizes = {len(group.prompt_embedding): group for group in groups if group.prompt_embedding is not None}
-    if len(sizes) > 1:
-        (size, first), (other, second) = list(sizes.items())[:2]
-        raise DataError(
-            f"{second.origin}: the prompt embedding has {other} numbers, that of {first.origin} {size}. Embed all "
-            f"prompts with one encoder."
-        )
-    if not sizes:
-        return None
-    absent = np.full(next(iter(sizes)), np.nan, dtype=np.float32)
-    return np.stack([absent if g.prompt_embedding is None else g.prompt_embedding for g in groups])
-
-
-def _concatenate_embeddings(parts: Sequence[Float32 | None], tables: Sequence[GroupTable]) -> Float32 | None:
-    sizes = {part.shape[1] for part in parts if part is not None}
-    if not sizes:
-        return None
-    assert len(sizes) == 1, f"tables with prompt embeddings of {sizes} numbers"
-    width = sizes.pop()
-    absent = [np.full((len(table), width), np.nan, dtype=np.float32) for table in tables]
-    return np.concatenate([a if part is None else part for a, part in zip(absent, parts, strict=True)])
 
 
 def _optional(column: Any, span: slice, convert: Callable[[Any], Any]) -> tuple[Any, ...] | None:

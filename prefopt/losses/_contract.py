@@ -54,8 +54,9 @@ _STRUCTURES_OF = {
     "int64 [P]": ("pairs",),
     "[S]": ("sides", "lists"),
     "[]": ("pairs", "responses", "sides"),
+    "desirable_share": ("sides",),
 }
-"""Which structures have an input of a shape; any other shape fits all."""
+"""Which structures have an input, by its name or its shape; any other fits all."""
 
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
@@ -226,7 +227,8 @@ def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str
     inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
     for given in inputs:
         shape = INPUTS[given].shape
-        if structure not in _STRUCTURES_OF.get(shape, (structure,)):
+        fitting = _STRUCTURES_OF.get(given) or _STRUCTURES_OF.get(shape, (structure,))
+        if structure not in fitting:
             raise TypeError(
                 f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
             )

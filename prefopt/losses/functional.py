@@ -115,7 +115,7 @@ _INSTEAD = {
     "reward_mask=..., kl_mask=...) from [2 P, T] tensors and call "
     "prefopt.losses.sparse_mask_independent(policy, reference).",
     "pmpo_loss": "It reads a divergence per token. Build SideLogps(SeqLogps.from_padded(logps, mask, kl=...), "
-    "is_desirable) from [S, T] per-token values and call prefopt.losses.pmpo(policy, reference).",
+    "is_desirable) from [S, T] tensors and call prefopt.losses.pmpo(policy, reference, desirable_share=...).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
     "relative_loss": "It compares prompts. Build PairLogps.from_concatenated(logps, mask) from all 2 P rows of the "

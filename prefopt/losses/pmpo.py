@@ -1,10 +1,11 @@
-"""PMPO: raise the likelihood of wanted answers, lower that of unwanted ones, and stay near the reference."""
+"""PMPO: likelihood up on wanted answers, down on unwanted ones, held to the reference token by token."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from prefopt.losses._terms import log_ratio, stop
 from prefopt.types import LossOutput, Range, SideLogps, Stats
@@ -14,43 +15,51 @@ def pmpo(
     policy: Annotated[SideLogps, Stats("kl")],
     reference: SideLogps,
     *,
+    desirable_share: Tensor,
     alpha: Annotated[float, Range(ge=0, le=1)] = 0.5,
-    beta: Annotated[float, Range(gt=0)] = 0.5,
+    beta: Annotated[float, Range(ge=0)] = 0.5,
 ) -> LossOutput:
-    """Pay minus the log-prob of a desirable answer, or plus that of an undesirable one, and the divergence.
+    """Pay -log-prob of desirable answers and +log-prob of undesirable ones, plus the divergence from the reference.
 
-    For answers that are each good or bad by themselves, such as samples that pass a test or fail it; either
-    kind alone will do. Nothing but the divergence bounds the undesirable side, so with few desirable answers
-    or none ``beta`` must be large. The divergence is meant over samples of the reference: score answers that
-    it wrote, and begin anew with the trained policy as reference from time to time. Needs the reference's
-    whole distribution at every token, so a reference model must be at hand.
+    For answers that are labelled, not compared, of either kind or both: nothing here needs a pair. With
+    ``alpha`` 1 it is likelihood on the good answers alone; with 0 it learns from bad answers alone,
+    which only a large enough ``beta`` keeps from running away, for the log-prob of a bad answer has no
+    lower end. Sums over tokens are large numbers, so start with a low learning rate. Meant for answers that
+    the reference wrote itself; refresh it when the policy has moved.
 
     Args:
-        policy: S answers under the model being trained, with the stat ``kl`` per token.
-        reference: the same S answers under the reference.
-        alpha: weight of the desirable answers; 1 learns from them alone, 0 from the undesirable ones alone.
-        beta: weight of the divergence.
+        policy: S labelled answers under the model being trained, with the stat ``kl`` per token.
+        reference: the same answers under the reference; of them only the rewards are made.
+        desirable_share: [] share of desirable answers in the optimizer step, so that each kind is averaged by
+            itself, however many there are of the other.
+        alpha: weight of the desirable answers; the undesirable ones have 1 - alpha.
+        beta: weight of the divergence, per nat.
 
     Returns:
-        Loss [S]; rewards [S], beta times the log-ratio of each answer; metric ``kl`` [S], nats.
+        Loss [S], which has no lower bound; rewards [S], beta times the log-ratio; metric ``kl`` [S], nats.
 
     Formula:
         K = sum over the answer's tokens of KL(reference || policy), the whole vocabulary at each
-        loss = -2 * alpha * log-prob + beta * K           (desirable)
-        loss = 2 * (1 - alpha) * log-prob + beta * K      (undesirable)
+        loss = -alpha / share * log-prob + beta * K             (desirable)
+        loss = (1 - alpha) / (1 - share) * log-prob + beta * K  (undesirable)
+        so that the mean over the step is
+        -alpha * mean(log-prob, desirable) + (1 - alpha) * mean(log-prob, undesirable) + beta * mean(K)
 
     Source:
         Abdolmaleki, Piot, Shahriari, Springenberg, Hertweck, Joshi, Oh, Bloesch, Lampe, Heess, Buchli and
-        Riedmiller, "Preference Optimization as Probabilistic Inference", 2024, arXiv 2410.04166. The paper
-        averages over each kind by itself; here the mean is over all answers, and the factor 2 makes both
-        the same where there are as many of each.
+        Riedmiller, "Preference Optimization as Probabilistic Inference", 2024, arXiv 2410.04166, equation 10.
+        The divergence is summed over the positions of the given answers, not of fresh samples; alpha and beta are
+        those of a public implementation, not checked against the paper.
     """
     answers = policy.answers
+    kl = answers.sum(answers.stats["kl"])
+    # a step without a kind of answer has a share of 0 or 1, and its weight is not used
+    pulls = -alpha / desirable_share.clamp(min=1e-6)
+    pushes = (1.0 - alpha) / (1.0 - desirable_share).clamp(min=1e-6)
     total = answers.total
-    likelihood = torch.where(policy.is_desirable, -2.0 * alpha * total, 2.0 * (1.0 - alpha) * total)
-    divergence = answers.sum(answers.stats["kl"])
+    weight = torch.where(policy.is_desirable, pulls, pushes).to(total.dtype)
     return LossOutput(
-        loss=likelihood + beta * divergence,
+        loss=weight * total + beta * kl,
         chosen_reward=stop(beta * log_ratio(answers, reference.answers)),
-        metrics={"kl": stop(divergence)},
+        metrics={"kl": stop(kl)},
     )

@@ -1,9 +1,11 @@
 """A pack lays every prompt once and scores exactly the response tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from prefopt.data.pack import pack, sequence_key
+from prefopt.data.pack import group_of, pack, sequence_key
 from prefopt.types import Preference, TokenizedGroup
 
 
@@ -81,3 +83,29 @@ def test_scores_and_labels_follow_their_responses() -> None:
     torch.testing.assert_close(batch.scores[:2], torch.tensor([0.9, 0.1]))
     assert batch.scores[2:].isnan().all()
     assert batch.labels is None  # one group has none, so no label stands for it
+
+
+def test_tokens_of_weight_zero_are_read_and_not_scored() -> None:
+    """Of the answer 4 5 6 7 the weights 0 2 0 1 leave 5, predicted from 4, and 7, from 6; the other is whole."""
+    weights = (np.array([0, 2, 0, 1], np.float32), np.ones(2, np.float32))
+    masked = replace(group_of([1, 2, 3], [[4, 5, 6, 7], [8, 9]]), token_weights=weights)
+    batch = pack([masked])
+    assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert batch.target_ids.tolist() == [5, 7, 8, 9]
+    assert batch.score_at.tolist() == [3, 5, 2, 7]
+    assert batch.lengths == (2, 2)
+    assert batch.token_weights is not None and batch.token_weights.tolist() == [2.0, 1.0, 1.0, 1.0]
+    plain = pack([group_of([1, 2, 3], [[4, 5, 6, 7], [8, 9]])])
+    assert plain.token_weights is None
+    assert batch.keys[0] != plain.keys[0], "a cache must not take one for the other"
+    assert batch.keys[1] == plain.keys[1]
+
+
+def test_a_group_without_weights_counts_all_of_its_tokens() -> None:
+    """Beside one with weights every one of its tokens weighs 1."""
+    weights = (np.array([0, 0.5], np.float32), np.ones(1, np.float32))
+    first = replace(group_of([1], [[4, 5], [6]]), token_weights=weights)
+    batch = pack([first, group_of([1], [[7, 8, 9], [6]])])
+    assert batch.lengths == (1, 1, 3, 1)
+    assert batch.token_weights is not None
+    assert batch.token_weights.tolist() == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]

@@ -19,6 +19,7 @@ def sizes_of(tokens: list[int], pairs: list[int] | None = None) -> GroupSizes:
         scored_tokens=array // 2,
         longest=array,
         chosen_tokens=array // 3,
+        desirable=ones,
     )
 
 

@@ -74,7 +74,7 @@ def test_sizes_count_a_prompt_once_or_once_per_response() -> None:
 
     Shared 1 + 2 + 2 + 1 + 3 = 9; apart (2+2) + (1+1) + (2+3) = 11; longest 2 + 3 = 5; the chosen
     answer has 3 tokens and stands in two pairs, so 6. SINGLE has no pair, so its answer counts. Two of
-    the responses of TWO_PROMPTS are no answers.
+    the responses of TWO_PROMPTS are no answers, and the one token of weight 0 is not scored.
     """
     table = GroupTable.from_groups(GROUPS)
     shared, apart = table.sizes(share_prompts=True), table.sizes(share_prompts=False)
@@ -82,9 +82,10 @@ def test_sizes_count_a_prompt_once_or_once_per_response() -> None:
     assert apart.tokens.tolist() == [9, 11, 2]
     assert shared.pairs.tolist() == [1, 2, 0]
     assert shared.responses.tolist() == [2, 1, 1]
-    assert shared.scored_tokens.tolist() == [3, 6, 1]
+    assert shared.scored_tokens.tolist() == [3, 5, 1]
     assert shared.longest.tolist() == apart.longest.tolist() == [5, 5, 2]
     assert shared.chosen_tokens.tolist() == [1, 6, 1]
+    assert shared.desirable.tolist() == [1, 1, 0]  # chosen, labelled, neither
 
 
 def test_answers_alone_count_as_chosen_where_there_are_no_pairs() -> None:
@@ -181,3 +182,18 @@ def test_failed_write_leaves_neither_file_nor_rest(tmp_path: Path, monkeypatch: 
         write_arrays(tmp_path / "t", {"x": np.zeros(3, np.int64)}, {})
     assert (tmp_path / "t").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     assert read_arrays(tmp_path / "t")[0]["x"].tolist() == [0, 1, 2]
+
+
+def test_what_weighs_nothing_is_not_scored() -> None:
+    """Chosen 1 of 2 tokens, rejected all of 3; laid down are all of them, whatever they weigh."""
+    group = replace(
+        PAIR,
+        responses=(ids(4, 5), ids(5, 6, 7)),
+        token_weights=(np.array([0, 2], np.float32), np.full(3, 0.5, np.float32)),
+    )
+    table = GroupTable.from_groups([group, SINGLE])
+    sizes = table.sizes(share_prompts=True)
+    assert table.scored_lengths.tolist() == [1, 3, 1]
+    assert sizes.scored_tokens.tolist() == [4, 1]
+    assert sizes.chosen_tokens.tolist() == [1, 1]
+    assert sizes.tokens.tolist() == [8, 2]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from prefopt.data.mismatched import add_mismatched
+from prefopt.data.pack import group_of
+from prefopt.data.prepare import prepare
 from prefopt.data.raw import RowError
+from prefopt.data.rows import Source
 from prefopt.data.tokenize import Rendered, Renderer, Tokenizer, Tokens
 from prefopt.data.turns import Span, token_weights
 from prefopt.data.values import messages
@@ -151,3 +157,77 @@ def test_a_wrong_weight_makes_a_bad_row(more: dict[str, Any], why: str) -> None:
     with pytest.raises(RowError, match=why) as caught:
         messages([turn("assistant", "a", **more)], "chosen")
     assert caught.value.column == f"chosen.0.{'train' if 'train' in more else 'weight'}"
+
+
+def rows_of(*answers: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> Source:
+    rows = [{"prompt": QUESTION, "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
+    return Source("memory", rows=rows)
+
+
+SHORT = [turn("assistant", "Lyon.")]
+
+
+def test_weights_go_into_the_table_row_by_row(make_tokenizer: Any) -> None:
+    """The first row weighs its turns; the second says nothing, so all of it counts."""
+    silent = [{**TALK[0], "train": False}, *TALK[1:]]
+    tokenizer = make_tokenizer("byte_level")
+    table = prepare([rows_of((silent, SHORT), (SHORT, TALK))], tokenizer).table
+    first, second = table[0], table[1]
+    assert first.token_weights is not None and second.token_weights is None
+    assert first.token_weights[1].all()
+    kept = first.responses[0][first.token_weights[0] > 0]
+    assert tokenizer.decode(kept) == "it is Rome.<|im_end|>\n"
+
+
+def test_a_setting_scores_assistant_turns_alone(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer("byte_level")
+    table = prepare([rows_of((TALK, SHORT))], tokenizer, turns="assistant").table
+    weights = table[0].token_weights
+    assert weights is not None and 0 < weights[0].sum() < len(weights[0])
+    assert prepare([rows_of((TALK, SHORT))], tokenizer).table.token_weights is None
+
+
+def test_a_row_with_nothing_to_score_is_unused(make_tokenizer: Any) -> None:
+    """No turn of the first row's chosen answer counts; of the second's nothing that counts is left by the cut."""
+    none = [turn("assistant", "the capital is Paris.", weight=0)]
+    late = [{**TALK[0], "weight": 0}, *TALK[1:]]
+    tokenizer = make_tokenizer("byte_level")
+    source = rows_of((none, SHORT), (late, SHORT), (SHORT, TALK))
+    prompt = len(prepare([source], tokenizer).table[0].prompts[0])
+    found = prepare([source], tokenizer, max_tokens=prompt + 12)
+    assert [found.table.origin(i) for i in range(len(found.table))] == ["memory:3"]
+    assert found.report.unused.origins == ["memory:1", "memory:2"]
+    assert found.report.unused.count == 2
+
+
+def test_the_cut_takes_weights_along(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer("byte_level")
+    whole = prepare([rows_of((TALK, SHORT))], tokenizer, turns="assistant").table[0]
+    room = len(whole.prompts[0]) + len(whole.responses[0]) - 3
+    cut = prepare([rows_of((TALK, SHORT))], tokenizer, turns="assistant", max_tokens=room).table[0]
+    assert whole.token_weights is not None and cut.token_weights is not None
+    assert np.array_equal(cut.token_weights[0], whole.token_weights[0][:-3])
+
+
+def test_the_cache_tells_settings_apart(make_tokenizer: Any, tmp_path: Path) -> None:
+    """Another setting and another weight are other tables; the same ones are found again."""
+    tokenizer = make_tokenizer("byte_level")
+    found = []
+    silent = [{**TALK[0], "weight": 0}, *TALK[1:]]
+    for answer, turns in ((TALK, "all"), (TALK, "assistant"), (silent, "all"), (TALK, "assistant")):
+        prepared = prepare([rows_of((answer, SHORT))], tokenizer, turns=turns, cache_dir=tmp_path)  # type: ignore[arg-type]
+        found.append((prepared.report.from_cache, prepared.table.scored_lengths.tolist()))
+    assert [is_cached for is_cached, _ in found] == [False, False, False, True]
+    assert found[1][1] == found[3][1]
+    assert len({str(lengths) for _, lengths in found}) == 3
+
+
+def test_answers_to_other_prompts_are_scored_whole() -> None:
+    """What another row's answer adds as drift has no weights of its own."""
+    weights = (np.array([0.0, 1.0], np.float32),)
+    first = replace(group_of([1], [[2, 3]], (), labels=[True]), token_weights=weights)
+    second = group_of([4], [[5, 6, 7]], (), labels=[False])
+    one, two = add_mismatched([first, second], None)
+    assert one.token_weights is not None
+    assert [part.tolist() for part in one.token_weights] == [[0.0, 1.0], [1.0, 1.0, 1.0]]
+    assert two.token_weights is None

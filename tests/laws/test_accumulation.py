@@ -23,6 +23,7 @@ BLOCKS = [
     {"name": "tdpo"},
     {"name": "mapo"},
     {"name": "sparse_mask_independent"},
+    {"name": "pmpo"},
     {"name": "nca_pair", "with": [{"name": "suffix_from_divergence", "length_penalty": 0.5}]},
     {"name": "ipo", "with": [{"name": "token_weighted", "source": "activations"}]},
 ]

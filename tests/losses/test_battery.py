@@ -87,6 +87,7 @@ from prefopt.losses import (
 )
 from prefopt.losses._contract import Loss, Setting
 from prefopt.losses._terms import recording_stops, replaying_stops
+from prefopt.losses.references import COMBINING
 from prefopt.types import (
     OTHER_REFERENCES,
     STATS,
@@ -163,7 +164,8 @@ def tried(loss: Loss, transform: str, **settings: object) -> Loss | None:
 def all_at_once(name: str) -> dict[str, Loss]:
     built, text = LOSSES[name], name
     for transform in TRANSFORMS:
-        if applied := tried(built, transform):
+        # a second reference doubles what is drawn, and "dpo" and "simpo" meet those transforms anyway
+        if transform not in COMBINING and (applied := tried(built, transform)):
             built, text = applied, f"{transform}({text})"
     return {text: built}
 
@@ -233,6 +235,7 @@ def arguments(loss: Loss, dtype: torch.dtype = torch.float64) -> dict:
         "soft_label": torch.linspace(0.55, 0.95, NUM_UNITS, dtype=dtype),
         "pair_seed": torch.arange(NUM_UNITS) + 1,
         "answer_score": torch.tensor(LIST_SCORES, dtype=dtype),
+        "desirable_share": torch.tensor(0.6, dtype=dtype),
         "prompt_embedding": torch.linspace(-1.0, 2.0, 3 * NUM_UNITS, dtype=dtype).view(NUM_UNITS, 3).sin(),
         "mean_chosen_length": torch.tensor(sum(CHOSEN_LENGTHS) / NUM_UNITS, dtype=dtype),
     }
@@ -354,6 +357,8 @@ def on_meta(value):
 def test_a_gpu_is_never_waited_for(loss, monkeypatch: pytest.MonkeyPatch):
     """Forward and backward read no number of the device on the host, and copy to it without waiting."""
     pose_as_gpu(monkeypatch)
+    if contract_of(loss).name == "aot_unpaired":
+        pytest.skip("the size of its answer depends on the labels, which it reads, as its docstring says")
     given = arguments(loss)
     inputs = [leaf.to(META).requires_grad_() for leaf in leaves(given)]
     given = {name: on_meta(value) for name, value in with_leaves(given, inputs).items()}
