@@ -64,8 +64,7 @@ def aot_unpaired(
     For answers that are marked good or bad one by one. Every answer pays for the distance to the other
     side's value at its own quantile; with as many answers on one side as on the other this is the sorted
     matching of the paper. Where the counts differ the other side is interpolated between its values. A
-    step in which one side is missing has nothing to compare and costs nothing. How many answers each side
-    has is read on the host, so a GPU is waited for once in a step.
+    step in which one side is missing has nothing to compare and costs nothing.
 
     Args:
         policy: S answers under the model being trained, all of the optimizer step.
