@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.token_kl.footprint import with_kl
 from prefopt.optim import trainable
-from prefopt.policy.outline import Outline, Step, outline
+from prefopt.policy.outline import Outline, StepModels, outline
 from prefopt.policy.stand_ins import (
     BACKWARD,
     FORWARD,
@@ -205,7 +205,7 @@ def plan_of(
     """
     sample, target, ranks = sample or Sample.uniform(), target or Target(), ranks or Ranks()
     own = [each for each in references if isinstance(each, nn.Module)]
-    step = Step(
+    step = StepModels(
         model,
         tuple(references),
         stats=tuple(stats),

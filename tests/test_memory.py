@@ -162,17 +162,18 @@ def after_forward(policy: Policy, batch: Any, autocast: torch.dtype | None) -> t
     return sum(each.nbytes() for key, each in saved.items() if key not in known), ledger.moments[-1].live
 
 
+SINGLE, HALF = torch.float32, torch.bfloat16
 WAYS = [
     *(
-        (family, torch.float32, c, lora, None)
+        (family, SINGLE, *way, None)
         for family in FAMILIES
-        for c in (False, True)
-        for lora in (False, True)
+        for way in ((False, False), (True, False), (False, True))
     ),
-    *(("llama", torch.bfloat16, c, lora, None) for c in (False, True) for lora in (False, True)),
-    *((family, torch.bfloat16, False, False, None) for family in ("qwen3", "gpt2", "experts")),
-    *(("qwen3", torch.float32, c, False, torch.bfloat16) for c in (False, True)),
+    *((family, HALF, False, False, None) for family in FAMILIES),
+    *(("llama", dtype, True, True, None) for dtype in (SINGLE, HALF)),
+    *(("qwen3", SINGLE, checkpoints, False, HALF) for checkpoints in (False, True)),
 ]
+"""Families, in some dtype, with layers computed again or not, with LoRA or not, under autocast or not."""
 
 
 @pytest.mark.parametrize(("family", "dtype", "checkpoints", "lora", "autocast"), WAYS, ids=str)

@@ -58,7 +58,7 @@ class Outline:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepModels:
     """What scores a pack in a training step, and what the loss reads.
 
     Args:
@@ -87,7 +87,7 @@ class Step:
         return "copy" if self.copies_head else "yes"
 
 
-def outline(step: Step, sample: Sample, target: Target) -> Outline:
+def outline(step: StepModels, sample: Sample, target: Target) -> Outline:
     """Run one pack, forward and backward, without memory and without numbers.
 
     Args:
@@ -139,7 +139,7 @@ def _highest(lines: set[Line]) -> tuple[Line, ...]:
 class _Run:
     """Hold the copies without memory, and run packs through them."""
 
-    def __init__(self, step: Step, target: Target) -> None:
+    def __init__(self, step: StepModels, target: Target) -> None:
         self.step, self.target = step, target
         self.policy = weightless(step.model).train()
         copies = {

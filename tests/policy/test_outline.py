@@ -11,7 +11,7 @@ from prefopt.errors import ModelError
 from prefopt.kernels.linear_logp import chunked
 from prefopt.policy import Policy
 from prefopt.policy.ledger import Ledger, Moment
-from prefopt.policy.outline import Step, _lines, outline
+from prefopt.policy.outline import StepModels, _lines, outline
 from prefopt.policy.stand_ins import HEAD_BACKWARD, Sample, Target
 
 CPU = Target.of("cpu", torch.float32)
@@ -26,7 +26,7 @@ def test_what_a_family_keeps_after_the_forward_is_what_is_alive(
     policy = Policy(family.build())
     groups = [group_of([*range(3, 28)], [[*range(4, 16)], [*range(5, 18)]], row_id=row) for row in range(4)]
     batch = pack(groups)
-    found = outline(Step(policy.model), Sample.of(pack(groups[:1])), CPU)
+    found = outline(StepModels(policy.model), Sample.of(pack(groups[:1])), CPU)
     policy.model.train()
     policy(batch)  # masks and tables of rotations are made once, and are not counted
     known = [*policy.model.parameters(), *policy.model.buffers()]
@@ -55,8 +55,8 @@ def test_a_line_goes_through_both_sizes_and_low_ones_are_left_out() -> None:
 def test_a_size_between_and_beyond_is_on_the_line() -> None:
     policy = Policy(EXACT["qwen3_moe"].build())
     sample = Sample.uniform(24, (12, 12))
-    lines = outline(Step(policy.model, ("adapter",)), sample, CPU).lines
-    doubled = outline(Step(policy.model, ("adapter",)), sample.twice().twice(), CPU).lines
+    lines = outline(StepModels(policy.model, ("adapter",)), sample, CPU).lines
+    doubled = outline(StepModels(policy.model, ("adapter",)), sample.twice().twice(), CPU).lines
     for phase, each in lines.items():
         tops = [max(line.at(tokens) for line in each) for tokens in (48, 480)]
         assert tops == pytest.approx(
@@ -75,5 +75,5 @@ def test_a_model_that_does_something_else_on_longer_rows_is_refused() -> None:
 
     layer.forward = longer
     with pytest.raises(ModelError, match="what it does depends on the tokens"):
-        outline(Step(policy.model), Sample.uniform(24, (12,)), CPU)
+        outline(StepModels(policy.model), Sample.uniform(24, (12,)), CPU)
     assert policy.model.lm_head.forward == plain  # type: ignore[union-attr,operator]

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefopt.policy import Policy, stack
 from prefopt.policy.load import skeleton
-from prefopt.policy.outline import Step, _Run
+from prefopt.policy.outline import StepModels, _Run
 from prefopt.policy.stand_ins import Sample, Target
 
 COMMON: dict[str, Any] = {
@@ -64,7 +64,7 @@ def model(
 def heights(built: nn.Module, target: Target, references: list[Any]) -> dict[str, tuple[int, int]]:
     """Bytes at the highest moment of every phase, without and with the gradients finished by then."""
     with FakeTensorMode():
-        moments = _Run(Step(built, tuple(references)), target).moments(Sample.uniform(20, (9, 7)))
+        moments = _Run(StepModels(built, tuple(references)), target).moments(Sample.uniform(20, (9, 7)))
     phases = {moment.phase: [m for m in moments if m.phase == moment.phase] for moment in moments}
     return {
         phase: (max(m.live for m in those), max(m.live + m.gradients for m in those))
