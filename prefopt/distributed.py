@@ -6,11 +6,13 @@ The only file that knows how a model is wrapped. One process, data parallel (DDP
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator
@@ -60,6 +62,7 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
+        self._wrappers: WeakSet[nn.parallel.DistributedDataParallel] = WeakSet()
 
     @property
     def is_main(self) -> bool:
@@ -89,7 +92,12 @@ class Engine:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         # buffers of a language model are constants, so there is nothing to broadcast before a forward
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {"device_ids": ids, setting: False}
+        wrapper = nn.parallel.DistributedDataParallel(model, **options)
+        self._wrappers.add(wrapper)
+        return wrapper
 
     def autocast(self) -> Any:
         """Return the context in which forward passes run."""
@@ -239,9 +247,14 @@ class Engine:
             self.accelerator.log(dict(values), step=step)
 
     def finish(self) -> None:
-        """Close trackers and leave the process group."""
+        """Close trackers and leave the process group; models prepared for several ranks train no further."""
         if self.accelerator.trackers:
             self.accelerator.end_training()
+        # A reducer that outlived the group would free it while holding Python's lock, and wait for gloo's
+        # threads, which may wait for that lock (pytorch issue 56297): the rank would never end.
+        for wrapper in self._wrappers:
+            del wrapper.reducer, wrapper.logger
+        self._wrappers.clear()
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
+
+import torch.distributed as dist
 
 TESTS = Path(__file__).resolve().parent
 
@@ -20,28 +24,47 @@ def launch(world: int, arguments: Sequence[str | Path], timeout: float = 180, **
     Args:
         world: number of ranks.
         arguments: of the interpreter, the script or ``-m`` first.
-        timeout: seconds after which every rank is killed.
+        timeout: seconds after which every rank is ended.
         variables: environment of the ranks, over that of this process.
+
+    Raises:
+        AssertionError: a rank failed, which ends the others, or time ran out; with the end of what each
+            rank wrote to stderr, and where those stood that still ran.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
-    stack = ExitStack()  # closed at the end, and the ranks killed that are left
-    processes, logs = [], []
-    for rank in range(world):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = {key: str(value) for key, value in own.items()} if world > 1 else {}
-        command = [sys.executable, *map(str, arguments)]
-        env = {**os.environ, **shared, **ranks}
-        # a file, for a rank whose pipe nobody reads yet would block and hold up the others
-        logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))  # noqa: SIM115
-        processes.append(subprocess.Popen(command, env=env, stderr=logs[-1]))
-        stack.callback(processes[-1].kill)
-    with stack:
-        for process, log in zip(processes, logs, strict=True):
-            code = process.wait(timeout)
-            log.seek(0)
-            assert code == 0, log.read()[-3000:]
+    shared = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONFAULTHANDLER": "1", **variables}
+    with ExitStack() as stack:
+        if world > 1:
+            # this process holds the store that the ranks meet at, so no other program can take its port
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+            shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_WORLD_SIZE": str(world)}
+        processes, logs = [], []
+        for rank in range(world):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+            # a file, for a rank whose pipe nobody reads yet would block and hold up the others
+            logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
+            command = [sys.executable, *map(str, arguments)]
+            processes.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stderr=logs[-1]))
+            stack.callback(processes[-1].kill)
+        codes = _wait(processes, time.monotonic() + timeout)
+        assert not any(codes), _report(codes, logs)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> list[int]:
+    """Wait until all ranks are done, one fails or time is up; then end those left, which write where they stood."""
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes) or time.monotonic() > end:
+            for process in processes:
+                process.send_signal(signal.SIGABRT)
+            break
+        time.sleep(0.02)
+    return [process.wait(10) for process in processes]
+
+
+def _report(codes: list[int], logs: list[IO[str]]) -> str:
+    parts = []
+    for rank, (code, log) in enumerate(zip(codes, logs, strict=True)):
+        log.seek(0)
+        parts.append(f"rank {rank} exited with {code}:\n{log.read()[-3000:]}")
+    return "\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -62,8 +63,11 @@ def main(folder: Path) -> None:
         del names
     uneven = torch.arange(3 + engine.rank, dtype=torch.float64) + 10 * engine.rank
     out["gathered"] = engine.gather(uneven)
-    save_file({k: v.contiguous() for k, v in out.items()}, str(folder / f"rank{engine.rank}.safetensors"))
+    model = trainer.policy.model  # wrapped for two ranks
+    reducer = weakref.ref(getattr(model, "reducer", model))
     engine.finish()
+    out["reducer_lives"] = torch.tensor(reducer() is not None)
+    save_file({k: v.contiguous() for k, v in out.items()}, str(folder / f"rank{engine.rank}.safetensors"))
 
 
 if __name__ == "__main__":

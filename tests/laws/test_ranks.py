@@ -62,6 +62,14 @@ def test_gather_joins_uneven_parts_in_rank_order(
         assert rank["gathered"].tolist() == [0, 1, 2, 10, 11, 12, 13]
 
 
+def test_no_reducer_outlives_its_group(
+    results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
+) -> None:
+    """A rank can hang at its end when a reducer frees the group, though its model lives on."""
+    assert results[0]["reducer_lives"]  # one rank: stands for the model itself
+    assert [bool(rank["reducer_lives"]) for rank in results[1]] == [False, False]
+
+
 def prefopt(world: int, arguments: list[str], cache: Path) -> None:
     """Run the command line on ``world`` ranks."""
     gloo.launch(world, ["-m", "prefopt", "train", *arguments], PREFOPT_CACHE=str(cache))
