@@ -154,7 +154,8 @@ def test_every_recipe_of_the_folder_is_valid(path: Path) -> None:
 
 def test_there_is_a_recipe_for_every_hub_setting_promised() -> None:
     names = {path.stem for path in RECIPES}
-    assert {"dpo_full", "dpo_lora", "simpo", "ipo", "focal", "wpo", "ld_dpo"} <= names
+    pairs = {"dpo_full", "dpo_lora", "simpo", "ipo", "focal", "wpo", "ld_dpo", "orpo", "tr_dpo"}
+    assert pairs | {"kto", "nca_k"} <= names
 
 
 # --- every setting of the schema, generated from it ---------------------------------------------------
