@@ -88,7 +88,7 @@ def _changed(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
-    console.print(recipe.to_yaml().rstrip(), markup=False)
+    console.print(build.filled(recipe, loss).to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
     used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
     console.print(f"reference {used}", markup=False)

@@ -56,6 +56,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
     build_model.quiet_libraries()
     loss = build.loss_of(recipe)
+    recipe = build.filled(recipe, loss)
     folder = RunFolder(Path(recipe.output))
     engine = build.engine_of(recipe)
     try:

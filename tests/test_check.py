@@ -23,6 +23,7 @@ def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["check", *arguments, "rows.max_bad=1"]) == 0
     out = capsys.readouterr().out
     assert "beta: 0.1" in out and "warmup: 0.2" in out  # the resolved recipe, defaults too
+    assert "label_smoothing: 0.0\n" in out and "\nreference: initial\n" in out
     assert "loss dpo(beta=0.1, label_smoothing=0.0)" in out
     assert f"{tmp_path / 'rows.jsonl'}:41" in out  # the bad row by line
     assert "chosen, " in out and "⟦" in out  # an example with its scored tokens marked
