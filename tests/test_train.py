@@ -409,7 +409,16 @@ def test_checkpointing_changes_no_number(unbroken: Path, tmp_path: Path) -> None
     [
         ({"loss": "{name: simpo}", "reference": "initial"}, "simpo uses no reference"),
         ({"reference": "none"}, "dpo compares with a reference"),
-        ({"model__path": "/nowhere/at/all"}, "cannot be loaded"),
+        (
+            {"model__path": "/nowhere/at/all"},
+            "model.path: there is no folder '/nowhere/at/all'. Check the path.",
+        ),
+        ({"model__path": "runs/no/final"}, "model.path: there is no folder 'runs/no/final'. Check the path."),
+        ({"reference": "{path: ./gone}"}, "reference.path: there is no folder './gone'. Check the path."),
+        (
+            {"reference": "{name: moving, cached: true}"},
+            "reference.cached: belongs to another kind of reference",
+        ),
         ({"data": "{path: /nowhere.jsonl}"}, "/nowhere.jsonl"),
         ({"batch__tokens_per_batch": "20"}, "is less than the"),
         ({"track": "[wandb]"}, "wandb"),
