@@ -53,6 +53,7 @@ def run(
     loss = build.loss_of(loaded)
     build_model.check_model(loaded)
     tokenizer = build_model.tokenizer_of(loaded)
+    build_reference.check_references(loaded, loss, tokenizer)
     data = build.data_of(loaded, tokenizer, loss)
     _show_recipe(console, loaded, loss)
     for report in filter(None, (data.report, data.eval_report)):

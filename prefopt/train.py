@@ -98,6 +98,7 @@ class _Run:
                 self.display.say(f"{self.folder.path}: the run is finished; there is nothing left to do.")
                 return self.folder.final
         self.tokenizer = build_model.tokenizer_of(self.recipe)
+        build_reference.check_references(self.recipe, self.loss, self.tokenizer)
         self._load_data()
         self._build()
         self._open_folder()

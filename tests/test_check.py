@@ -48,6 +48,11 @@ def test_the_example_shows_exactly_the_scored_tokens(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"reference": "{path: /nowhere}"}, "reference.path: there is no folder '/nowhere'"),
+        (
+            {"loss": "{name: dpo, with: [{name: multi_ref}]}", "reference": "[{path: /nowhere}, initial]"},
+            "reference.0.path: there is no folder '/nowhere'",
+        ),
         ({"loss__beta": "x"}, "loss.beta"),
         ({"model__path": "/nowhere"}, "model.path"),
         ({"rows__max_bad": "0"}, "bad"),

@@ -206,6 +206,15 @@ def test_the_stored_recipe_of_any_kind_of_loss_runs_again(tmp_path: Path) -> Non
     )
 
 
+def test_an_unreadable_reference_is_refused_before_the_rows_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are missing too, and the reference is what is named."""
+    assert go(tmp_path, reference="{path: ./gone}", data="{path: ./gone.jsonl}") == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message == "error: reference.path: there is no folder './gone'. Check the path."
+
+
 def test_a_loss_without_reference_stores_none(tmp_path: Path) -> None:
     assert go(tmp_path, loss="{name: simpo}", train__steps="1") == 0
     assert read_yaml(tmp_path / "run" / "recipe.yaml").value["reference"] is None
