@@ -13,7 +13,7 @@ import numpy as np
 
 from prefopt import demo
 from prefopt.build_loss import BoundLoss, build_loss
-from prefopt.build_model import DTYPES
+from prefopt.build_model import DTYPES, references_of
 from prefopt.cache import LogpCache
 from prefopt.data.loader import stream
 from prefopt.data.needs import Needs, Structure
@@ -47,6 +47,14 @@ def cache_folder() -> Path:
     if folder := os.environ.get("PREFOPT_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prefopt"
+
+
+def filled(recipe: Recipe, loss: BoundLoss) -> Recipe:
+    """Return the recipe with what its loss and its reference are where it leaves them out."""
+    found: dict[str, Any] = {"loss": dict(loss.settings)}
+    if recipe.reference is None and loss.contract.needs_reference:
+        (found["reference"],) = references_of(recipe)
+    return recipe.model_copy(update=found)
 
 
 def loss_of(recipe: Recipe) -> BoundLoss:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, spelled
 from prefopt.losses import LOSSES, TRANSFORMS, bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
 from prefopt.losses._contract import Loss, LossContract, check_settings, contract_of, settings_of
@@ -114,7 +114,7 @@ def _build_mixed(block: Mapping[str, Any], where: str) -> BoundLoss:
         )
     parts, weights = [], []
     for index, entry in enumerate(entries):
-        place = f"{where}.of[{index}]"
+        place = f"{where}.of.{index}"
         _require_mapping(entry, place, "{name: dpo, weight: 0.8}")
         weights.append(MIX_WEIGHT.check(entry.get("weight", MIX_WEIGHT.default), f"{place}.weight"))
         parts.append(build_loss({key: value for key, value in entry.items() if key != "weight"}, place))
@@ -132,9 +132,9 @@ def _build_mixed(block: Mapping[str, Any], where: str) -> BoundLoss:
 
 def _apply_all(built: BoundLoss, entries: Any, where: str) -> BoundLoss:
     if not isinstance(entries, (list, tuple)):
-        raise RecipeError(f"{where}: {entries!r} is not a list. Write with: [{{name: with_nll}}].")
+        raise RecipeError(f"{where}: {spelled(entries)} is not a list. Write with: [{{name: with_nll}}].")
     for index, entry in enumerate(entries):
-        built = _apply(built, entry, f"{where}[{index}]")
+        built = _apply(built, entry, f"{where}.{index}")
     return built
 
 
@@ -156,7 +156,7 @@ def _apply(built: BoundLoss, entry: Any, where: str) -> BoundLoss:
 
 def _require_mapping(block: Any, where: str, example: str) -> None:
     if not isinstance(block, Mapping):
-        raise RecipeError(f"{where}: {block!r} is not a block. Write {example}.")
+        raise RecipeError(f"{where}: {spelled(block)} is not a block. Write {example}.")
 
 
 def _require_name(block: Mapping[str, Any], where: str, known: Collection[str], kind: str) -> str:
@@ -165,14 +165,15 @@ def _require_name(block: Mapping[str, Any], where: str, known: Collection[str], 
         raise RecipeError(f"{where}.name: missing. Give the name of a {kind}: {names}.")
     name = block["name"]
     if not isinstance(name, str) or name not in known:
-        near = get_close_matches(str(name), list(known), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else _other_table(name, kind)
-        raise RecipeError(f"{where}.name: there is no {kind} {name!r}.{hint} There are: {names}.")
+        hint = _meant(name, known, kind) if isinstance(name, str) else ""
+        raise RecipeError(f"{where}.name: there is no {kind} {spelled(name)}.{hint} There are: {names}.")
     return name
 
 
-def _other_table(name: Any, kind: str) -> str:
-    """Say so where a loss is given as a transform or the reverse."""
+def _meant(name: str, known: Collection[str], kind: str) -> str:
+    """Name the nearest entry, or say so where a loss is given as a transform or the reverse."""
+    if near := get_close_matches(name.lower(), list(known), n=1):
+        return f" Did you mean '{near[0]}'?"
     if kind == "loss" and name in TRANSFORMS:
         return " It is a transform: put it under 'with' of a loss."
     if kind == "transform" and (name in LOSSES or name == MIXED):

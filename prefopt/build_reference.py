@@ -16,7 +16,7 @@ from prefopt.cache import LogpCache
 from prefopt.distributed import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy
-from prefopt.policy.load import load_adapter, load_model, load_tokenizer
+from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
 from prefopt.recipe import MovingReference as Moving
 from prefopt.recipe import Recipe, ReferenceModel
 from prefopt.reference import (
@@ -55,6 +55,38 @@ def _describe(entry: str | ReferenceModel | Moving) -> str:
     return f"{entry.path}, cached" if entry.cached else entry.path
 
 
+def check_references(recipe: Recipe, loss: BoundLoss, tokenizer: Any) -> None:
+    """Refuse a reference by path that is missing or cannot be compared with, before data or weights are read.
+
+    Args:
+        recipe: names the reference, or several.
+        loss: says whether a reference is needed.
+        tokenizer: of the policy.
+
+    Raises:
+        ModelError: the reference is missing, of a kind that is not supported, or has another tokenizer.
+    """
+    if not loss.contract.needs_reference:
+        return
+    for key, entry in _by_key(recipe).items():
+        if isinstance(entry, ReferenceModel):
+            if not demo.is_builtin(entry.path):
+                load_config(entry.path, key=f"{key}.path", revision=entry.revision)
+            note = check_tokenizer(entry, tokenizer, key)
+            if note is not None:
+                log.warning(note)
+
+
+def _by_key(recipe: Recipe) -> dict[str, str | ReferenceModel | Moving]:
+    """Return each reference by the setting that names it."""
+    entries = references_of(recipe)
+    return (
+        {f"reference.{i}": each for i, each in enumerate(entries)}
+        if len(entries) > 1
+        else {"reference": entries[0]}
+    )
+
+
 def reference_of(
     recipe: Recipe,
     policy: Policy,
@@ -77,16 +109,13 @@ def reference_of(
         is_resumed: the policy's weights are no longer those that training started from.
 
     Raises:
-        ModelError: the reference cannot be loaded or scored exactly, or has another tokenizer.
+        ModelError: the reference cannot be loaded or scored exactly.
         RecipeError: a reference that moves while the weights are spread over ranks.
     """
     if not loss.contract.needs_reference:
         return None
-    entries = references_of(recipe)
-    keys = [f"reference.{i}" for i in range(len(entries))] if len(entries) > 1 else ["reference"]
     built = [
-        _one(entry, key, recipe, policy, engine, score, is_resumed)
-        for entry, key in zip(entries, keys, strict=True)
+        _one(entry, key, recipe, policy, engine, score, is_resumed) for key, entry in _by_key(recipe).items()
     ]
     return built[0] if len(built) == 1 else SeveralReferences(built)
 
@@ -135,12 +164,13 @@ def masks_of(recipe: Recipe, loss: BoundLoss, reference: Reference | None) -> To
     return TokenMasks(*reference.policy.depth_and_width, wanted)
 
 
-def check_tokenizer(reference: ReferenceModel, tokenizer: Any) -> str | None:
+def check_tokenizer(reference: ReferenceModel, tokenizer: Any, key: str = "reference") -> str | None:
     """Refuse a ``reference: {path: ...}`` to which the policy's token ids mean other text.
 
     Args:
         reference: names its model.
         tokenizer: of the policy; tokens or ids that one of the two alone knows may differ.
+        key: the setting that names the reference, for errors.
 
     Returns:
         What could not be compared, if so.
@@ -152,9 +182,11 @@ def check_tokenizer(reference: ReferenceModel, tokenizer: Any) -> str | None:
     if demo.is_builtin(path):
         other = demo.build_tokenizer()
     elif Path(path).is_dir() and not any(file for name in _VOCABULARIES for file in Path(path).glob(name)):
-        return f"reference.path: {path!r} holds no tokenizer, so it is taken to read token ids as model.path does."
+        return (
+            f"{key}.path: {path!r} holds no tokenizer, so it is taken to read token ids as model.path does."
+        )
     else:
-        other = load_tokenizer(path, key="reference.path", revision=reference.revision)
+        other = load_tokenizer(path, key=f"{key}.path", revision=reference.revision)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     ids = {index: token for token, index in theirs.items()}
     changed = {
@@ -166,17 +198,14 @@ def check_tokenizer(reference: ReferenceModel, tokenizer: Any) -> str | None:
         token, index = min(changed.items(), key=lambda item: (item[1], item[0]))
         found = repr(ids[index]) if index in ids else "no token"
         raise ModelError(
-            f"reference.path: {path!r} has another tokenizer than model.path: id {index} is {found} there and "
+            f"{key}.path: {path!r} has another tokenizer than model.path: id {index} is {found} there and "
             f"{token!r} here ({len(changed)} ids differ). Choose a reference with the policy's tokenizer."
         )
     return None
 
 
 def _by_path(reference: ReferenceModel, key: str, recipe: Recipe, engine: Engine) -> FrozenReference:
-    note = check_tokenizer(reference, build_model.tokenizer_of(recipe))
-    if note is not None:
-        log.warning(note)
-    policy = _frozen(_load(reference, recipe), engine, recipe)
+    policy = _frozen(_load(reference, key, recipe), engine, recipe)
     try:
         with engine.autocast():
             policy.self_check()
@@ -208,16 +237,16 @@ def _moving(settings: Moving, recipe: Recipe, engine: Engine) -> MovingReference
     return MovingReference(copy, every=settings.every, mix=settings.mix)
 
 
-def _load(reference: ReferenceModel, recipe: Recipe) -> Any:
+def _load(reference: ReferenceModel, key: str, recipe: Recipe) -> Any:
     dtype = DTYPES[recipe.model.dtype]
     if demo.is_builtin(reference.path):
         model: Any = demo.build_model(reference.path, recipe.seed)
         model = model.to(dtype)
     else:
-        model = load_model(reference.path, dtype=dtype, key="reference.path", revision=reference.revision)
+        model = load_model(reference.path, dtype=dtype, key=f"{key}.path", revision=reference.revision)
     if reference.adapter is None:
         return model
-    return load_adapter(model, reference.adapter, key="reference.adapter")
+    return load_adapter(model, reference.adapter, key=f"{key}.adapter")
 
 
 def _frozen(model: Any, engine: Engine, recipe: Recipe) -> Policy:

@@ -53,6 +53,7 @@ def run(
     loss = build.loss_of(loaded)
     build_model.check_model(loaded)
     tokenizer = build_model.tokenizer_of(loaded)
+    build_reference.check_references(loaded, loss, tokenizer)
     data = build.data_of(loaded, tokenizer, loss)
     _show_recipe(console, loaded, loss)
     for report in filter(None, (data.report, data.eval_report)):
@@ -61,8 +62,9 @@ def run(
     for report in filter(None, (data.report, data.eval_report)):
         report.enforce(loaded.rows.max_bad)
     console.print()
-    _show_example(console, tokenizer, data.train[0])
-    _show_lengths(console, data.train)
+    structure = loss.contract.structure
+    _show_example(console, tokenizer, data.train[0], structure)
+    _show_lengths(console, data.train, structure)
     plan = build.plan_of(loaded, data.train, loss, world=gpus)
     _show_plan(console, loaded, loss, data, plan)
     show_memory(
@@ -88,14 +90,14 @@ def _changed(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
-    console.print(recipe.to_yaml().rstrip(), markup=False)
+    console.print(build.filled(recipe, loss).to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
     used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
     console.print(f"reference {used}", markup=False)
     console.rule("data")
 
 
-def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> None:
+def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, structure: str) -> None:
     """Print one row as the model sees it; tokens that are scored are marked."""
     console.rule(f"example {group.origin}")
     shown = None
@@ -105,7 +107,7 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> No
             cut = max(0, len(prompt) - _SHOWN_TOKENS)
             before = f"… {cut} tokens … " if cut else ""
             console.print(Text(before + _decode(tokenizer, prompt[cut:]), style="dim"))
-        role = _role(group, index)
+        role = _role(group, index, structure)
         style = {"chosen": "black on green", "rejected": "black on red"}.get(role, "black on yellow")
         weights = None if group.token_weights is None else group.token_weights[index]
         scored = len(response) if weights is None else int((weights != 0).sum())
@@ -119,13 +121,15 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup) -> No
         console.print(line)
 
 
-def _role(group: TokenizedGroup, index: int) -> str:
+def _role(group: TokenizedGroup, index: int, structure: str) -> str:
     """Name what a response is for."""
     role = group.roles[index] if group.roles is not None else "answer"
     if role != "answer":
         return {"kl": "answer to another prompt"}.get(role, role)
     if group.labels is not None:
         return "desirable" if group.labels[index] else "undesirable"
+    if structure == "lists" and group.scores is not None:
+        return f"score {group.scores[index]:g}"
     chosen = {p.chosen for p in group.preferences}
     if index in chosen:
         return "chosen"
@@ -136,10 +140,10 @@ def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)).replace("\n", "⏎\n")
 
 
-def _show_lengths(console: Console, table: GroupTable) -> None:
+def _show_lengths(console: Console, table: GroupTable, structure: str) -> None:
     lengths = {"prompt": table.prompt_lengths, "answer": table.response_lengths[table.is_answer]}
     chosen = np.repeat(table.group_responses[:-1], np.diff(table.group_pairs))
-    if len(chosen):
+    if len(chosen) and structure != "lists":
         lengths["chosen"] = table.response_lengths[chosen + table.pair_chosen]
         lengths["rejected"] = table.response_lengths[chosen + table.pair_rejected]
     lengths["prompt + longest answer"] = table.sizes(True).longest
@@ -162,7 +166,7 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     unit = UNIT_NAMES[loss.contract.structure]
     epoch = len(plan.epoch_steps(0))
     lines = [
-        f"{len(data.train):,} groups with {int(plan.units.sum()):,} {unit} to train on"
+        f"{len(data.train):,} groups with {_counted(data.train, plan, loss.contract.structure)} to train on"
         + (f", {len(data.held_out):,} groups held out" if data.held_out is not None else ""),
         f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {unit}, {epoch:,} in an epoch",
         _packing(plan, recipe.batch.tokens_per_batch),
@@ -173,6 +177,17 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     ]
     for line in lines:
         console.print(line, markup=False)
+
+
+def _counted(table: GroupTable, plan: Plan, structure: str) -> str:
+    """Say how many units there are; of answers also how many are wanted, which some losses weigh."""
+    if structure == "lists":
+        return f"{int(table.is_answer.sum()):,} answers"
+    text = f"{int(plan.units.sum()):,} {UNIT_NAMES[structure]}"
+    if structure != "sides" or table.labels is None:
+        return text
+    wanted = int(table.labels[table.is_answer].sum())
+    return f"{text}, {wanted:,} desirable and {int(table.is_answer.sum()) - wanted:,} undesirable,"
 
 
 def _packing(plan: Plan, budget: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.errors import spelled
+
 FREE = frozenset(
     {
         "output",
@@ -36,7 +38,7 @@ class Change:
     is_fatal: bool  # the run would not be the same run
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} -> {self.new!r}"
+        return f"{self.key}: {spelled(self.old)} -> {spelled(self.new)}"
 
 
 def diff_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

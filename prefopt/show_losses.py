@@ -38,7 +38,7 @@ def run(name: str | None = None) -> None:
         _say("loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: ipo, weight: 0.2}]}")
     else:
         known = [*LOSSES, *TRANSFORMS, "mixed"]
-        close = get_close_matches(name, known, n=1)
+        close = get_close_matches(name.lower(), known, n=1)
         hint = f"Did you mean '{close[0]}'? " if close else ""
         raise RecipeError(f"losses: there is no loss '{name}'. {hint}There are: {', '.join(known)}.")
 

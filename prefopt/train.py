@@ -56,6 +56,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
     build_model.quiet_libraries()
     loss = build.loss_of(recipe)
+    recipe = build.filled(recipe, loss)
     folder = RunFolder(Path(recipe.output))
     engine = build.engine_of(recipe)
     try:
@@ -97,6 +98,7 @@ class _Run:
                 self.display.say(f"{self.folder.path}: the run is finished; there is nothing left to do.")
                 return self.folder.final
         self.tokenizer = build_model.tokenizer_of(self.recipe)
+        build_reference.check_references(self.recipe, self.loss, self.tokenizer)
         self._load_data()
         self._build()
         self._open_folder()

@@ -187,7 +187,7 @@ REFUSED = [
     ({}, rf"^loss.name: missing. Give the name of a loss: {', '.join(LOSSES)}, mixed."),
     ({"name": "dpoo"}, r"^loss.name: there is no loss 'dpoo'. Did you mean 'dpo'\? There are: dpo, ipo"),
     ({"name": "zzz"}, r"^loss.name: there is no loss 'zzz'. There are: dpo"),
-    ({"name": None}, r"^loss.name: there is no loss None."),
+    ({"name": None}, r"^loss.name: there is no loss null. There are"),
     ({"name": ["dpo"]}, r"^loss.name: there is no loss \['dpo'\]."),
     ({"name": "with_nll"}, r"'with_nll'. It is a transform: put it under 'with' of a loss."),
     (
@@ -198,8 +198,8 @@ REFUSED = [
     ({"name": "sft", "mean_chosen_length": 3}, r"^loss.mean_chosen_length: sft has no such setting."),
     ({"name": "dpo", 3: 0.1}, r"^loss: the key 3 is not text. Give the name of a setting."),
     ({"name": "dpo", "beta": "5e-6"}, r"^loss.beta: '5e-6' is not a number. Write 5e-6 without quotes."),
-    ({"name": "dpo", "beta": True}, r"^loss.beta: True is not a number. Give a number > 0."),
-    ({"name": "dpo", "beta": None}, r"^loss.beta: None is not a number."),
+    ({"name": "dpo", "beta": True}, r"^loss.beta: true is not a number. Give a number > 0."),
+    ({"name": "dpo", "beta": None}, r"^loss.beta: null is not a number."),
     ({"name": "dpo", "beta": -0.1}, r"^loss.beta: -0.1 is out of range. Give a number > 0."),
     (
         {"name": "dpo", "label_smoothing": 0.5},
@@ -208,63 +208,68 @@ REFUSED = [
     ({"name": "ipo", "norm": "average"}, r"^loss.norm: 'average' is no choice. Give one of sum, mean."),
     ({"name": "ipo", "norm": "means"}, r"Did you mean 'mean'\?"),
     ({"name": "focal", "detach_weight": "yes"}, r"^loss.detach_weight: 'yes' is not true or false."),
+    (
+        {"name": "dpo", "with": [{"name": ["f_div", 1]}]},
+        r"^loss.with.0.name: there is no transform \['f_div', 1\].",
+    ),
+    ({"name": "DPO"}, r"^loss.name: there is no loss 'DPO'. Did you mean 'dpo'\?"),
     ({"name": "dpo", "weight": 0.5}, r"^loss.weight: dpo has no such setting."),
     ({"name": "dpo", "of": []}, r"^loss.of: dpo has no such setting."),
     (
         {"name": "dpo", "with": {"name": "weighted"}},
-        r"^loss.with: .* is not a list. Write with: \[\{name: with_nll\}\].",
+        r"^loss.with: \{name: 'weighted'\} is not a list. Write with: \[\{name: with_nll\}\].",
     ),
-    ({"name": "dpo", "with": None}, r"^loss.with: None is not a list."),
+    ({"name": "dpo", "with": None}, r"^loss.with: null is not a list."),
     (
         {"name": "dpo", "with": ["weighted"]},
-        r"^loss.with\[0\]: 'weighted' is not a block. Write \{name: with_nll\}.",
+        r"^loss.with.0: 'weighted' is not a block. Write \{name: with_nll\}.",
     ),
     (
         {"name": "dpo", "with": [{}]},
-        r"^loss.with\[0\].name: missing. Give the name of a transform: with_nll,",
+        r"^loss.with.0.name: missing. Give the name of a transform: with_nll,",
     ),
-    ({"name": "dpo", "with": [{"name": "wheighted"}]}, r"^loss.with\[0\].name: .*Did you mean 'weighted'\?"),
+    ({"name": "dpo", "with": [{"name": "wheighted"}]}, r"^loss.with.0.name: .*Did you mean 'weighted'\?"),
     (
         {"name": "dpo", "with": [{"name": "ipo"}]},
         r"no transform 'ipo'. It is a loss: 'with' takes transforms.",
     ),
     (
         {"name": "dpo", "with": [{"name": "weighted"}, {"name": "with_nll", "alfa": 1}]},
-        r"^loss.with\[1\].alfa: with_nll has no such setting. Did you mean 'alpha'\? with_nll accepts: alpha, nll.",
+        r"^loss.with.1.alfa: with_nll has no such setting. Did you mean 'alpha'\? with_nll accepts: alpha, nll.",
     ),
     (
         {"name": "dpo", "with": [{"name": "with_nll", "alpha": "1"}]},
-        r"^loss.with\[0\].alpha: '1' is not a number.",
+        r"^loss.with.0.alpha: '1' is not a number.",
     ),
     (
         {"name": "sft", "with": [{"name": "weighted"}]},
-        r"^loss.with\[0\]: weighted: needs a loss over pairs, but sft learns from responses.",
+        r"^loss.with.0: weighted: needs a loss over pairs, but sft learns from responses.",
     ),
-    ({"name": "wpo", "with": [{"name": "weighted"}]}, r"^loss.with\[0\]: weighted: wpo already contains it."),
+    ({"name": "wpo", "with": [{"name": "weighted"}]}, r"^loss.with.0: weighted: wpo already contains it."),
     (
         {"name": "dpo", "with": [{"name": "with_nll"}, {"name": "with_nll"}]},
-        r"^loss.with\[1\]: with_nll: with_nll\(dpo\) already contains it. Apply it once.",
+        r"^loss.with.1: with_nll: with_nll\(dpo\) already contains it. Apply it once.",
     ),
     (
         {"name": "simpo", "with": [{"name": "length_desensitized", "apply_to_reference": False}]},
-        r"^loss.with\[0\]: length_desensitized.apply_to_reference: simpo has no reference.",
+        r"^loss.with.0: length_desensitized.apply_to_reference: simpo has no reference.",
     ),
     ({"name": "mixed"}, r"^loss.of: mixed needs a list of losses."),
     ({"name": "mixed", "of": []}, r"^loss.of: mixed needs a list of losses."),
     ({"name": "mixed", "of": [{"name": "dpo"}], "beta": 1}, r"^loss.beta: mixed has no such setting."),
-    ({"name": "mixed", "of": ["dpo"]}, r"^loss.of\[0\]: 'dpo' is not a block."),
+    ({"name": "mixed", "of": ["dpo"]}, r"^loss.of.0: 'dpo' is not a block."),
     (
         {"name": "mixed", "of": [{"name": "dpo"}, {"name": "ippo"}]},
-        r"^loss.of\[1\].name: there is no loss 'ippo'.",
+        r"^loss.of.1.name: there is no loss 'ippo'.",
     ),
     (
         {"name": "mixed", "of": [{"name": "dpo", "betta": 1}]},
-        r"^loss.of\[0\].betta: dpo has no such setting.",
+        r"^loss.of.0.betta: dpo has no such setting.",
     ),
-    ({"name": "mixed", "of": [{"name": "dpo", "weight": 0}]}, r"^loss.of\[0\].weight: 0 is out of range."),
+    ({"name": "mixed", "of": [{"name": "dpo", "weight": 0}]}, r"^loss.of.0.weight: 0 is out of range."),
     (
         {"name": "mixed", "of": [{"name": "dpo", "weight": "1"}]},
-        r"^loss.of\[0\].weight: '1' is not a number.",
+        r"^loss.of.0.weight: '1' is not a number.",
     ),
     (
         {"name": "mixed", "of": [{"name": "dpo"}, {"name": "sft"}]},
@@ -272,7 +277,7 @@ REFUSED = [
     ),
     (
         {"name": "mixed", "of": [{"name": "wpo"}, {"name": "ipo"}], "with": [{"name": "weighted"}]},
-        r"^loss.with\[0\]: weighted: mixed\(1 \* wpo, 1 \* ipo\) already contains it.",
+        r"^loss.with.0: weighted: mixed\(1 \* wpo, 1 \* ipo\) already contains it.",
     ),
 ]
 

@@ -172,7 +172,7 @@ def test_attention_over_all_pairs_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"reference\.path: '/nowhere' cannot be loaded"):
+    with pytest.raises(ModelError, match=r"reference\.path: there is no folder '/nowhere'\. Check"):
         plan(recipe_of(tmp_path, reference="{path: /nowhere}"))
-    with pytest.raises(ModelError, match=r"model\.adapter: '/nowhere' cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.adapter: there is no folder '/nowhere'\. Check"):
         plan(recipe_of(tmp_path, model__adapter="/nowhere"))

@@ -121,7 +121,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     other = recipe_of(tmp_path, reference=f"{{path: {tmp_path / 'model'}, adapter: {adapter}}}")
     assert not isinstance(other.reference, str) and other.reference is not None
     with pytest.raises(ModelError, match=rf"^reference\.adapter: .*{words}"):
-        build_reference._load(other.reference, other)
+        build_reference._load(other.reference, "reference", other)
 
 
 @pytest.mark.filterwarnings("ignore")  # peft warns about adapters on heads
@@ -285,6 +285,7 @@ def path_reference(folder: Path, model: str = "other") -> Recipe:
 def built(recipe: Recipe) -> Reference | None:
     policy = build_model.policy_of(recipe)
     loss = build_loss({"name": "dpo"})
+    build_reference.check_references(recipe, loss, build_model.tokenizer_of(recipe))
     return build_reference.reference_of(
         recipe, policy, Engine(cpu=True), loss, lambda _: pytest.fail("no cache")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def test_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["check", *arguments, "rows.max_bad=1"]) == 0
     out = capsys.readouterr().out
     assert "beta: 0.1" in out and "warmup: 0.2" in out  # the resolved recipe, defaults too
+    assert "label_smoothing: 0.0\n" in out and "\nreference: initial\n" in out
     assert "loss dpo(beta=0.1, label_smoothing=0.0)" in out
     assert f"{tmp_path / 'rows.jsonl'}:41" in out  # the bad row by line
     assert "chosen, " in out and "⟦" in out  # an example with its scored tokens marked
@@ -47,6 +49,11 @@ def test_the_example_shows_exactly_the_scored_tokens(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"reference": "{path: /nowhere}"}, "reference.path: there is no folder '/nowhere'"),
+        (
+            {"loss": "{name: dpo, with: [{name: multi_ref}]}", "reference": "[{path: /nowhere}, initial]"},
+            "reference.0.path: there is no folder '/nowhere'",
+        ),
         ({"loss__beta": "x"}, "loss.beta"),
         ({"model__path": "/nowhere"}, "model.path"),
         ({"rows__max_bad": "0"}, "bad"),
@@ -61,6 +68,38 @@ def test_what_train_would_refuse_is_refused(
         file.write("{not json\n")
     assert main(["check", *arguments]) in (2, 3)
     assert words in capsys.readouterr().err
+
+
+def rows_for(folder: Path, loss: str, rows: list[dict[str, object]]) -> list[str]:
+    arguments = toy.recipe(folder, loss=loss, rows__on_identical="keep")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["check", *arguments]
+
+
+def test_of_labelled_answers_each_kind_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every third of six answers is undesirable: 4 and 2."""
+    rows = [{"prompt": f"w{n}", "completion": " w7 w8", "label": n % 3 > 0} for n in range(6)]
+    assert main(rows_for(tmp_path, "{name: kto}", rows)) == 0
+    out = capsys.readouterr().out
+    assert "6 groups with 6 answers, 4 desirable and 2 undesirable, to train on" in out
+    assert "undesirable, 3 scored tokens: " in out
+
+
+def test_pairs_taken_apart_are_half_desirable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"w{n}", "chosen": " w7 w8", "rejected": " w9"} for n in range(6)]
+    assert main(rows_for(tmp_path, "{name: kto}", rows)) == 0
+    assert "6 groups with 12 answers, 6 desirable and 6 undesirable, to train on" in capsys.readouterr().out
+
+
+def test_answers_of_a_list_are_shown_with_their_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "w1", "responses": [" w2", " w3 w4", " w5"], "scores": [1, 2.5, 0]}
+    assert main(rows_for(tmp_path, "{name: plackett_luce}", [row] * 4)) == 0
+    out = capsys.readouterr().out
+    assert "score 1, 2 scored tokens: " in out and "score 2.5, 3 scored tokens: " in out
+    assert "4 groups with 12 answers to train on" in out
+    assert "rejected" not in out
 
 
 def memory_of(out: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.build import loss_of
 from prefopt.build_loss import build_loss
 from prefopt.errors import ModelError, RecipeError
 from prefopt.recipe import SCHEMA, Recipe, ReferenceModel, load_recipe, parse_recipe
@@ -502,13 +503,30 @@ def test_every_setting_is_either_free_or_fatal_to_change(path: tuple[Any, ...]) 
     assert all(change.key.startswith(ids(path)) for change in changes)
 
 
+@pytest.mark.parametrize(
+    ("block", "place"),
+    [
+        (
+            "loss:\n  name: dpo\n  with:\n    - name: with_nll\n      alfa: 1\n",
+            "r.yaml:5:7: loss.with.0.alfa: ",
+        ),
+        ("loss:\n  name: mixed\n  of:\n    - name: dpo\n    - name: ipoo\n", "r.yaml:5:7: loss.of.1.name: "),
+    ],
+)
+def test_a_mistake_deep_in_a_loss_is_named_with_its_own_line(block: str, place: str) -> None:
+    rest = "output: run\nmodel: {path: m}\ndata: {path: d.jsonl}\noptim: {lr: 1.0e-5}\n"
+    with pytest.raises(RecipeError) as caught:
+        loss_of(parse_recipe(block + rest, name="r.yaml"))
+    assert str(caught.value).startswith(place)
+
+
 def test_changes_show_old_and_new() -> None:
     old, new = (
         parse_recipe(SMALL).resolved(),
         parse_recipe(SMALL, ["loss.beta=0.2", "train.keep=5"]).resolved(),
     )
     assert [str(change) for change in diff_recipes(old, new)] == [
-        "loss.beta: None -> 0.2",
+        "loss.beta: null -> 0.2",
         "train.keep: 2 -> 5",
     ]
     assert [change.is_fatal for change in diff_recipes(old, new)] == [True, False]

@@ -21,6 +21,7 @@ from prefopt import train
 from prefopt.checkpoint import checkpoints
 from prefopt.cli import main
 from prefopt.errors import PrefoptError
+from prefopt.strict_yaml import read_yaml
 from prefopt.trainer import Trainer
 
 TIMES = ("pairs_per_second", "answers_per_second")
@@ -172,6 +173,51 @@ def test_a_resumed_run_may_change_how_but_not_what(
     assert go(tmp_path, "--resume", batch__tokens_per_batch="500", train__log_every="3") == 0
     for got, expected in zip(lines(tmp_path), lines(unbroken), strict=True):
         assert got["loss"] == pytest.approx(expected["loss"], abs=1e-5)  # float32, other packs
+
+
+def test_a_resumed_run_may_spell_out_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe gives beta alone: label_smoothing is 0 and the reference the start, said or not."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, RuntimeError)
+        assert go(tmp_path) == 70
+    stored = read_yaml(tmp_path / "run" / "recipe.yaml").value
+    assert stored["loss"] == {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0}
+    assert stored["reference"] == "initial"
+    assert go(tmp_path, "--resume", loss__label_smoothing="0.1") == 5
+    assert "loss.label_smoothing: 0.0 -> 0.1" in capsys.readouterr().err
+    same = {"loss__label_smoothing": "0.0", "loss__with": "[]", "reference": "initial"}
+    assert go(tmp_path, "--resume", **same) == 0
+
+
+def test_the_stored_recipe_of_any_kind_of_loss_runs_again(tmp_path: Path) -> None:
+    loss = (
+        "{name: mixed, of: [{name: dpo}, {name: simpo, with: [{name: with_nll}]}], with: [{name: weighted}]}"
+    )
+    assert go(tmp_path, loss=loss, train__steps="1") == 0
+    stored = tmp_path / "run" / "recipe.yaml"
+    assert read_yaml(stored).value["loss"]["of"][1]["with"] == [
+        {"name": "with_nll", "alpha": 1.0, "nll": "sequence"}
+    ]
+    assert main(["train", str(stored), f"output={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "recipe.yaml").read_text() == stored.read_text().replace(
+        "/run\n", "/again\n"
+    )
+
+
+def test_an_unreadable_reference_is_refused_before_the_rows_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are missing too, and the reference is what is named."""
+    assert go(tmp_path, reference="{path: ./gone}", data="{path: ./gone.jsonl}") == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message == "error: reference.path: there is no folder './gone'. Check the path."
+
+
+def test_a_loss_without_reference_stores_none(tmp_path: Path) -> None:
+    assert go(tmp_path, loss="{name: simpo}", train__steps="1") == 0
+    assert read_yaml(tmp_path / "run" / "recipe.yaml").value["reference"] is None
 
 
 def test_other_rows_on_resume_are_refused(
@@ -372,7 +418,16 @@ def test_checkpointing_changes_no_number(unbroken: Path, tmp_path: Path) -> None
     [
         ({"loss": "{name: simpo}", "reference": "initial"}, "simpo uses no reference"),
         ({"reference": "none"}, "dpo compares with a reference"),
-        ({"model__path": "/nowhere/at/all"}, "cannot be loaded"),
+        (
+            {"model__path": "/nowhere/at/all"},
+            "model.path: there is no folder '/nowhere/at/all'. Check the path.",
+        ),
+        ({"model__path": "runs/no/final"}, "model.path: there is no folder 'runs/no/final'. Check the path."),
+        ({"reference": "{path: ./gone}"}, "reference.path: there is no folder './gone'. Check the path."),
+        (
+            {"reference": "{name: moving, cached: true}"},
+            "reference.cached: belongs to another kind of reference",
+        ),
         ({"data": "{path: /nowhere.jsonl}"}, "/nowhere.jsonl"),
         ({"batch__tokens_per_batch": "20"}, "is less than the"),
         ({"track": "[wandb]"}, "wandb"),

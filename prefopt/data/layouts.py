@@ -335,9 +335,23 @@ def _columns_of(values: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(name) for value in values for name in value))
 
 
+_HALF = (
+    ("responses", "scores", "number for each answer"),
+    ("completion", "label", "true or false that says whether it is wanted"),
+)
+"""Columns that need another one: its name, and what it would say."""
+
+
 def _no_match(source: Source, values: Sequence[Mapping[str, Any]]) -> str:
     found = ", ".join(_columns_of(values)) or "none"
     asked = "no layout fits" if source.layout == "auto" else f"layout '{source.layout}' does not fit"
+    for name, lacking, what in _HALF:
+        there = next((path for tier in ALIASES[name] for path in tier if _has(values, path)), None)
+        if there is not None and not _find(lacking, values, source):
+            return (
+                f"{source.place}: {asked} the columns found ({found}). '{there}' is there, but no {what}. "
+                f"Add a column {lacking}, or map one with columns: {{{lacking}: …}}."
+            )
     hint = ""
     if _find("chosen", values, source) and _find("rejected", values, source):
         hint = " 'chosen' and 'rejected' are there, but no prompt that goes with them."

@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, spelled
 from prefopt.types import (
     INPUTS,
     MASK_STATS,
@@ -116,24 +116,24 @@ class Setting:
         if self.choices is not None:
             if value not in self.choices or not isinstance(value, str):
                 raise RecipeError(
-                    f"{place}: {value!r} is no choice{_hint(value, self.choices)} Give {self.legal}."
+                    f"{place}: {spelled(value)} is no choice{_hint(value, self.choices)} Give {self.legal}."
                 )
             return value
         if self.type is bool:
             if not isinstance(value, bool):
-                raise RecipeError(f"{place}: {value!r} is not true or false. Write one of the two.")
+                raise RecipeError(f"{place}: {spelled(value)} is not true or false. Write one of the two.")
             return value
         return self._check_number(value, place)
 
     def _check_number(self, value: Any, place: str) -> float | int:
         accepted = (int, float) if self.type is float else (int,)
         if isinstance(value, bool) or not isinstance(value, accepted):
-            raise RecipeError(f"{place}: {value!r} is not {_WORDS[self.type]}. {self._advice(value)}")
+            raise RecipeError(f"{place}: {spelled(value)} is not {_WORDS[self.type]}. {self._advice(value)}")
         # a comparison, not math.isfinite: a whole number may be too large for a float
         if not abs(value) <= sys.float_info.max:
-            raise RecipeError(f"{place}: {value!r} is not finite. Give {self.legal}.")
+            raise RecipeError(f"{place}: {spelled(value)} is not finite. Give {self.legal}.")
         if self.range is not None and value not in self.range:
-            raise RecipeError(f"{place}: {value!r} is out of range. Give {self.legal}.")
+            raise RecipeError(f"{place}: {spelled(value)} is out of range. Give {self.legal}.")
         return self.type(value)  # type: ignore[no-any-return]
 
     def _advice(self, value: Any) -> str:

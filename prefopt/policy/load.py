@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,6 +177,8 @@ def _reading(key: str, path: str) -> Iterator[None]:
     except (PrefoptError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
+        if _is_no_hub_id(path) and not Path(path).exists():
+            raise ModelError(f"{key}: there is no folder {path!r}. Check the path.") from None
         # a file of any content may be met, so there is no list of what the libraries raise on it
         words = " ".join(str(error).split())[:300].rstrip(".")
         reason = words if isinstance(error, (OSError, ValueError)) and words else _typed(error, words)
@@ -183,6 +186,11 @@ def _reading(key: str, path: str) -> Iterator[None]:
             f"{key}: {path!r} cannot be loaded ({reason}). "
             f"Give a hub id you can reach, or a local folder with whole files."
         ) from error
+
+
+def _is_no_hub_id(path: str) -> bool:
+    """Whether ``path`` can only be local; hub ids are ``name`` or ``owner/name``."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def _typed(error: Exception, words: str) -> str:

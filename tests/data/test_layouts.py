@@ -123,6 +123,16 @@ ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         r"no layout fits the columns found \(a, b\)\. Map them with columns",
     ),
+    "no scores": (
+        {"prompt": "q", "completions": ["a", "b"]},
+        {},
+        r"\(prompt, completions\)\. 'completions' is there, but no number for each answer\. Add a column scores, ",
+    ),
+    "no label": (
+        {"prompt": "q", "answer": "a", "good": True},
+        {},
+        r"'answer' is there, but no true or false .*\. Add a column label, or map one with columns: \{label: …\}\.$",
+    ),
     "no prompt": ({"chosen": "a", "rejected": "b"}, {}, "but no prompt that goes with them"),
     "two prompts": (
         {"question": "q", "instruction": "i", "chosen": "a", "rejected": "b"},
