@@ -46,6 +46,16 @@ def _wrong(message: str, key: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("rule", "{message}", {"message": message, "key": key})
 
 
+def _without(block: Any, other: type[BaseModel], why: str) -> Any:
+    """Refuse a setting of another form of the same block."""
+    misplaced = (
+        next((key for key in block if key in other.model_fields), None) if isinstance(block, dict) else None
+    )
+    if misplaced is not None:
+        raise _wrong(why, misplaced)
+    return block
+
+
 def _share_or_count(value: float) -> float:
     if value < 1:
         return value
@@ -161,6 +171,13 @@ class ReferenceModel(Block):
     cached: bool = False
     """Score all data once before training, then let the model go."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stands_still(cls, block: Any) -> Any:
+        return _without(
+            block, MovingReference, "belongs to a moving reference. Add name: moving, or take it out."
+        )
+
 
 class MovingReference(Block):
     """A copy of the policy that follows it while training (TR-DPO, arXiv 2404.09656)."""
@@ -171,6 +188,13 @@ class MovingReference(Block):
     """Optimizer steps between two updates."""
     mix: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the policy in an update, the rest is the old reference; 1 replaces it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_copy(cls, block: Any) -> Any:
+        return _without(
+            block, ReferenceModel, "does not go with name: moving, a copy of the policy that stays in memory."
+        )
 
 
 class DataSource(Block):

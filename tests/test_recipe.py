@@ -159,6 +159,23 @@ def test_there_is_a_recipe_for_every_hub_setting_promised() -> None:
     assert pairs | {"kto", "nca_k"} <= names
 
 
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (
+            "{name: moving, cached: true}",
+            "reference.cached: does not go with name: moving, a copy of the policy that stays in memory.",
+        ),
+        (
+            "{path: a/b, every: 8}",
+            "reference.every: belongs to a moving reference. Add name: moving, or take it out.",
+        ),
+    ],
+)
+def test_settings_of_two_kinds_of_reference_do_not_mix(reference: str, message: str) -> None:
+    assert refusal(SMALL, f"reference={reference}").endswith(message)
+
+
 # --- every setting of the schema, generated from it ---------------------------------------------------
 
 
