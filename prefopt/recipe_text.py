@@ -278,10 +278,6 @@ def _unknown(path: KeyPath, schema: Schema) -> str:
     full = f"{name}.{key}" if name else key
     if full in NOT_YET:
         return NOT_YET[full]
-    if key in keys:  # its blocks are of several kinds
-        return (
-            f"belongs to another kind of {name} than this one. Take it out; docs/recipe.md lists both kinds."
-        )
     if close := nearest(key, keys):
         return f"no such setting. Did you mean '{close}'? {accepts}"
     if ":" in key:

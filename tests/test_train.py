@@ -426,7 +426,7 @@ def test_checkpointing_changes_no_number(unbroken: Path, tmp_path: Path) -> None
         ({"reference": "{path: ./gone}"}, "reference.path: there is no folder './gone'. Check the path."),
         (
             {"reference": "{name: moving, cached: true}"},
-            "reference.cached: belongs to another kind of reference",
+            "reference.cached: does not go with name: moving",
         ),
         ({"data": "{path: /nowhere.jsonl}"}, "/nowhere.jsonl"),
         ({"batch__tokens_per_batch": "20"}, "is less than the"),
