@@ -290,6 +290,19 @@ class Step:
     totals: Totals
 
 
+class _Named(dict[str, Any]):
+    """A dict whose missing entry is named in one line, with the way to give it."""
+
+    def __init__(self, values: Mapping[str, Any], owner: str, way: str) -> None:
+        super().__init__(values)
+        self.owner, self.way = owner, way
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(
+            f"{self.owner}: the loss reads '{name}', which was not given. Build them with {self.way.format(name)}."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SeqLogps:
     """Log-probs of S responses, ragged: every scored token, ordered by response.
@@ -321,6 +334,9 @@ class SeqLogps:
         if self.replaced_total is not None and self.replaced_total.shape != (len(self.lengths),):
             raise ValueError("SeqLogps: replaced_total needs one value per response.")
         object.__setattr__(self, "lengths", Lengths.of(self.lengths))
+        object.__setattr__(
+            self, "stats", _Named(self.stats, "SeqLogps.stats", "from_padded(logps, mask, {}=...)")
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -457,6 +473,7 @@ class PairLogps:
         for role, answers in self.others.items():
             if len(answers) != len(self.chosen):
                 raise ValueError(f"PairLogps: {len(answers)} {role} responses for {len(self.chosen)} pairs.")
+        object.__setattr__(self, "others", _Named(self.others, "PairLogps.others", "others={{'{}': ...}}"))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -502,6 +519,14 @@ class SideLogps:
     answers: SeqLogps
     is_desirable: Tensor  # bool [S]
     others: Mapping[str, SeqLogps] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.is_desirable.shape != (len(self.answers),):
+            raise ValueError(
+                f"SideLogps: is_desirable has shape {list(self.is_desirable.shape)} for {len(self.answers)} answers. "
+                f"Give one value per answer."
+            )
+        object.__setattr__(self, "others", _Named(self.others, "SideLogps.others", "others={{'{}': ...}}"))
 
     def __len__(self) -> int:
         return len(self.answers)

@@ -249,6 +249,17 @@ def test_the_wrong_structure_is_one_line_and_leaves_nothing(
     assert not any((tmp_path / "run").rglob("*"))
 
 
+def test_rows_of_which_none_is_left_have_no_lengths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "Item is", "responses": [" red.", " blue."], "scores": [2, 2]}
+    write(tmp_path, [row] * 4)
+    assert main(["train", str(recipe(tmp_path, "{name: plackett_luce}"))]) == 2
+    said = capsys.readouterr().err
+    assert "none of 4 rows is left to train on (4 ties left out)" in said
+    assert "tokens:" not in said
+
+
 @pytest.mark.parametrize(
     ("loss", "metric", "choices"),
     [("sft", "reward/margin", "loss"), ("by_sides", "reward/accuracy", "loss or reward/margin")],

@@ -173,7 +173,7 @@ class DataReport:
             for name in _FINDINGS
             if (text := self._finding(name))
         ]
-        for name, values in self.lengths.items():
+        for name, values in self.lengths.items() if self.groups else ():
             spread = ", ".join(f"{key} {value}" for key, value in values.items())
             lines.append(f"{name} tokens: {spread}")
         return lines + self.notes

@@ -116,6 +116,9 @@ _INSTEAD = {
     "prefopt.losses.sparse_mask_independent(policy, reference).",
     "pmpo_loss": "It reads a divergence per token. Build SideLogps(SeqLogps.from_padded(logps, mask, kl=...), "
     "is_desirable) from [S, T] tensors and call prefopt.losses.pmpo(policy, reference, desirable_share=...).",
+    "kto_loss": "It measures the drift on answers to other prompts. Build SideLogps(answers, is_desirable, "
+    "{'kl': mismatched}), both from SeqLogps.from_padded(logps, mask), of policy and reference, and call "
+    "prefopt.losses.kto(policy, reference).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
     "prefopt.losses.sft(policy).",
     "relative_loss": "It compares prompts. Build PairLogps.from_concatenated(logps, mask) from all 2 P rows of the "
@@ -129,7 +132,7 @@ _INSTEAD = {
     **{
         f"{name}_loss": "It learns from single answers. Build SideLogps(SeqLogps.from_padded(logps, mask), "
         f"is_desirable) from [S, T] per-token log-probs and call prefopt.losses.{name}(policy, reference)."
-        for name in ("aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
+        for name in ("aot_unpaired", "bco_unpaired", "apo_zero_unpaired")
     },
     **{
         f"{name}_loss": "It compares whole lists. Build ListLogps(SeqLogps.from_padded(logps, mask), group_sizes) from "

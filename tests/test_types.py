@@ -1,0 +1,64 @@
+"""What log-probs are built from: what is missing or does not fit is said in one line."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from prefopt.losses import functional, kto, tdpo, triple, wpo
+from prefopt.types import PairLogps, SeqLogps, SideLogps
+
+MASK = torch.ones(4, 3)
+
+
+def answers(count: int = 4) -> SeqLogps:
+    return SeqLogps.from_padded(-torch.rand(count, 3), torch.ones(count, 3))
+
+
+def pairs() -> PairLogps:
+    return PairLogps.from_concatenated(-torch.rand(4, 3), MASK)
+
+
+def sides() -> SideLogps:
+    return SideLogps(answers(), torch.tensor([True, False, True, True]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: tdpo(pairs(), pairs()),
+            r"^SeqLogps\.stats: .* 'kl', .*from_padded\(logps, mask, kl=\.\.\.\)\.$",
+        ),
+        (lambda: wpo(pairs(), pairs()), r"^SeqLogps\.stats: .* 'log_sum_p2', which was not given\. "),
+        (lambda: triple(pairs()), r"^PairLogps\.others: .* 'gold', .* others=\{'gold': \.\.\.\}\.$"),
+        (lambda: kto(sides(), sides()), r"^SideLogps\.others: .* 'kl', .* others=\{'kl': \.\.\.\}\.$"),
+    ],
+    ids=["statistic", "statistic of a head", "third answer", "mismatched answers"],
+)
+def test_what_a_loss_reads_and_was_not_given_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_what_was_given_is_read_as_before():
+    stats = SeqLogps.from_padded(-torch.rand(4, 3), MASK, kl=torch.ones(4, 3)).stats
+    assert list(stats) == ["kl"] and "entropy" not in stats and stats.get("entropy") is None
+    assert torch.equal(deepcopy(stats)["kl"], torch.ones(12))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (4, 1)])
+def test_every_answer_has_a_label(shape):
+    """A single label would stand for all four by broadcasting."""
+    with pytest.raises(ValueError, match=r"^SideLogps: is_desirable has shape .* for 4 answers\."):
+        SideLogps(answers(), torch.ones(shape, dtype=torch.bool))
+
+
+def test_the_way_to_kto_that_functional_names_works():
+    """Equal models: no drift, and half of every answer's cost is left."""
+    with pytest.raises(AttributeError, match=r"SideLogps\(answers, is_desirable, \{'kl': mismatched\}\)"):
+        functional.kto_loss  # noqa: B018
+    built = SideLogps(answers(), torch.tensor([True, False, True, True]), {"kl": answers(2)})
+    assert kto(built, built.detach()).loss.tolist() == [0.5] * 4
