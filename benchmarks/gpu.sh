@@ -39,6 +39,7 @@ command -v "$python" >/dev/null || { echo "PREFOPT_BENCH_PYTHON: there is no '$p
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PREFOPT_BENCH_RESULTS="$out"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export PYTHONUNBUFFERED=1  # what a part has said is in its log even if it is stopped
 scratch=
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 
@@ -73,18 +74,25 @@ share() { echo $((seconds * $1 / 100)); }
 if [ -n "$given" ]; then
   scratch=$(mktemp -d)
   # dill, which datasets pickles with, takes modules in folders of another name for a script's own
-  part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --target "$scratch/site-packages" "$given"/*.whl
+  before=$SECONDS
+  part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+    --disable-pip-version-check --target "$scratch/site-packages" "$given"/*.whl
+  seconds=$((seconds - (SECONDS - before)))  # the others share what is left
   export PYTHONPATH="$PYTHONPATH:$scratch/site-packages"
 fi
 
 if [ "$call" = 1 ]; then
   # only the files with such tests: others may need packages that are not there
   mapfile -t tests < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | sort)
-  part tests "$(share 27)" "$python" -m pytest -m gpu -q -p no:cacheprovider "${tests[@]}"
+  pytest=(-m gpu -v --tb=short --durations=10 -p no:cacheprovider)
+  # most of their time goes into compiling, which keeps one core busy
+  if [ "$device" = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-n 6); fi
+  part tests "$(share 27)" "$python" -m benchmarks._tests "${pytest[@]}" "${tests[@]}"
   logp=(--device "$device" --threads "$threads" --within "$(share 28)")
   [ -z "$quick" ] || logp+=(--shape 64,32,300 --turns 3)
   part linear_logp "$(share 37)" "$python" -m benchmarks.bench_linear_logp "${logp[@]}"
   attention=(--device "$device" --threads "$threads" --within "$(share 22)")
+  [ "$device" = cpu ] || attention+=(--seconds 3)  # of each: the slow ones are there for comparison only
   [ -z "$quick" ] || attention+=(--shape 64,32,32 --heads small --tokens 256 --turns 3)
   part attention "$(share 33)" "$python" -m benchmarks.bench_attention "${attention[@]}"
 else

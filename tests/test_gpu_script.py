@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def stub(tmp_path: Path) -> Path:
         "#!/usr/bin/env bash\n"
         f'echo "$PREFOPT_BENCH_RESULTS $*" >> {tmp_path}/calls\n'
         'case "$*" in\n'
-        "  *-m\\ pytest*) sleep 30 ;;\n"
+        "  *_tests*) sleep 30 ;;\n"
         '  *bench_attention*) echo "no such thing"; exit 3 ;;\n'
         "  *) echo measured ;;\n"
         "esac\n"
@@ -90,9 +92,49 @@ def test_calls_name_the_parts_and_where_results_go(stub: Path, tmp_path: Path) -
     assert call == f"{out} -m benchmarks.bench_step --device cuda --threads 8 --seconds 88 --out {out}"
     run("1", str(out), PYTHON=str(stub), SECONDS="4", QUICK="1", DEVICE="cpu")
     tests, logp, attention = (tmp_path / "calls").read_text().splitlines()[-3:]
-    assert "-m pytest -m gpu" in tests and "tests/kernels/test_fused_gpu.py" in tests
+    assert "-m benchmarks._tests -m gpu" in tests and "tests/kernels/test_fused_gpu.py" in tests
     assert "bench_linear_logp --device cpu --threads 1" in logp and "--shape 64,32,300" in logp
     assert "bench_attention --device cpu --threads 1" in attention and "--heads small" in attention
+
+
+def test_tests_that_are_told_to_end_say_what_failed_before(tmp_path: Path) -> None:
+    """One test fails, the next hangs and the run is ended: the summary of the failure is there all the same."""
+    begun = tmp_path / "begun"
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_two.py").write_text(
+        "import pathlib, time\n"
+        "def test_first():\n    assert 2 == 3, 'two is not three'\n"
+        f"def test_second():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(60)\n"
+    )
+    words = [sys.executable, "-m", "benchmarks._tests", "-v", f"--rootdir={tmp_path}", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for _ in range(300):
+        if begun.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 2  # pytest's own code for an interruption
+    assert "AssertionError: two is not three" in said and "1 failed" in said
+
+
+def test_time_for_wheels_is_taken_from_the_other_parts(tmp_path: Path) -> None:
+    """Of 100 s, 2 go into wheels: 98 are left, of which the benchmark itself may use 88 in the hundred, 86."""
+    python, wheels = tmp_path / "python", tmp_path / "wheels"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$*" >> {tmp_path}/calls\n'
+        'case "$*" in *-m\\ pip*) sleep 2 ;; *) echo measured ;; esac\n'
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    wheels.mkdir()
+    (wheels / "nothing.whl").touch()
+    done = run("2", str(tmp_path / "out"), PYTHON=str(python), SECONDS="100", WHEELS=str(wheels))
+    assert done.returncode == 0
+    *_, install, step = (tmp_path / "calls").read_text().splitlines()
+    assert "--no-index" in install and install.endswith(str(wheels / "nothing.whl"))
+    # whole seconds are counted, so 2 s may read as 3
+    assert "--seconds 86" in step or "--seconds 85" in step
 
 
 @pytest.mark.slow
