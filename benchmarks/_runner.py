@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -361,6 +362,13 @@ def time_in_turns(
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the norm of the error over the norm of what is expected."""
     return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def failure_of(error: Exception) -> str:
+    """Say in a few words how a contender failed; where it did goes to the log."""
+    traceback.print_exception(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"failed: {type(error).__name__}: {first[:120]}"
 
 
 def save(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:

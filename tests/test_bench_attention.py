@@ -74,9 +74,9 @@ def test_a_wrong_or_failing_back_end_is_not_timed(monkeypatch: pytest.MonkeyPatc
         assert lines[name].repeats_bits and lines[name].graphs == 0
     assert (lines["segments"].tokens, lines[REPEATED].tokens) == (24, 34)
 
-    monkeypatch.setitem(door.ATTENTIONS, "dense", lambda *given: given[0].no_such)
+    monkeypatch.setitem(door.ATTENTIONS, "dense", lambda *given: {}["no such"])
     (line,) = measure(SHAPE, "small", 30, torch.float32, "cpu", ["dense"], (2, 9.0))
-    assert line.note.startswith("failed: AttributeError")
+    assert line.note.startswith("failed: KeyError: 'no such'")
 
 
 def test_a_run_is_stored(

@@ -36,8 +36,12 @@ def double_weight_gradient(hidden: Tensor, weight: Tensor, targets: Tensor) -> T
     return EAGER.score(hidden, 2 * weight - weight.detach(), targets)
 
 
+class CompilationError(Exception):
+    """Derived from Exception alone, as Triton's errors are."""
+
+
 def refuse(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    raise RuntimeError("no such device\nand more")
+    raise CompilationError("no such device\nand more")
 
 
 def test_a_wrong_or_failing_op_is_not_timed() -> None:
@@ -55,7 +59,7 @@ def test_a_wrong_or_failing_op_is_not_timed() -> None:
     }
     assert lines["doubled"].note == "wrong: a gradient is off by 1 > 0.001"
     assert lines["shifted"].note == "wrong: a log-prob is off by 0.01 > 0.001 nats"
-    assert lines["broken"].note == "failed: RuntimeError: no such device"
+    assert lines["broken"].note == "failed: CompilationError: no such device"
     assert lines["absent"].note == "no_such_package is not installed"
     assert lines["elsewhere"].note == "does not run on cpu"
     assert all(not line.forward_ms for name, line in lines.items() if name != "torch eager")

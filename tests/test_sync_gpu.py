@@ -22,6 +22,8 @@ from prefopt.trainer import Trainer
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # the compiler warns about settings and internals of its own
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 LOSSES = [{"name": "dpo"}, {"name": "simpo"}, {"name": "wpo"}, {"name": "ld_dpo"}, {"name": "sft"}]
 
@@ -31,13 +33,14 @@ def counting_waits() -> Iterator[list[str]]:
     """Collect where in our code, or by whom, the host was made to wait for the GPU."""
     found: list[str] = []
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        # warns itself that it does not see everything
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             yield found
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     found += [f"{w.filename}:{w.lineno}" for w in seen if "synchronizing CUDA operation" in str(w.message)]
 
 
