@@ -370,6 +370,32 @@ def test_a_back_end_may_be_compiled_itself(monkeypatch: pytest.MonkeyPatch) -> N
     assert graphs
 
 
+def test_a_back_end_compiled_outside_serves_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward was compiled to overwrite what it kept, and torch refuses that where a graph is kept."""
+
+    def inner(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = (query @ key.transpose(-1, -2)).softmax(-1)
+        return (weights @ value).transpose(1, 2)
+
+    once = torch.compile(inner, backend="aot_eager", fullgraph=True, dynamic=False)
+    inputs = [torch.randn(1, 2, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    outside = torch.autograd.grad(once(*inputs).sum(), inputs)
+    monkeypatch.setattr(opaque, "tree_attention", lambda q, k, v, segments, **rule: once(q, k, v))
+    table = opaque.table_of(Segments((0,), (7,), (-1,)), 8)
+    found = opaque.opaque_attention(*inputs, table, scaling=1.0)
+    for ours, truth in zip(torch.autograd.grad(found.sum(), inputs), outside, strict=True):
+        assert torch.equal(ours, truth)
+
+
+def test_a_graph_that_is_kept_has_a_second_backward() -> None:
+    query, key, value = heads(7, False)
+    table = opaque.table_of(Segments((0, 2, 4), (2, 2, 3), (-1, 0, 0)), 8)
+    total = opaque.opaque_attention(query, key, value, table, scaling=0.4).square().sum()
+    first = torch.autograd.grad(total, (query, key, value), retain_graph=True)
+    second = torch.autograd.grad(total, (query, key, value))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_the_op_obeys_the_rules_of_ops() -> None:
     """Schema, stand-in shapes and gradients, as torch checks them."""
     segments = Segments((0, 2, 4), (2, 2, 3), (-1, 0, 0))

@@ -131,9 +131,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, each laid out token by token, and of the sinks."""
     leaves, out = token.graph
-    # kept: this graph goes when the token does, and a second backward may come before that
     wanted = [leaf for leaf in leaves if leaf is not None]
-    grads = torch.autograd.grad(out, wanted, upstream, retain_graph=True)
+    # kept only where the caller keeps its own: compiled attention refuses that once it was compiled without
+    keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+    grads = torch.autograd.grad(out, wanted, upstream, retain_graph=keeps)
     rows = [grad.transpose(1, 2).contiguous() for grad in grads[:3]]
     return rows[0], rows[1], rows[2], query.new_empty(0) if sinks is None else grads[3].contiguous()
 
