@@ -11,11 +11,12 @@
 #   PREFOPT_BENCH_SECONDS   for one call; default 570, with QUICK 100
 #   PREFOPT_BENCH_DEVICE    cuda or cpu; default cuda
 #   PREFOPT_BENCH_QUICK     1: tiny shapes, to see that everything runs
-#   PREFOPT_BENCH_WHEELS    a folder of wheels (trl, datasets …) that this run may import
+#   PREFOPT_BENCH_WHEELS    a folder of wheels that this run may import: trl, which needs datasets, dill and
+#                           multiprocess; liger-kernel
 set -uo pipefail
 
 usage() {
-  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 

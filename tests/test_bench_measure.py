@@ -280,3 +280,15 @@ def test_a_worker_outlives_failures_and_endless_work() -> None:
             worker.do(time.sleep, 60, 0.2)
     finally:
         worker.close()
+
+
+def test_a_plan_that_fails_costs_no_times(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
+    """An assertion, too: the plan is set beside what was measured and nothing waits for it."""
+    from benchmarks import _measure, _planned
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("no such layer\nand more")
+
+    monkeypatch.setattr(_planned, "planned_mib", refuse)
+    found = _measure._planned(Prefopt(task, Way()))
+    assert found == {"planned_mib": None, "plan_note": "failed: AssertionError: no such layer"}
