@@ -21,18 +21,18 @@ from benchmarks._lengths import rows_of
 from benchmarks._models import recompute_layers
 from benchmarks._runner import AfterStep, is_installed
 from benchmarks._task import NotAvailableError, Task
-from prefopt.cache import LogpCache
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
-from prefopt.distributed import Engine
+from prefopt.engine import Engine
 from prefopt.kernels import TokenLogps, token_logps, which_impl
 from prefopt.kernels.prefix_attention import ATTENTIONS
 from prefopt.losses import dpo
-from prefopt.optim import OptimSettings
 from prefopt.policy import Policy, head
 from prefopt.reference import AdapterOffReference, CachedReference, FrozenReference, Reference, fill_cache
+from prefopt.reference.cache import LogpCache
 from prefopt.trainer import Trainer
+from prefopt.trainer.optim import OptimSettings
 from prefopt.types import PackedBatch, SeqLogps, TokenizedGroup
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.recipe import SCHEMA, Recipe
-from prefopt.recipe_diff import FREE
-from prefopt.recipe_text import NOT_YET, OTHER_NAMES
+from prefopt.recipe.diff import FREE
+from prefopt.recipe.words import NOT_YET, OTHER_NAMES
 
 PAGE = Path(__file__).with_name("recipe.md")
 

@@ -9,8 +9,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from prefopt.loss_curves import Curves, curves_of
 from prefopt.losses import LOSSES
+from prefopt.verbs.loss_curves import Curves, curves_of
 
 PICTURE = Path(__file__).with_name("losses.png")
 COLUMNS = 7

@@ -9,7 +9,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefopt import checkpoint, data, kernels, losses, metrics
+    from prefopt import data, kernels, losses
     from prefopt.data.plan import Plan
     from prefopt.policy import Policy
     from prefopt.reference import (
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         FrozenReference,
         Reference,
     )
-    from prefopt.trainer import StepResult, Trainer
+    from prefopt.run import checkpoint
+    from prefopt.trainer import StepResult, Trainer, metrics
     from prefopt.types import (
         Comparison,
         ListLogps,
@@ -63,7 +64,13 @@ _HOME = {
     "Totals": "types",
     "Trainer": "trainer",
 }
-_MODULES = ("checkpoint", "data", "kernels", "losses", "metrics")
+_MODULES = {
+    "checkpoint": "run.checkpoint",
+    "data": "data",
+    "kernels": "kernels",
+    "losses": "losses",
+    "metrics": "trainer.metrics",
+}
 
 __all__ = [
     "AdapterOffReference",
@@ -100,7 +107,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(f"prefopt.{_HOME[name]}"), name)
     elif name in _MODULES:
-        value = import_module(f"prefopt.{name}")
+        value = import_module(f"prefopt.{_MODULES[name]}")
     else:
         raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
     globals()[name] = value

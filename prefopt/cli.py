@@ -73,7 +73,7 @@ def train(
             "command line: --resume goes on with a run, --overwrite replaces it. Give one of them."
         )
     _read_first(recipe, overrides)
-    from prefopt import train as verb
+    from prefopt.verbs import train as verb
 
     verb.run(recipe, overrides or [], resume=resume, overwrite=overwrite)
 
@@ -93,7 +93,7 @@ def check(
     if fsdp and gpus == 1:
         raise RecipeError("command line: --fsdp spreads weights over GPUs. Give their number with --gpus.")
     _read_first(recipe, overrides)
-    from prefopt import check as verb
+    from prefopt.verbs import check as verb
 
     verb.run(recipe, overrides or [], gpu_memory=gpu_memory, gpus=gpus, fsdp=fsdp)
 
@@ -125,7 +125,7 @@ def score(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write the log-probs of every answer."""
-    from prefopt import score as verb
+    from prefopt.verbs import score as verb
 
     verb.run(
         model,
@@ -149,7 +149,7 @@ def losses(
     ] = None,
 ) -> None:
     """List the losses, or explain one."""
-    from prefopt import show_losses as verb
+    from prefopt.verbs import losses as verb
 
     verb.run(name)
 
@@ -159,7 +159,7 @@ def quickstart(
     output: Annotated[Path, typer.Option("--output", help="Folder for the run.")] = Path("runs/quickstart"),
 ) -> None:
     """Train a tiny built-in model in minutes."""
-    from prefopt import quickstart as verb
+    from prefopt.verbs import quickstart as verb
 
     verb.run(output)
 

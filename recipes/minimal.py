@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prefopt import FrozenReference, Plan, Policy, Trainer
 from prefopt.data.pack import group_of
 from prefopt.losses import bound, dpo
-from prefopt.optim import OptimSettings
+from prefopt.trainer.optim import OptimSettings
 
 ROWS = [  # prompt, chosen, rejected; your own rows go here
     ("the sky is", "blue today", "green and loud"),

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import toy
 
-from prefopt.build_loss import build_loss
+from prefopt.assemble.loss import build_loss
 from prefopt.data.mismatched import add_mismatched
 from prefopt.data.plan import Plan
-from prefopt.distributed import Engine
-from prefopt.optim import OptimSettings
+from prefopt.engine import Engine
 from prefopt.trainer import Trainer
+from prefopt.trainer.optim import OptimSettings
 from prefopt.types import TokenizedGroup
 
 BLOCKS: dict[str, dict[str, Any]] = {

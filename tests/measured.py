@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.policy.ledger import Ledger
+from prefopt.memory.ledger import Ledger
 
 
 @dataclass(frozen=True)

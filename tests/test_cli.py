@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -68,10 +69,10 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
             if error is not None:
                 raise error
 
-        module = types.ModuleType(f"prefopt.{name}")
+        module = types.ModuleType(f"prefopt.verbs.{name}")
         vars(module)["run"] = run
-        monkeypatch.setitem(sys.modules, f"prefopt.{name}", module)
-        package = sys.modules["prefopt"]
+        monkeypatch.setitem(sys.modules, f"prefopt.verbs.{name}", module)
+        package = importlib.import_module("prefopt.verbs")
         monkeypatch.setitem(vars(package), name, module)
         return calls
 
@@ -113,7 +114,7 @@ def test_options_of_score_are_those_of_its_function(
 ) -> None:
     import inspect
 
-    from prefopt.score import run
+    from prefopt.verbs.score import run
 
     parameters = list(inspect.signature(run).parameters)
     calls = verb("score")
@@ -270,8 +271,8 @@ def test_losses_lists_every_loss_and_transform(said: Said) -> None:
 
 @pytest.mark.parametrize("name", [*LOSSES, *TRANSFORMS, "mixed"])
 def test_each_loss_explains_itself_with_an_example_that_is_a_valid_recipe(name: str, said: Said) -> None:
-    from prefopt.build_loss import build_loss
-    from prefopt.strict_yaml import parse_yaml
+    from prefopt.assemble.loss import build_loss
+    from prefopt.recipe.strict_yaml import parse_yaml
 
     code, out, _ = said("losses", name)
     function = {**LOSSES, **TRANSFORMS}.get(name)

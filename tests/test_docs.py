@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from prefopt.build_loss import build_loss
+from prefopt.assemble.loss import build_loss
 from prefopt.data.layouts import ALIASES, LAYOUTS, Layout, detect
 from prefopt.data.needs import Needs
 from prefopt.data.raw import RawRow
 from prefopt.data.rows import Source
 from prefopt.data.shapes import to_comparison
 from prefopt.recipe import parse_recipe
-from prefopt.strict_yaml import parse_yaml
+from prefopt.recipe.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -184,7 +184,7 @@ def test_every_layout_and_column_stands_on_the_page() -> None:
 
 def test_model_families_are_those_that_are_tested() -> None:
     """Both tables are read from the source of the test, without building a model."""
-    tree = ast.parse((ROOT / "tests" / "test_architectures.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tests" / "policy" / "test_architectures.py").read_text(encoding="utf-8"))
     tables = {
         node.targets[0].id: [ast.literal_eval(key) for key in node.value.keys if key is not None]
         for node in tree.body
@@ -202,7 +202,8 @@ def test_model_families_are_those_that_are_tested() -> None:
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
-    from prefopt import checkpoint, cli, errors
+    from prefopt import cli, errors
+    from prefopt.run import checkpoint
 
     found = {
         value.exit_code
@@ -218,8 +219,8 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def test_tolerances_are_those_of_the_code() -> None:
     import torch
 
-    from prefopt.identity import TOLERANCE
     from prefopt.policy import selfcheck
+    from prefopt.trainer.identity import TOLERANCE
 
     page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
     dtypes = (torch.float64, torch.float32, torch.bfloat16)

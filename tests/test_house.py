@@ -17,22 +17,13 @@ PACKAGE = ROOT / "prefopt"
 LEVELS = [
     {"ragged"},
     {"types", "errors"},
-    {"strict_yaml", "sharding"},
-    {"recipe_text", "recipe_diff"},
-    {"kernels", "losses", "data", "recipe", "distributed", "optim"},
-    {"policy", "metrics", "checkpoint", "cache", "arrange", "weighting"},
-    {"reference", "run_folder", "stopping", "identity"},
-    {"scoring"},
-    {"replay"},
-    {"resume"},
-    {"trainer", "demo", "memory"},
-    {"build_loss", "progress", "run_log", "trainer_state"},
-    {"build_model"},
-    {"build_reference", "build_memory"},
-    {"build"},
-    {"loss_curves", "check_memory"},
-    {"train", "check", "score", "show_losses"},
-    {"quickstart"},
+    {"engine", "recipe", "kernels", "losses", "data"},
+    {"policy", "demo"},
+    {"reference"},
+    {"trainer"},
+    {"memory", "run"},
+    {"assemble"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,18 +35,16 @@ FENCES = {
         "/policy/" in path or path.endswith(("data/tokenize.py", "/demo.py")) or _builds(path)
     ),
     "peft": lambda path: "/policy/" in path or _builds(path),
-    "accelerate": lambda path: path.endswith("/distributed.py"),
-    "deepspeed": lambda path: path.endswith("/distributed.py"),
-    "pydantic": lambda path: path.endswith("/recipe.py") or _builds(path),
-    "pydantic_core": lambda path: path.endswith("/recipe.py"),
+    "accelerate": lambda path: path.endswith("/engine/__init__.py"),
+    "deepspeed": lambda path: path.endswith("/engine/__init__.py"),
+    "pydantic": lambda path: path.endswith("/recipe/__init__.py") or _builds(path),
+    "pydantic_core": lambda path: path.endswith("/recipe/__init__.py"),
     "typer": lambda path: path.endswith("/cli.py"),
-    "rich": lambda path: (
-        Path(path).stem in {"cli", "check", "check_memory", "score", "show_losses", "quickstart", "progress"}
-    ),
-    "plotext": lambda path: path.endswith("/show_losses.py"),
+    "rich": lambda path: path.endswith("/cli.py") or "/verbs/" in path,
+    "plotext": lambda path: path.endswith("/verbs/losses.py"),
     "datasets": lambda path: path.endswith("data/rows.py"),
     "pyarrow": lambda path: path.endswith("data/rows.py"),
-    "yaml": lambda path: path.endswith("/strict_yaml.py"),
+    "yaml": lambda path: path.endswith("/recipe/strict_yaml.py"),
     "trl": lambda path: False,
     "liger_kernel": lambda path: False,
     "pickle": lambda path: False,
@@ -104,7 +93,7 @@ LIGHT = [
 
 
 def _builds(path: str) -> bool:
-    return Path(path).stem in {"build", "build_model"}
+    return path.endswith(("/assemble/__init__.py", "/assemble/model.py"))
 
 
 def modules() -> list[Path]:

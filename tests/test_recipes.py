@@ -13,7 +13,7 @@ import pytest
 import toy
 import yaml
 
-from prefopt import train
+from prefopt.verbs import train
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 RNG = np.random.default_rng(0)

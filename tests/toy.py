@@ -12,13 +12,13 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from prefopt.build_loss import BoundLoss
+from prefopt.assemble.loss import BoundLoss
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
 from prefopt.policy import Policy
 from prefopt.reference import FrozenReference
+from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LEARNED_MASKS, Preference, TokenizedGroup
-from prefopt.weighting import TokenMasks
 
 VOCABULARY = 61
 

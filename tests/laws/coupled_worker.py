@@ -13,8 +13,8 @@ from sharded_worker import Alone, Own
 from torch import Tensor
 
 from prefopt.data.loader import build_step
-from prefopt.distributed import Engine
-from prefopt.sharding import whole
+from prefopt.engine import Engine
+from prefopt.engine.sharding import whole
 
 
 def record(case: str, engine: Any, per_step: int) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ import torch
 import toy
 from safetensors.torch import save_file
 
-from prefopt.build_loss import build_loss
+from prefopt.assemble.loss import build_loss
 from prefopt.data.loader import build_step
 from prefopt.data.table import GroupTable
-from prefopt.distributed import Engine
-from prefopt.optim import OptimSettings
+from prefopt.engine import Engine
 from prefopt.trainer import Trainer
+from prefopt.trainer.optim import OptimSettings
 
 
 def main(folder: Path) -> None:

@@ -13,13 +13,13 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefopt.build_loss import build_loss
+from prefopt.assemble.loss import build_loss
 from prefopt.data.loader import build_step
-from prefopt.distributed import Engine
-from prefopt.optim import OptimSettings, adamw
+from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference
 from prefopt.trainer import Trainer
+from prefopt.trainer.optim import OptimSettings, adamw
 from prefopt.types import PackedBatch, SeqLogps
 
 OPTIM = OptimSettings(lr=1e-3, warmup=0, clip=None, schedule="constant")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import toy
 
-from prefopt.build_loss import BoundLoss, build_loss
-from prefopt.distributed import Engine
+from prefopt.assemble.loss import BoundLoss, build_loss
+from prefopt.engine import Engine
 from prefopt.trainer import Trainer
 from prefopt.types import Step
 

@@ -10,10 +10,10 @@ import torch
 import toy
 from torch import Tensor
 
-from prefopt.arrange import arrange, batch_stats
 from prefopt.data.pack import pack
 from prefopt.losses import bound, dpo, nca_pair, tdpo, token_weighted
 from prefopt.losses._contract import Loss
+from prefopt.trainer.arrange import arrange, batch_stats
 from prefopt.types import TokenizedGroup
 
 GROUPS = toy.groups(4, seed=4, answers=3)

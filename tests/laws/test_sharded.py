@@ -13,7 +13,7 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from prefopt import train
+from prefopt.verbs import train
 
 pytest.importorskip("peft")
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 import toy
 from torch import Tensor
 
-from prefopt.build_loss import build_loss
+from prefopt.assemble.loss import build_loss
 from prefopt.data.loader import build_step
 from prefopt.data.mismatched import add_mismatched
 from prefopt.data.plan import Plan
 from prefopt.data.table import GroupTable
-from prefopt.distributed import Engine
+from prefopt.engine import Engine
 from prefopt.losses import contract_of, dpo
 from prefopt.trainer import Trainer
 from prefopt.types import LossOutput, PairLogps, Range, Roles, SideLogps, TokenizedGroup

@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from prefopt.cache import LogpCache
 from prefopt.data.pack import pack
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
@@ -33,6 +32,7 @@ from prefopt.reference import (
     SelfReference,
     check_rows,
 )
+from prefopt.reference.cache import LogpCache
 
 GROUPS = [*toy.groups(2, seed=1), *toy.groups(2, seed=2, answers=3)]
 

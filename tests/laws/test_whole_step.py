@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefopt.arrange import arrange, inputs_of, unit_weights
 from prefopt.data.loader import build_step
 from prefopt.data.pack import pack
 from prefopt.data.plan import Plan
-from prefopt.distributed import Engine
+from prefopt.engine import Engine
 from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.policy import Policy
-from prefopt.replay import lay_out
 from prefopt.trainer import Trainer, _mix
+from prefopt.trainer.arrange import arrange, inputs_of, unit_weights
+from prefopt.trainer.replay import lay_out
+from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Stats, WholeStep
-from prefopt.weighting import TokenMasks
 
 HERE = Path(__file__).resolve().parent
 every_case = pytest.mark.parametrize("case", coupled.BLOCKS)

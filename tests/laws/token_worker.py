@@ -11,13 +11,12 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefopt import sharding
-from prefopt.build_loss import build_loss
-from prefopt.distributed import Engine
-from prefopt.optim import OptimSettings
+from prefopt.assemble.loss import build_loss
+from prefopt.engine import Engine, sharding
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference, FrozenReference, LiveReference
 from prefopt.trainer import Trainer
+from prefopt.trainer.optim import OptimSettings
 
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "tdpo": ({"name": "tdpo"}, False),

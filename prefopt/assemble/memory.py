@@ -1,0 +1,154 @@
+"""From a recipe to the plan of its memory: the models are built from their configurations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefopt import demo
+from prefopt.assemble.loss import BoundLoss
+from prefopt.assemble.model import (
+    DTYPES,
+    REFERENCE_ADAPTER,
+    named_references,
+    ready,
+    references_of,
+    source_of,
+    with_lora,
+)
+from prefopt.errors import ModelError, RecipeError
+from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_of
+from prefopt.policy import Policy
+from prefopt.policy.head import head_of
+from prefopt.policy.load import load_config, skeleton, skeleton_adapter
+from prefopt.policy.wrappers import causal_model
+from prefopt.recipe import MovingReference, Recipe, ReferenceModel
+from prefopt.reference import own_stats
+from prefopt.trainer.weighting import TokenMasks, needs_layers
+from prefopt.types import LEARNED_MASKS
+
+BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
+"""Bits of a quantised weight; nf4 with a scale of 8 bits for 64 of them, and of 32 for 256 of those scales."""
+
+
+def plan_memory(
+    recipe: Recipe, loss: BoundLoss, sample: Sample, target: Target, ranks: Ranks, *, accumulates: bool = True
+) -> MemoryPlan:
+    """Plan the memory of the recipe's run on one rank; downloads configurations and nothing else.
+
+    Args:
+        recipe: what is trained, and what it is compared with.
+        loss: says whether a reference is needed, and which statistics.
+        sample: what packs look like.
+        target: which kernels run, on what.
+        ranks: how many processes share the work, and what of it.
+        accumulates: steps have several packs.
+
+    Raises:
+        ModelError: a model cannot be found, or cannot be run without numbers.
+        RecipeError: the attention asked for cannot run on the target, or its memory is not planned.
+    """
+    if recipe.model.attention == "dense":
+        raise recipe.located(
+            RecipeError(
+                "model.attention: the memory of 'dense' grows with the square of the tokens and is not planned. "
+                "Use 'auto'."
+            )
+        )
+    policy = skeleton_of(recipe)
+    model = policy.model
+    plan = plan_of(
+        model,
+        sample,
+        target,
+        ranks=ranks,
+        references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
+        stats=loss.contract.policy_stats,
+        reference_stats=own_stats(loss.contract.reference_stats),
+        layers=needs_layers(loss.contract.policy_stats),
+        masks=_masks(loss, policy),
+        accumulates=accumulates,
+    )
+    return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
+
+
+def skeleton_of(recipe: Recipe) -> Policy:
+    """Build the model to train as ``policy_of`` does, but with weights that take no memory."""
+    settings = recipe.model
+    base = _skeleton(settings.path, "model.path", DTYPES[settings.dtype], **source_of(settings))
+    model = base
+    if settings.lora is not None:
+        with torch.device("meta"):
+            model = with_lora(recipe, base)
+    elif settings.adapter is not None:
+        model = skeleton_adapter(base, settings.adapter, key="model.adapter", is_trainable=True)
+        if not {"initial", "cached"}.isdisjoint(named_references(recipe)):
+            skeleton_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
+    return ready(recipe, base, model, compile_for=None)
+
+
+def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan:
+    """Plan the same with the linear layers of the base but its head in few bits, unpacked one by one."""
+    core, settings = causal_model(model), recipe.model
+    kept = set(head_of(core).modules())
+    assert settings.quantization is not None
+    layers = [
+        module
+        for name, module in core.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name and module not in kept
+    ]
+    bits, compute = BITS[settings.quantization], DTYPES[settings.autocast or settings.dtype]
+    saved = sum(round(each.weight.nbytes - each.weight.numel() * bits / 8) for each in layers)
+    moving = any(isinstance(entry, MovingReference) for entry in references_of(recipe))
+    return replace(
+        plan,
+        weights=plan.weights - saved,
+        references=plan.references - (saved if moving and plan.references else 0),
+        unpacked=max((each.weight.numel() for each in layers), default=0) * compute.itemsize,
+    )
+
+
+def _masks(loss: BoundLoss, policy: Policy) -> nn.Module | None:
+    """Build the module that learns token weights, where the loss asks for them."""
+    wanted = set(LEARNED_MASKS) & set(loss.contract.row_stats)
+    if not wanted:
+        return None
+    with torch.device("meta"):
+        return TokenMasks(*policy.depth_and_width, wanted)
+
+
+def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
+    """Yield what scores beside the policy in every step, in the words of ``plan_of``."""
+    for entry in references_of(recipe):
+        match entry:
+            case ReferenceModel(cached=False):
+                yield _skeleton_of_reference(entry, DTYPES[recipe.model.dtype])
+            case MovingReference():
+                yield skeleton_of(recipe).model
+            case "adapter_off":
+                yield "adapter_off"
+            case "initial" if recipe.model.adapter is not None:
+                yield "adapter"
+            case "initial":
+                yield "adapter_off" if recipe.model.lora is not None else model
+
+
+def _skeleton_of_reference(reference: ReferenceModel, dtype: torch.dtype) -> nn.Module:
+    model = _skeleton(reference.path, "reference.path", dtype, revision=reference.revision)
+    if reference.adapter is not None:
+        model = skeleton_adapter(model, reference.adapter, key="reference.adapter")
+    return Policy(model).model
+
+
+def _skeleton(path: str, key: str, dtype: torch.dtype, **source: Any) -> Any:
+    if demo.is_builtin(path):
+        with torch.device("meta"):
+            return demo.build_model(path).to(dtype)  # type: ignore[arg-type]
+    config = load_config(path, key=key, **source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{key}: {path!r} stores its weights quantised, so their memory is not planned.")
+    return skeleton(config, dtype=dtype, trust_remote_code=bool(source.get("trust_remote_code")))

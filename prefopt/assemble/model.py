@@ -1,0 +1,253 @@
+"""From a recipe to models: tokenizer and policy, and how they are saved."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from prefopt import demo
+from prefopt.data.tokenize import Renderer
+from prefopt.engine import Engine
+from prefopt.errors import ModelError, RecipeError
+from prefopt.policy import Policy, quantize
+from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
+from prefopt.policy.quantize import is_quantized
+from prefopt.recipe import Model, MovingReference, Recipe, ReferenceModel
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REFERENCE_ADAPTER = "reference"
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run's own lines: no bars for reading or writing weight files."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # it says at every product that int8 inputs pass through float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def default_device() -> torch.device:
+    """Return the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse, from its config alone, a model that cannot be trained exactly.
+
+    Raises:
+        ModelError: the model is missing or of a kind that is not supported.
+    """
+    settings = recipe.model
+    if not demo.is_builtin(settings.path):
+        load_config(settings.path, key="model.path", **source_of(settings))
+
+
+def tokenizer_of(recipe: Recipe) -> Any:
+    """Load the tokenizer that belongs to the recipe's model."""
+    settings = recipe.model
+    if demo.is_builtin(settings.path):
+        return _with_template(recipe, demo.build_tokenizer())
+    return _with_template(recipe, load_tokenizer(settings.path, key="model.path", **source_of(settings)))
+
+
+def _with_template(recipe: Recipe, tokenizer: Any) -> Any:
+    """Give the tokenizer the recipe's chat template, so that the saved model carries it."""
+    if recipe.model.chat_template is not None:
+        tokenizer.chat_template = Renderer(tokenizer, recipe.model.chat_template).template
+    return tokenizer
+
+
+def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
+    """Load the model to train, with its adapter, ready to score packed batches.
+
+    Args:
+        recipe: which model, in which dtype, with which adapter.
+        weights: a ``model`` folder of a checkpoint to start from instead of the recipe's weights.
+    """
+    adapted = recipe.model.lora is not None or recipe.model.adapter is not None
+    base = _load_model(recipe, None if adapted else weights)
+    if is_quantized(base) and not adapted:
+        raise recipe.located(
+            ModelError(
+                f"model.path: {recipe.model.path!r} stores its weights quantised, so they cannot be trained. "
+                f"Set model.lora, or choose full weights."
+            )
+        )
+    model = _with_adapter(recipe, base, weights) if adapted else base
+    return ready(recipe, base, model, compile_for=compiled_tokens(recipe))
+
+
+def ready(recipe: Recipe, base: Any, model: Any, *, compile_for: int | None) -> Policy:
+    """Make a policy of a model as the recipe trains it.
+
+    Args:
+        recipe: says how it computes.
+        base: the model without adapters.
+        model: the same with adapters, or ``base`` itself.
+        compile_for: compile its layers for rows of so many tokens; None leaves them as they are.
+    """
+    if recipe.model.checkpointing:
+        _enable_checkpointing(base)
+    try:
+        return Policy(
+            model,
+            attention=recipe.model.attention,
+            dropout=recipe.model.dropout,
+            adapter_dropout=recipe.model.lora is not None,
+            compile_for=compile_for,
+        )
+    except RecipeError as error:
+        raise recipe.located(error) from None
+
+
+def check_quantization(recipe: Recipe, engine: Engine) -> None:
+    """Refuse ``model.quantization`` where this machine, this launch or this model cannot serve it.
+
+    Raises:
+        RecipeError: says what is missing.
+    """
+    settings = recipe.model
+    if settings.quantization is None:
+        return
+    try:
+        quantize.check_quantization(
+            settings.quantization,
+            engine.device,
+            is_sharded=engine.sharding is not None,
+            is_builtin=demo.is_builtin(settings.path),
+        )
+    except RecipeError as error:
+        raise recipe.located(error) from None
+
+
+def compiled_tokens(recipe: Recipe) -> int | None:
+    """Return for rows of how many tokens layers are compiled, if they are."""
+    return recipe.batch.tokens_per_batch if recipe.model.compile else None
+
+
+def references_of(recipe: Recipe) -> tuple[str | ReferenceModel | MovingReference, ...]:
+    """Return what a recipe compares with when its loss needs a reference, one entry or several."""
+    if isinstance(recipe.reference, tuple):
+        return recipe.reference
+    if recipe.reference is not None:
+        return (recipe.reference,)
+    return ("adapter_off",) if recipe.model.lora is not None else ("initial",)
+
+
+def save_model(
+    policy: Policy,
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights (or the trained adapter), tokenizer and generation settings in Hugging Face form.
+
+    Args:
+        policy: knows what it changed in the configuration for scoring.
+        model: the policy's model without its engine's wrapper.
+        tokenizer: saved beside it, chat template included.
+        folder: made if missing.
+        weights: whole ones in place of the model's own, which may be spread over ranks.
+    """
+    only: dict[str, Any] = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    if weights is not None:
+        only["state_dict"] = dict(weights)
+    with policy.own_config():
+        model.save_pretrained(str(folder), **only)  # type: ignore[operator]
+    tokenizer.save_pretrained(str(folder))
+
+
+def load_start(recipe: Recipe) -> Any:
+    """Load the weights that training starts from, without an adapter."""
+    return _load_model(recipe, None)
+
+
+def _load_model(recipe: Recipe, weights: Path | None) -> Any:
+    settings = recipe.model
+    if demo.is_builtin(settings.path) and weights is None:
+        model: Any = demo.build_model(settings.path, recipe.seed)
+        return model.to(DTYPES[settings.dtype])
+    dtype = DTYPES[settings.dtype]
+    if weights is not None:
+        return load_model(
+            str(weights), dtype=dtype, key="model.path", trust_remote_code=settings.trust_remote_code
+        )
+    return load_model(
+        settings.path,
+        dtype=dtype,
+        key="model.path",
+        quantization=_quantization(settings),
+        **source_of(settings),
+    )
+
+
+def _quantization(settings: Model) -> Any:
+    if settings.quantization is None:
+        return None
+    return quantize.settings_of(settings.quantization, DTYPES[settings.autocast or settings.dtype])
+
+
+def source_of(settings: Model) -> dict[str, Any]:
+    """Return which of a model's files to load and how, as the functions that load them take it."""
+    return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+
+
+def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
+    """Put the trained adapter on the base, and beside it the frozen one where that is the reference."""
+    settings = recipe.model
+    if settings.lora is not None and weights is None:
+        return with_lora(recipe, base)
+    source = str(weights) if weights is not None else settings.adapter
+    assert source is not None
+    model = load_adapter(base, source, key="model.adapter", is_trainable=True)
+    if settings.adapter is not None and not {"initial", "cached"}.isdisjoint(named_references(recipe)):
+        load_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
+        model.set_adapter("default")
+    return model
+
+
+def with_lora(recipe: Recipe, base: Any) -> Any:
+    """Put the recipe's new adapter on a model."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.model.lora
+    assert lora is not None
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        lora_dropout=lora.dropout,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(recipe.seed)
+    try:
+        with warnings.catch_warnings():
+            # peft still asks for it by its old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return get_peft_model(base, config)
+    except ValueError as error:
+        raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
+
+
+def named_references(recipe: Recipe) -> set[str]:
+    """Return the references that a recipe calls by a name."""
+    return {entry for entry in references_of(recipe) if isinstance(entry, str)}
+
+
+def _enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; the method was renamed within transformers 5."""
+    # the non-reentrant form needs no input with a gradient, so adapters work without further hooks
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})

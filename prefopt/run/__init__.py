@@ -1,0 +1,1 @@
+"""The output folder of a run: what lies in it, and how it is resumed."""

@@ -1,0 +1,78 @@
+"""What a run remembers between steps, and how finished steps become lines of metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prefopt.engine import Engine
+from prefopt.run.folder import RunFolder
+from prefopt.trainer import StepResult
+from prefopt.trainer.arrange import UNIT_NAMES
+from prefopt.trainer.metrics import divide
+
+
+@dataclass
+class RunState:
+    """What a checkpoint remembers besides weights and optimizer."""
+
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    skipped: int = 0
+    pending: list[StepResult] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("best", "best_step", "evaluations_without_best", "skipped")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for key in self.state():
+            setattr(self, key, state.get(key))
+
+    def take(self) -> list[StepResult]:
+        """Hand out the steps that wait for their line."""
+        waiting, self.pending = self.pending, []
+        return waiting
+
+
+def write_out(
+    waiting: list[StepResult], structure: str, engine: Engine, folder: RunFolder
+) -> list[dict[str, Any]]:
+    """Reduce the metrics of all waiting steps in one collective and append a line for each.
+
+    Returns:
+        The lines on the first rank, nothing on the others.
+    """
+    names = waiting[0].sums.vector()[0]
+    sums = torch.stack([result.sums.vector()[1] for result in waiting])
+    norms = torch.stack([result.grad_norm.detach().to(sums.dtype) for result in waiting])
+    # every rank has the same gradient norm, so it is divided back after the sum
+    table = engine.sum(torch.cat([sums, norms[:, None] / engine.world], dim=1)).cpu()
+    if not engine.is_main:
+        return []
+    lines = [
+        _line(result, divide(names, row[:-1], result.units), row[-1].item(), structure)
+        for result, row in zip(waiting, table, strict=True)
+    ]
+    for line in lines:
+        folder.add_metrics(line)
+    return lines
+
+
+def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
+    unit = UNIT_NAMES[structure]
+    line = {
+        "step": result.index + 1,
+        "epoch": result.epoch,
+        **means,
+        "grad_norm": norm,
+        "lr": result.lr,
+        unit: result.units,
+        "tokens": result.totals.tokens,
+        f"{unit}_per_second": result.units / result.seconds,
+    }
+    if result.skipped:
+        line["skipped"] = True
+    return line

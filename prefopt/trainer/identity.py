@@ -1,0 +1,73 @@
+"""The check of the first step: where the reference is the start of training, both must score alike."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from prefopt.errors import ModelError
+from prefopt.trainer.arrange import origin_of_unit
+from prefopt.types import PackedBatch, SeqLogps
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Most that a first loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
+
+
+def check_loss(
+    structure: str, batch: PackedBatch, loss: Tensor, expected: Tensor, dtype: torch.dtype
+) -> float:
+    """Compare the loss of the first step with that of equal log-probs.
+
+    Args:
+        structure: of the loss.
+        batch: whose units were scored.
+        loss: [U], of policy against reference.
+        expected: [U], of the policy against itself.
+        dtype: that the model computes in.
+
+    Returns:
+        The largest difference, absolute plus relative.
+
+    Raises:
+        ModelError: it is beyond rounding; names the row.
+    """
+    gap = (loss - expected).abs() / (1 + expected.abs())
+    worst = int(gap.argmax())
+    what = f"the loss is {loss[worst].item():.6g} where equal log-probs give {expected[worst].item():.6g}"
+    return _judge(gap[worst].item(), dtype, origin_of_unit(structure, batch, worst), what)
+
+
+def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype: torch.dtype) -> float:
+    """Compare the log-probs of the first step, for a loss over the whole step.
+
+    Such a loss may divide by how much its units differ from each other, which at the start is rounding,
+    so its own value would not tell. A difference counts as much as it moves the loss of DPO with beta 0.1.
+
+    Args:
+        batch: whose answers were scored.
+        policy: S answers.
+        reference: the same answers.
+        dtype: that the model computes in.
+
+    Returns:
+        The largest difference, absolute plus relative.
+
+    Raises:
+        ModelError: it is beyond rounding; names the row.
+    """
+    gap = 0.05 * (policy.total - reference.total).abs() / (1 + math.log(2))
+    worst = int(gap.argmax())
+    one, other = policy.total[worst].item(), reference.total[worst].item()
+    what = f"the log-prob of an answer is {one:.6g} under the policy and {other:.6g} under the reference"
+    return _judge(gap[worst].item(), dtype, origin_of_unit("responses", batch, worst), what)
+
+
+def _judge(gap: float, dtype: torch.dtype, origin: str, what: str) -> float:
+    if gap > TOLERANCE[dtype]:
+        raise ModelError(
+            f"{origin}: before the first step policy and reference are the same weights, yet {what}. "
+            f"Check that the reference is the model that training starts from."
+        )
+    return gap

@@ -1,0 +1,214 @@
+"""The verb ``check``: everything that can be known about a run before it starts, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefopt import assemble as build
+from prefopt.assemble import model as build_model
+from prefopt.assemble import reference as build_reference
+from prefopt.assemble.loss import BoundLoss
+from prefopt.data.plan import Plan
+from prefopt.data.table import GroupTable
+from prefopt.memory import Ranks
+from prefopt.recipe import Recipe, load_recipe
+from prefopt.run.folder import RunFolder
+from prefopt.trainer.arrange import UNIT_NAMES
+from prefopt.types import TokenizedGroup
+from prefopt.verbs.check_memory import Device, show_memory
+
+_QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+_SHOWN_TOKENS = 400
+
+
+def run(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    *,
+    gpu_memory: float | None = None,
+    gpus: int = 1,
+    fsdp: bool = False,
+) -> None:
+    """Read the recipe and the data, plan the run and say what was found; trains and loads no weights.
+
+    Args:
+        recipe: path of the recipe.
+        overrides: ``key.path=value`` each.
+        console: printed to; None is the terminal.
+        gpu_memory: GiB of the GPU to plan for; None is the first GPU here.
+        gpus: how many of them train together, a process each.
+        fsdp: the weights are spread over them.
+
+    Raises:
+        PrefoptError: what ``train`` would refuse before its first step.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    loaded = load_recipe(recipe, overrides)
+    loss = build.loss_of(loaded)
+    build_model.check_model(loaded)
+    tokenizer = build_model.tokenizer_of(loaded)
+    build_reference.check_references(loaded, loss, tokenizer)
+    data = build.data_of(loaded, tokenizer, loss)
+    _show_recipe(console, loaded, loss)
+    for report in filter(None, (data.report, data.eval_report)):
+        for line in report.lines():
+            console.print(line, markup=False)
+    for report in filter(None, (data.report, data.eval_report)):
+        report.enforce(loaded.rows.max_bad)
+    console.print()
+    structure = loss.contract.structure
+    _show_example(console, tokenizer, data.train[0], structure)
+    _show_lengths(console, data.train, structure)
+    plan = build.plan_of(loaded, data.train, loss, world=gpus)
+    _show_plan(console, loaded, loss, data, plan)
+    show_memory(
+        console,
+        loaded,
+        lambda changes: load_recipe(recipe, _changed(overrides, changes)),
+        loss,
+        data.train,
+        plan,
+        Device.find(gpu_memory),
+        Ranks(gpus, is_sharded=fsdp),
+    )
+    folder = RunFolder(Path(loaded.output))
+    state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"
+    console.print(f"output {folder.path} {state}", markup=False)
+
+
+def _changed(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Return overrides with some settings replaced by others."""
+    keys = {change.split("=", 1)[0] for change in changes}
+    return [*(each for each in overrides if each.split("=", 1)[0] not in keys), *changes]
+
+
+def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
+    console.rule("recipe")
+    console.print(build.filled(recipe, loss).to_yaml().rstrip(), markup=False)
+    console.print(f"\nloss {loss.describe()}", markup=False)
+    used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
+    console.print(f"reference {used}", markup=False)
+    console.rule("data")
+
+
+def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, structure: str) -> None:
+    """Print one row as the model sees it; tokens that are scored are marked."""
+    console.rule(f"example {group.origin}")
+    shown = None
+    for index, (response, of) in enumerate(zip(group.responses, group.prompt_of, strict=True)):
+        if of != shown:  # prompts that differ stand each before what replies to it
+            prompt, shown = group.prompts[of], of
+            cut = max(0, len(prompt) - _SHOWN_TOKENS)
+            before = f"… {cut} tokens … " if cut else ""
+            console.print(Text(before + _decode(tokenizer, prompt[cut:]), style="dim"))
+        role = _role(group, index, structure)
+        style = {"chosen": "black on green", "rejected": "black on red"}.get(role, "black on yellow")
+        weights = None if group.token_weights is None else group.token_weights[index]
+        scored = len(response) if weights is None else int((weights != 0).sum())
+        line = Text(f"{role}, {scored} scored tokens: ")
+        tokens = [_decode(tokenizer, [int(token)]) for token in response[:_SHOWN_TOKENS]]
+        for at, token in enumerate(tokens):
+            line.append("⟦" if at == 0 else "·", style="dim")
+            line.append(token, style="dim" if weights is not None and weights[at] == 0 else style)
+        rest = len(response) - len(tokens)
+        line.append(f" … {rest} more" if rest else "⟧", style="dim")
+        console.print(line)
+
+
+def _role(group: TokenizedGroup, index: int, structure: str) -> str:
+    """Name what a response is for."""
+    role = group.roles[index] if group.roles is not None else "answer"
+    if role != "answer":
+        return {"kl": "answer to another prompt"}.get(role, role)
+    if group.labels is not None:
+        return "desirable" if group.labels[index] else "undesirable"
+    if structure == "lists" and group.scores is not None:
+        return f"score {group.scores[index]:g}"
+    chosen = {p.chosen for p in group.preferences}
+    if index in chosen:
+        return "chosen"
+    return "rejected" if index in {p.rejected for p in group.preferences} else role
+
+
+def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
+    return str(tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)).replace("\n", "⏎\n")
+
+
+def _show_lengths(console: Console, table: GroupTable, structure: str) -> None:
+    lengths = {"prompt": table.prompt_lengths, "answer": table.response_lengths[table.is_answer]}
+    chosen = np.repeat(table.group_responses[:-1], np.diff(table.group_pairs))
+    if len(chosen) and structure != "lists":
+        lengths["chosen"] = table.response_lengths[chosen + table.pair_chosen]
+        lengths["rejected"] = table.response_lengths[chosen + table.pair_rejected]
+    lengths["prompt + longest answer"] = table.sizes(True).longest
+    grid = Table("tokens", "count", *(_quantile_name(q) for q in _QUANTILES), "mean", title="lengths")
+    for name, values in lengths.items():
+        quantiles = np.quantile(values, _QUANTILES, method="nearest")
+        grid.add_row(name, f"{len(values):,}", *(f"{int(q):,}" for q in quantiles), f"{values.mean():.1f}")
+    console.print(grid)
+
+
+def _quantile_name(quantile: float) -> str:
+    return {0.0: "min", 0.5: "median", 1.0: "max"}.get(quantile, f"{quantile:.0%}")
+
+
+def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Data, plan: Plan) -> None:
+    console.rule("plan")
+    steps = build.num_steps(recipe, plan)
+    shared = int(data.train.sizes(True).tokens.sum())
+    separate = int(data.train.sizes(False).tokens.sum())
+    unit = UNIT_NAMES[loss.contract.structure]
+    epoch = len(plan.epoch_steps(0))
+    lines = [
+        f"{len(data.train):,} groups with {_counted(data.train, plan, loss.contract.structure)} to train on"
+        + (f", {len(data.held_out):,} groups held out" if data.held_out is not None else ""),
+        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {unit}, {epoch:,} in an epoch",
+        _packing(plan, recipe.batch.tokens_per_batch),
+        f"tokens per epoch: {shared:,} with each prompt once, {separate:,} with a prompt per answer: "
+        f"sharing ratio {separate / shared:.2f}, {1 - shared / separate:.0%} of the tokens saved"
+        + ("" if recipe.batch.share_prompts else " (switched off by batch.share_prompts: false)"),
+        _padding(data.train, recipe.batch.pairs_per_step, separate, shared),
+    ]
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _counted(table: GroupTable, plan: Plan, structure: str) -> str:
+    """Say how many units there are; of answers also how many are wanted, which some losses weigh."""
+    if structure == "lists":
+        return f"{int(table.is_answer.sum()):,} answers"
+    text = f"{int(plan.units.sum()):,} {UNIT_NAMES[structure]}"
+    if structure != "sides" or table.labels is None:
+        return text
+    wanted = int(table.labels[table.is_answer].sum())
+    return f"{text}, {wanted:,} desirable and {int(table.is_answer.sum()) - wanted:,} undesirable,"
+
+
+def _packing(plan: Plan, budget: int) -> str:
+    steps = [plan.step(index) for index in range(min(50, len(plan.epoch_steps(0))))]
+    packs = [sum(int(plan.sizes.tokens[g]) for g in pack) for step in steps for pack in step.ranks[0]]
+    return (
+        f"{len(packs) / len(steps):.1f} packs per step on one rank, filled to {np.mean(packs) / budget:.0%} of "
+        f"{budget:,} tokens (first {len(steps)} steps)"
+    )
+
+
+def _padding(table: GroupTable, pairs_per_step: int, separate: int, shared: int) -> str:
+    """Compare with the usual padded batch of whole sequences, drawn in a random order."""
+    longest = table.sizes(False).longest
+    order = np.random.default_rng(0).permutation(len(longest))
+    batches = np.array_split(longest[order], max(1, len(longest) // min(8, pairs_per_step)))
+    per_group = np.diff(table.group_responses).mean()
+    padded = sum(int(batch.max()) * len(batch) * per_group for batch in batches if len(batch))
+    return (
+        f"a padded batch of {min(8, pairs_per_step)} would compute {padded / separate:.2f}x the tokens of "
+        f"separate sequences, so {padded / shared:.1f}x those of this plan"
+    )

@@ -1,0 +1,140 @@
+"""The verb ``score``: log-probs and lengths of every answer of every row under a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt import assemble as build
+from prefopt.assemble import model as build_model
+from prefopt.data.loader import stream
+from prefopt.data.needs import Needs
+from prefopt.data.plan import Plan
+from prefopt.data.prepare import prepare
+from prefopt.errors import DataError
+from prefopt.types import PackedBatch, SeqLogps
+from prefopt.verbs.progress import Display
+
+MAX_BAD = 0.01
+"""Share of bad rows beyond which nothing is scored, as in a recipe; they are named beside the output file."""
+
+
+def run(
+    model: str,
+    data: str,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    adapter: str | None = None,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+    max_tokens: int | None = None,
+    tokens_per_batch: int = 16384,
+    overwrite: bool = False,
+) -> Path:
+    """Score every answer of ``data`` and write one JSON line per row, in the order of the rows.
+
+    Each line is ``{"row_id", "origin", "logps": [nats per answer], "lengths": [scored tokens]}``.
+
+    Args:
+        model: hub id, local folder or builtin:tiny.
+        data: a file, a hub id or builtin data, in any known layout.
+        out: the file to write.
+        split: split of a hub data set.
+        adapter: path or hub id of an adapter on top of the model.
+        dtype: of the weights, float32 or bfloat16.
+        chat_template: in place of the tokenizer's own.
+        max_tokens: cut longer sequences as training would; None scores them whole.
+        tokens_per_batch: most tokens in one forward pass.
+        overwrite: replace ``out`` if it exists.
+
+    Raises:
+        PrefoptError: the model or the data cannot be used, or ``out`` exists.
+    """
+    target = Path(out)
+    _claim(target, overwrite)
+    recipe = build.scoring_recipe(
+        model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
+    )
+    tokenizer = build_model.tokenizer_of(recipe)
+    prepared = prepare(
+        [build.source_of(recipe.data[0])],
+        tokenizer,
+        max_tokens=max_tokens,
+        truncate="keep_start",
+        on_identical="keep",
+        on_tie="keep",
+        needs=Needs("all"),
+        chat_template=chat_template,
+        cache_dir=build.cache_folder() / "tokenized",
+    )
+    table = prepared.table
+    prepared.report.write_quarantine(target.with_name(f"{target.name}.quarantine.jsonl"))
+    prepared.report.enforce(MAX_BAD)
+    sizes = table.sizes(share_prompts=True)
+    if int(sizes.tokens.max()) > tokens_per_batch:
+        raise DataError(
+            f"--tokens-per-batch: {tokens_per_batch} is less than the {int(sizes.tokens.max())} tokens of the "
+            f"longest row ({table.origin(int(sizes.tokens.argmax()))}). Raise it, or give --max-tokens."
+        )
+    plan = Plan(
+        sizes=sizes, units_per_step=256, tokens_per_batch=tokens_per_batch, unit="responses", shuffle=False
+    )
+    policy = build_model.policy_of(recipe)
+    policy.model.eval()
+    policy.model.to(build_model.default_device())
+    policy.self_check()
+    with Display(len(table), what="rows") as display:
+        for line in prepared.report.lines():
+            display.say(line)
+        _write(target, _lines(policy, plan, table, display))
+        display.say(f"{target}: {len(table):,} rows scored")
+    return target
+
+
+def _claim(target: Path, overwrite: bool) -> None:
+    """Make sure, before any work, that the file can be written."""
+    if target.is_dir():
+        raise DataError(f"--out: {target} is a folder. Give a file.")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target}: the file exists. Add --overwrite, or write elsewhere.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out: {target} cannot be written ({error.strerror or error}).") from None
+
+
+@torch.no_grad()
+def _lines(policy: Any, plan: Plan, table: Any, display: Display) -> Iterator[dict[str, Any]]:
+    device = next(policy.model.parameters()).device
+    for step in stream(plan, table, start=0, stop=plan.num_steps(1)):
+        rows = [row for batch in step.packs for row in _rows(batch, policy(batch.to(device)))]
+        # packs are filled longest first; the file keeps the order of the data
+        yield from sorted(rows, key=lambda row: int(row["row_id"]))
+        display.advance(len(rows))
+
+
+def _rows(batch: PackedBatch, logps: SeqLogps) -> Iterator[dict[str, Any]]:
+    totals: Sequence[float] = logps.total.tolist()
+    for group, (row_id, origin) in enumerate(zip(batch.row_ids, batch.origins, strict=True)):
+        answers = slice(batch.groups[group], batch.groups[group + 1])
+        yield {
+            "row_id": row_id,
+            "origin": origin,
+            "logps": totals[answers],
+            "lengths": list(batch.lengths[answers]),
+        }
+
+
+def _write(target: Path, lines: Iterator[dict[str, Any]]) -> None:
+    """Write all lines, then put the file in place, so that a stopped run leaves no half file."""
+    temporary = target.with_name(f".{target.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(json.dumps(line) + "\n")
+    os.replace(temporary, target)

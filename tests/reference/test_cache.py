@@ -1,0 +1,60 @@
+"""Cached log-probs are what the reference said, whatever rows or packs ask for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toy
+
+from prefopt.data.pack import pack
+from prefopt.errors import CorruptError
+from prefopt.reference import CachedReference, fill_cache
+from prefopt.reference.cache import LogpCache
+
+
+def filled(stats: tuple[str, ...] = ()) -> LogpCache:
+    reference = toy.reference(seed=1, dtype=torch.float32)
+    cache = LogpCache(stats)
+    rows = toy.groups(12)
+    fill_cache(cache, reference, [pack(rows[:5]), pack(rows[5:])])
+    return cache
+
+
+def test_cached_equals_live_in_other_packs() -> None:
+    """float32: another pack sums in another order, so 1e-5."""
+    rows = toy.groups(12)
+    cached = CachedReference(filled(("entropy",)), is_start=False)
+    live = toy.reference(seed=1, dtype=torch.float32)
+    batch = pack([rows[11], rows[2], rows[7]])
+    got, expected = cached(batch, stats=("entropy",)), live(batch, stats=("entropy",))
+    assert got.lengths == expected.lengths
+    torch.testing.assert_close(got.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.stats["entropy"], expected.stats["entropy"], atol=1e-5, rtol=1e-5)
+    assert not got.tokens.requires_grad
+
+
+def test_an_unknown_answer_is_an_error_that_names_the_row() -> None:
+    stranger = toy.groups(3, seed=9)
+    with pytest.raises(
+        CorruptError, match=r"toy.jsonl:1: the reference log-prob of answer 0 .* is not in the cache"
+    ):
+        filled().get(pack(stranger))
+
+
+def test_flat_form_carries_every_entry() -> None:
+    cache = filled(("entropy",))
+    copy = LogpCache(("entropy",))
+    copy.add_flat(*cache.flat())
+    batch = pack(toy.groups(12))
+    assert len(copy) == len(cache) == 24
+    assert torch.equal(copy.get(batch).tokens, cache.get(batch).tokens)
+    assert torch.equal(copy.get(batch).stats["entropy"], cache.get(batch).stats["entropy"])
+
+
+def test_known_answers_are_not_scored_again() -> None:
+    cache = filled()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("scored again")
+
+    fill_cache(cache, refuse, [pack(toy.groups(12))])  # type: ignore[arg-type]

@@ -1,0 +1,256 @@
+"""One optimizer step, what guards it, and what it reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import toy
+
+import prefopt.trainer
+from prefopt.assemble.loss import build_loss
+from prefopt.engine import Engine
+from prefopt.errors import ModelError, NonFiniteError, RecipeError
+from prefopt.losses import dpo
+from prefopt.policy import Policy
+from prefopt.trainer import StepResult, Trainer
+from prefopt.trainer.optim import OptimSettings
+from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
+
+
+def trainer_of(
+    loss: Callable[..., LossOutput] = dpo, *, steps: int = 4, seed: int = 0, **changes: object
+) -> Trainer:
+    data = toy.table(24)
+    options: dict[str, object] = {
+        "num_steps": steps,
+        "reference": toy.reference(seed=0),
+        "optim": OptimSettings(lr=1e-2, warmup=0),
+        "engine": Engine(cpu=True),
+        "seed": seed,
+    }
+    return Trainer(toy.policy(), loss, toy.plan(data, budget=120), data, **(options | changes))
+
+
+def test_the_first_loss_is_log_two_and_the_loss_falls() -> None:
+    trainer = trainer_of(steps=12)
+    losses = [result.sums.values["loss"].item() / result.units for result in trainer]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-12)
+    assert trainer.identity is not None and trainer.identity < 1e-12
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_step_reports_means_over_its_pairs() -> None:
+    """At step 0 every pair ties, so accuracy is one half and rewards are zero."""
+    result: StepResult = next(iter(trainer_of()))
+    names, vector = result.sums.vector()
+    means = dict(zip(names, (vector / result.units).tolist(), strict=True))
+    assert means["reward/accuracy"] == 0.5
+    assert means["reward/margin"] == pytest.approx(0, abs=1e-12)
+    assert means["logps/chosen"] < 0 and means["logps/rejected"] < 0
+    assert result.units == 8 and result.totals.pairs == 8 and result.totals.tokens > 0
+
+
+def test_another_reference_than_claimed_is_refused_before_the_first_step() -> None:
+    wrong = toy.reference(seed=1)
+    wrong.is_start = True
+    trainer = trainer_of(reference=wrong)
+    before = {name: p.clone() for name, p in trainer.parameters.items()}
+    with pytest.raises(ModelError, match=r"toy.jsonl:\d+: before the first step"):
+        next(iter(trainer))
+    assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_moved_weights_are_never_held_against_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that holds ghosts alone in step 0, and an evaluation, check nothing, then or later."""
+    real = prefopt.trainer.stream
+
+    def ghostly(*args: object, **kwargs: object) -> Iterator[Step]:
+        for step in real(*args, **kwargs):  # type: ignore[arg-type]
+            ghosts = tuple(replace(batch, is_ghost=True) for batch in step.packs)
+            yield replace(step, packs=ghosts) if step.index == 0 else step
+
+    trainer = trainer_of()
+    trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+    assert trainer.identity is None
+    monkeypatch.setattr(prefopt.trainer, "stream", ghostly)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    for _ in trainer:
+        trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+    assert trainer.identity is None
+    assert any(not torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_a_loss_with_a_reference_needs_one() -> None:
+    with pytest.raises(RecipeError, match="dpo compares with a reference"):
+        trainer_of(reference=None)
+
+
+def poisoned(at: list[int]) -> Callable[..., LossOutput]:
+    calls = [0]
+
+    def broken(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1) -> LossOutput:
+        calls[0] += 1
+        out = dpo(policy, reference, beta=beta)
+        return replace(out, loss=out.loss * float("nan")) if calls[0] in at else out
+
+    return broken
+
+
+def test_nan_aborts_before_the_weights_change() -> None:
+    """Calls 1 and 2 are step 0's pack and its identity check."""
+    data = toy.table(24)
+    trainer = Trainer(
+        toy.policy(),
+        poisoned([4]),
+        toy.plan(data),
+        data,
+        num_steps=4,
+        reference=toy.reference(),
+        optim=OptimSettings(lr=1e-2),
+        engine=Engine(cpu=True),
+    )
+    steps = iter(trainer)
+    next(steps), next(steps)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    with pytest.raises(NonFiniteError, match=r"step 3: the loss of a pack with toy.jsonl:\d+"):
+        next(steps)
+    assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_nan_can_be_skipped_and_is_counted() -> None:
+    data = toy.table(24)
+    trainer = Trainer(
+        toy.policy(),
+        poisoned([3]),
+        toy.plan(data),
+        data,
+        num_steps=4,
+        reference=toy.reference(),
+        optim=OptimSettings(lr=1e-2),
+        engine=Engine(cpu=True),
+        on_nonfinite="skip",
+    )
+    results = list(trainer)
+    assert [result.skipped for result in results] == [False, True, False, False]
+    assert math.isnan(results[1].sums.values["loss"].item())  # the log shows what happened
+    assert all(torch.isfinite(p).all() for p in trainer.parameters.values())
+
+
+def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [result.sums.values["loss"].item() for result in trainer_of()]
+    trainer = trainer_of()
+    real, failed = trainer._forward, []
+
+    def fails_once(batch: object, totals: object, index: int) -> object:
+        if len(failed) < 2 and len(batch.row_ids) > 1:  # type: ignore[attr-defined]
+            failed.append(batch)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(batch, totals, index)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "_forward", fails_once)
+    split = [result.sums.values["loss"].item() for result in trainer]
+    assert len(failed) == 2
+    assert split == pytest.approx(usual, rel=1e-9)  # another order of summation
+
+
+def test_a_single_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of()
+
+    def fails(batch: object, totals: object, index: int) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainer, "_forward", fails)
+    with pytest.raises(RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit"):
+        next(iter(trainer))
+
+
+def test_evaluation_leaves_the_weights_and_the_mode_alone() -> None:
+    trainer = trainer_of()
+    held_out = toy.table(10, seed=5)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    values = trainer.evaluate(toy.plan(held_out, budget=60), held_out)
+    again = trainer.evaluate(toy.plan(held_out, budget=100_000), held_out)
+    assert values == pytest.approx(again, rel=1e-10)  # the packing of the evaluation does not matter
+    assert values["loss"] == pytest.approx(math.log(2), abs=1e-10)
+    assert trainer.policy.model.training
+    assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_requests_are_seen_at_the_step_boundary() -> None:
+    trainer = trainer_of()
+    steps = iter(trainer)
+    next(steps)
+    assert trainer.requested == 0
+    trainer.request(2)
+    next(steps)
+    assert trainer.requested == 2
+
+
+def test_pair_weights_multiply_and_the_divisor_stays_the_count() -> None:
+    """Weights 0 on half of the pairs: the loss halves from log 2."""
+    rows = toy.groups(8)
+    rows = [
+        replace(row, preferences=(row.preferences[0]._replace(weight=float(i % 2)),))
+        for i, row in enumerate(rows)
+    ]
+    data = toy.GroupTable.from_groups(rows)
+    trainer = Trainer(
+        toy.policy(),
+        dpo,
+        toy.plan(data),
+        data,
+        num_steps=1,
+        reference=toy.reference(),
+        engine=Engine(cpu=True),
+    )
+    result = next(iter(trainer))
+    assert result.sums.values["loss"].item() / result.units == pytest.approx(math.log(2) / 2, abs=1e-12)
+
+
+def test_sft_sees_plain_answers() -> None:
+    """The loss of sft at step 0 is the mean over answers of the mean token NLL, computed by the model itself."""
+    loss = build_loss({"name": "sft"})
+    data = toy.table(8)
+    trainer = Trainer(
+        toy.policy(),
+        loss,
+        toy.plan(data, per_step=16, unit="responses"),
+        data,
+        num_steps=1,
+        engine=Engine(cpu=True),
+    )
+    result = next(iter(trainer))
+    model = toy.llama()
+    means = []
+    for group in toy.groups(8):
+        for response in group.responses:
+            ids = torch.tensor([[*group.prompts[0].tolist(), *response.tolist()]])
+            logps = model(ids).logits.log_softmax(-1)[0, len(group.prompts[0]) - 1 : -1]
+            means.append(-logps[torch.arange(len(response)), torch.from_numpy(response).long()].mean().item())
+    assert result.sums.values["loss"].item() / 16 == pytest.approx(sum(means) / 16, rel=1e-10)
+
+
+@pytest.mark.parametrize(("name", "stats"), [("dpo", ()), ("wpo", ("log_sum_p2",))])
+def test_policy_and_reference_score_one_batch_for_what_the_loss_names(
+    name: str, stats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pack is laid out once for both, and nobody is asked for a statistic that nobody reads."""
+    asked: list[tuple[int, tuple[str, ...]]] = []
+    real = Policy.__call__
+
+    def watched(self: Policy, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        asked.append((id(batch), tuple(stats)))
+        return real(self, batch, stats=stats)
+
+    monkeypatch.setattr(Policy, "__call__", watched)
+    trainer = trainer_of(build_loss({"name": name}), steps=1)
+    packs = len(toy.plan(toy.table(24), budget=120).step(0).ranks[0])
+    next(iter(trainer))
+    reference, policy = asked[0::2], asked[1::2]
+    assert len(policy) == len(reference) == packs > 1
+    assert [batch for batch, _ in policy] == [batch for batch, _ in reference]
+    assert {wanted for _, wanted in policy} == {stats} and {wanted for _, wanted in reference} == {()}
