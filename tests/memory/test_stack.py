@@ -10,9 +10,9 @@ import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from prefopt.memory import stack
 from prefopt.memory.outline import StepModels, _Run
 from prefopt.memory.stand_ins import Sample, Target
-from prefopt.memory import stack
 from prefopt.policy import Policy
 from prefopt.policy.load import skeleton
 
