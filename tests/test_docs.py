@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.layouts import ALIASES, LAYOUTS, Layout, detect
+from prefopt.data.layouts import ALIASES, LAYOUTS, RowLayout, detect
 from prefopt.data.needs import Needs
 from prefopt.data.raw import RawRow
 from prefopt.data.rows import Source
@@ -157,7 +157,7 @@ def layout_rows() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("layout", "row"), list(layout_rows()))
 def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, row: str) -> None:
     value = json.loads(row)
-    found: Layout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
+    found: RowLayout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
     assert found.name.split()[0] == (layout if layout in LAYOUTS else "text")
     comparison = to_comparison(found, value, 0, "page:1", Needs("all"))
     assert all(comparison.answers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefopt.losses import functional, kto, tdpo, triple, wpo
-from prefopt.types import PairLogps, SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, PairLogps, SeqLogps
 
 MASK = torch.ones(4, 3)
 
@@ -21,8 +21,8 @@ def pairs() -> PairLogps:
     return PairLogps.from_concatenated(-torch.rand(4, 3), MASK)
 
 
-def sides() -> SideLogps:
-    return SideLogps(answers(), torch.tensor([True, False, True, True]))
+def sides() -> LabelledLogps:
+    return LabelledLogps(answers(), torch.tensor([True, False, True, True]))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def sides() -> SideLogps:
         ),
         (lambda: wpo(pairs(), pairs()), r"^SeqLogps\.stats: .* 'log_sum_p2', which was not given\. "),
         (lambda: triple(pairs()), r"^PairLogps\.others: .* 'gold', .* others=\{'gold': \.\.\.\}\.$"),
-        (lambda: kto(sides(), sides()), r"^SideLogps\.others: .* 'kl', .* others=\{'kl': \.\.\.\}\.$"),
+        (lambda: kto(sides(), sides()), r"^LabelledLogps\.others: .* 'kl', .* others=\{'kl': \.\.\.\}\.$"),
     ],
     ids=["statistic", "statistic of a head", "third answer", "mismatched answers"],
 )
@@ -52,13 +52,13 @@ def test_what_was_given_is_read_as_before():
 @pytest.mark.parametrize("shape", [(1,), (3,), (4, 1)])
 def test_every_answer_has_a_label(shape):
     """A single label would stand for all four by broadcasting."""
-    with pytest.raises(ValueError, match=r"^SideLogps: is_desirable has shape .* for 4 answers\."):
-        SideLogps(answers(), torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^LabelledLogps: is_desirable has shape .* for 4 answers\."):
+        LabelledLogps(answers(), torch.ones(shape, dtype=torch.bool))
 
 
 def test_the_way_to_kto_that_functional_names_works():
     """Equal models: no drift, and half of every answer's cost is left."""
-    with pytest.raises(AttributeError, match=r"SideLogps\(answers, is_desirable, \{'kl': mismatched\}\)"):
+    with pytest.raises(AttributeError, match=r"LabelledLogps\(answers, is_desirable, \{'kl': mismatched\}\)"):
         functional.kto_loss  # noqa: B018
-    built = SideLogps(answers(), torch.tensor([True, False, True, True]), {"kl": answers(2)})
+    built = LabelledLogps(answers(), torch.tensor([True, False, True, True]), {"kl": answers(2)})
     assert kto(built, built.detach()).loss.tolist() == [0.5] * 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.layouts import ALIASES, SPARSE, Layout
+from prefopt.data.layouts import ALIASES, SPARSE, RowLayout
 from prefopt.data.needs import Needs
 from prefopt.data.raw import RowError
 from prefopt.data.values import MISSING, messages, number, numbers, opened, pick, text, tools
@@ -19,7 +19,7 @@ Turns = list[dict[str, Any]]
 class Row:
     """The cells of one row under their canonical names."""
 
-    def __init__(self, layout: Layout, value: Mapping[str, Any], needs: Needs, origin: str) -> None:
+    def __init__(self, layout: RowLayout, value: Mapping[str, Any], needs: Needs, origin: str) -> None:
         self.layout = layout
         self.value = value
         self.needs = needs

@@ -110,7 +110,7 @@ _CHAT_FORMS = ("messages", "sharegpt", "transcript")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """How the rows of one source are read.
 
     Args:
@@ -143,7 +143,7 @@ class Layout:
         return f"{shape} ({self.form})" if shape else self.form
 
 
-def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> Layout:
+def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> RowLayout:
     """Return the one layout that fits the first rows of ``source``.
 
     Rows that fit no layout are passed over, so that one bad row at the top does not decide. Columns that
@@ -174,8 +174,8 @@ def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> Layo
 
 def _candidates(
     value: Mapping[str, Any], values: Sequence[Mapping[str, Any]], source: Source, needs: Needs
-) -> list[Layout]:
-    found: list[Layout] = []
+) -> list[RowLayout]:
+    found: list[RowLayout] = []
     allowed = _NAMED_SHAPES.get(source.layout, tuple(_SHAPES))
     for shape in allowed:
         needed, optional = _SHAPES[shape]
@@ -188,7 +188,7 @@ def _candidates(
         if form == "text" and source.layout == "auto" and _has_text(columns.get("system"), values):
             form = "messages"
         if form:
-            found.append(Layout(form, shape, columns, tuple(_columns_of(values))))
+            found.append(RowLayout(form, shape, columns, tuple(_columns_of(values))))
     return found
 
 
@@ -290,7 +290,7 @@ SCORE_KEYS = ("score", "overall_score", "rating", "reward")
 RANK_KEYS = ("rank",)
 
 
-def _with_given(layout: Layout, source: Source, needs: Needs) -> Layout:
+def _with_given(layout: RowLayout, source: Source, needs: Needs) -> RowLayout:
     unused = [name for name in source.columns or {} if name not in layout.columns]
     if unused and unused[0] in READ_FOR and not needs.reads(unused[0]):
         raise DataError(f"{source.place}: columns.{unused[0]}: {needs.loss} does not read it. Take it out.")
@@ -302,7 +302,7 @@ def _with_given(layout: Layout, source: Source, needs: Needs) -> Layout:
     return layout
 
 
-def _needs(layout: Layout) -> str:
+def _needs(layout: RowLayout) -> str:
     return ", ".join(dict.fromkeys(layout.columns.values()))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from prefopt.errors import DataError
 
 if TYPE_CHECKING:
-    from prefopt.data.layouts import Layout
+    from prefopt.data.layouts import RowLayout
 
 Structure = Literal["pairs", "responses", "sides", "lists", "all"]
 
@@ -59,7 +59,7 @@ STRENGTHS = ("overall_preference", "preference_strength")
 """Columns that say by how much the better of two answers is better."""
 
 
-def check_served(layout: Layout, needs: Needs, place: str) -> None:
+def check_served(layout: RowLayout, needs: Needs, place: str) -> None:
     """Refuse a loss that rows of ``layout`` cannot serve.
 
     Raises:
@@ -76,7 +76,7 @@ Lacking = tuple[str, str] | None
 """What is needed and not there, and what to do about it."""
 
 
-def _structure_lacking(layout: Layout, needs: Needs) -> Lacking:
+def _structure_lacking(layout: RowLayout, needs: Needs) -> Lacking:
     if layout.shape == "labelled" and needs.structure in ("pairs", "lists"):
         return (
             "compares answers to one prompt, but the rows are single labelled answers",
@@ -95,7 +95,7 @@ def _structure_lacking(layout: Layout, needs: Needs) -> Lacking:
     return None
 
 
-def _columns_lacking(layout: Layout, needs: Needs) -> Lacking:
+def _columns_lacking(layout: RowLayout, needs: Needs) -> Lacking:
     for name in ("gold", "rationale"):
         if name in needs.roles and name not in layout.columns:
             return f"needs a {name} text in every row", f"Add a column {name}, or map one: {_map(name)}"
@@ -113,11 +113,11 @@ def _columns_lacking(layout: Layout, needs: Needs) -> Lacking:
     return None
 
 
-def _has_scores(layout: Layout) -> bool:
+def _has_scores(layout: RowLayout) -> bool:
     return layout.shape == "ranked" or {"chosen_score", "rejected_score"} <= layout.columns.keys()
 
 
-def _has_margin(layout: Layout) -> bool:
+def _has_margin(layout: RowLayout) -> bool:
     has_strength = layout.columns.get("better") in STRENGTHS
     return has_strength or "margin" in layout.columns or _has_scores(layout)
 

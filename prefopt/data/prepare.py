@@ -18,7 +18,7 @@ import numpy as np
 
 from prefopt.data.choose import Policy, choose
 from prefopt.data.group import GroupMaker, Settings
-from prefopt.data.layouts import Layout, detect
+from prefopt.data.layouts import RowLayout, detect
 from prefopt.data.mismatched import add_mismatched
 from prefopt.data.needs import PAIRS, Needs, check_served
 from prefopt.data.parts import Part, split
@@ -217,7 +217,7 @@ class _Builder:
             if chunk.items:
                 yield chunk
 
-    def _open(self, source: Source, layout: Layout) -> None:
+    def _open(self, source: Source, layout: RowLayout) -> None:
         self.report.sources.append(SourceReport(source.place, layout.name, source.weight))
         template = self.renderer.template or self.renderer.tokenizer.chat_template
         if not layout.is_chat and template:
@@ -231,7 +231,7 @@ class _Builder:
                 f"from day to day"
             )
 
-    def _read(self, layout: Layout, raw: RawRow, row_id: int, source: int) -> _Item | None:
+    def _read(self, layout: RowLayout, raw: RawRow, row_id: int, source: int) -> _Item | None:
         self.report.rows_read += 1
         self.report.sources[source].rows_read += 1
         try:

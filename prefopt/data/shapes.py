@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from prefopt.data.cells import Row, Turns
-from prefopt.data.layouts import RANK_KEYS, SCORE_KEYS, TEXT_KEYS, Layout
+from prefopt.data.layouts import RANK_KEYS, SCORE_KEYS, TEXT_KEYS, RowLayout
 from prefopt.data.needs import PAIRS, STRENGTHS, Needs
 from prefopt.data.question import which_is_better
 from prefopt.data.raw import RowError, shown
@@ -32,7 +32,7 @@ _TIES = ("tie", "both", "equal", "none", "draw", "tie (bothbad)", "both_bad")
 
 
 def to_comparison(
-    layout: Layout, row: Mapping[str, Any], row_id: int, origin: str, needs: Needs = PAIRS
+    layout: RowLayout, row: Mapping[str, Any], row_id: int, origin: str, needs: Needs = PAIRS
 ) -> Comparison:
     """Read one row.
 

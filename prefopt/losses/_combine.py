@@ -18,9 +18,7 @@ from torch import Tensor
 from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
     RESUMMING,
-    Applies,
     Loss,
-    Refuses,
     Setting,
     base_of,
     check_settings,
@@ -32,7 +30,7 @@ from prefopt.losses._contract import (
     signature_of,
 )
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, LossOutput, Prompts, Range, Roles, Stats
+from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Range, Refuses, Roles, Stats
 
 Given = Mapping[str, Any]
 

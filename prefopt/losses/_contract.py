@@ -25,15 +25,17 @@ from prefopt.types import (
     OTHER_REFERENCES,
     PAIRED_STATS,
     STATS,
+    Applies,
     Carried,
+    LabelledLogps,
     ListLogps,
     LossOutput,
     PairLogps,
     Prompts,
     Range,
+    Refuses,
     Roles,
     SeqLogps,
-    SideLogps,
     Stats,
     WholeStep,
 )
@@ -44,7 +46,7 @@ Loss = Callable[..., LossOutput]
 STRUCTURES: dict[type, str] = {
     PairLogps: "pairs",
     SeqLogps: "responses",
-    SideLogps: "sides",
+    LabelledLogps: "sides",
     ListLogps: "lists",
 }
 """The kind of unit a loss pays for, by the type of its first parameter."""
@@ -68,26 +70,6 @@ COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
 """The transforms that compare with several references at once, whose hidden states are not at hand."""
 
 _WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
-
-
-@dataclass(frozen=True, slots=True)
-class Applies:
-    """Mark a loss that already contains a transform: ``Annotated[PairLogps, Applies("weighted")]``."""
-
-    transforms: tuple[str, ...]
-
-    def __init__(self, *transforms: str) -> None:
-        object.__setattr__(self, "transforms", transforms)
-
-
-@dataclass(frozen=True, slots=True)
-class Refuses:
-    """Mark a loss that reads past what a transform changes: ``Annotated[PairLogps, Refuses("f_div")]``."""
-
-    transforms: tuple[str, ...]
-
-    def __init__(self, *transforms: str) -> None:
-        object.__setattr__(self, "transforms", transforms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._terms import scramble
-from prefopt.types import SideLogps
+from prefopt.types import LabelledLogps
 
 
 def moving_moments(
@@ -101,6 +101,6 @@ def gumbel(seeds: Tensor, dtype: torch.dtype) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def signs(sides: SideLogps) -> Tensor:
+def signs(sides: LabelledLogps) -> Tensor:
     """Return 1 for each desirable answer and -1 for every other, [S]."""
     return torch.where(sides.is_desirable, 1.0, -1.0).to(sides.answers.tokens.dtype)

@@ -8,7 +8,7 @@ import torch
 
 from prefopt.losses._step import matched_quantiles, ranks, signs
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, SideLogps, WholeStep
+from prefopt.types import LabelledLogps, LossOutput, PairLogps, Range, WholeStep
 
 
 def aot(
@@ -53,8 +53,8 @@ def aot(
 
 
 def aot_unpaired(
-    policy: Annotated[SideLogps, WholeStep()],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, WholeStep()],
+    reference: LabelledLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.01,
     label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefopt.losses._step import running_mean, signs
 from prefopt.losses._terms import log_ratio, logistic, stop
-from prefopt.types import Carried, LossOutput, PairLogps, Range, SideLogps, WholeStep
+from prefopt.types import Carried, LabelledLogps, LossOutput, PairLogps, Range, WholeStep
 
 
 def bco(
@@ -58,8 +58,8 @@ def bco(
 
 
 def bco_unpaired(
-    policy: Annotated[SideLogps, WholeStep()],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, WholeStep()],
+    reference: LabelledLogps,
     *,
     baseline: Annotated[Tensor | None, Carried()] = None,
     baseline_count: Annotated[Tensor | None, Carried()] = None,

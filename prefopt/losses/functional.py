@@ -114,9 +114,9 @@ _INSTEAD = {
     "sparse_mask_independent_loss": "It weighs tokens. Build PairLogps.from_concatenated(logps, mask, kl=..., "
     "reward_mask=..., kl_mask=...) from [2 P, T] tensors and call "
     "prefopt.losses.sparse_mask_independent(policy, reference).",
-    "pmpo_loss": "It reads a divergence per token. Build SideLogps(SeqLogps.from_padded(logps, mask, kl=...), "
+    "pmpo_loss": "It reads a divergence per token. Build LabelledLogps(SeqLogps.from_padded(logps, mask, kl=...), "
     "is_desirable) from [S, T] tensors and call prefopt.losses.pmpo(policy, reference, desirable_share=...).",
-    "kto_loss": "It measures the drift on answers to other prompts. Build SideLogps(answers, is_desirable, "
+    "kto_loss": "It measures the drift on answers to other prompts. Build LabelledLogps(answers, is_desirable, "
     "{'kl': mismatched}), both from SeqLogps.from_padded(logps, mask), of policy and reference, and call "
     "prefopt.losses.kto(policy, reference).",
     "sft_loss": "Build SeqLogps.from_padded(logps, mask) from [S, T] per-token log-probs and call "
@@ -130,7 +130,7 @@ _INSTEAD = {
         for name in ("bco", "beta_dynamic", "alpha_margin")
     },
     **{
-        f"{name}_loss": "It learns from single answers. Build SideLogps(SeqLogps.from_padded(logps, mask), "
+        f"{name}_loss": "It learns from single answers. Build LabelledLogps(SeqLogps.from_padded(logps, mask), "
         f"is_desirable) from [S, T] per-token log-probs and call prefopt.losses.{name}(policy, reference)."
         for name in ("aot_unpaired", "bco_unpaired", "apo_zero_unpaired")
     },

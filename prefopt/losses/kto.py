@@ -8,12 +8,12 @@ import torch
 
 from prefopt.losses._step import signs
 from prefopt.losses._terms import log_ratio, stop
-from prefopt.types import LossOutput, Range, Roles, SideLogps, WholeStep
+from prefopt.types import LabelledLogps, LossOutput, Range, Roles, WholeStep
 
 
 def kto(
-    policy: Annotated[SideLogps, WholeStep(), Roles("kl")],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, WholeStep(), Roles("kl")],
+    reference: LabelledLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     desirable_weight: Annotated[float, Range(ge=0)] = 1.0,
@@ -52,8 +52,8 @@ def kto(
 
 
 def apo_zero_unpaired(
-    policy: SideLogps,
-    reference: SideLogps,
+    policy: LabelledLogps,
+    reference: LabelledLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     desirable_weight: Annotated[float, Range(ge=0)] = 1.0,
@@ -88,8 +88,8 @@ def apo_zero_unpaired(
 
 
 def _pay(
-    policy: SideLogps,
-    reference: SideLogps,
+    policy: LabelledLogps,
+    reference: LabelledLogps,
     drift: torch.Tensor | None,
     beta: float,
     desirable_weight: float,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import Applies
 from prefopt.losses._terms import desensitize
 from prefopt.losses.dpo import dpo
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range
 
 
 def ld_dpo(

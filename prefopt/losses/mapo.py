@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import COMBINING, RESUMMING, Refuses
+from prefopt.losses._contract import COMBINING, RESUMMING
 from prefopt.losses.sparse_mask import masked_tdpo
-from prefopt.types import LossOutput, PairLogps, Range, Stats
+from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 
 
 def mapo(

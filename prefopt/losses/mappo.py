@@ -10,10 +10,10 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses._combine import Given, admit, compose, pick, union
-from prefopt.losses._contract import Applies, Loss, contract_of, signature_of
+from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range
 
 
 def mappo(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._terms import log_ratio, stop
-from prefopt.types import LossOutput, Range, SideLogps, Stats
+from prefopt.types import LabelledLogps, LossOutput, Range, Stats
 
 
 def pmpo(
-    policy: Annotated[SideLogps, Stats("kl")],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, Stats("kl")],
+    reference: LabelledLogps,
     *,
     desirable_share: Tensor,
     alpha: Annotated[float, Range(ge=0, le=1)] = 0.5,

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._combine import Given, admit, compose, pick, union
-from prefopt.losses._contract import Applies, Loss, signature_of
+from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import Norm, add_cost
 from prefopt.losses.dpo import dpo
-from prefopt.types import LossOutput, PairLogps, Range, Roles, SeqLogps
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Roles, SeqLogps
 
 Link = Literal["logistic", "nll"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses._combine import Given, admit, compose, union
-from prefopt.losses._contract import Loss, Refuses, contract_of, signature_of
-from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, SeqLogps, Stats
+from prefopt.losses._contract import Loss, contract_of, signature_of
+from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
 Sums = list[tuple[Tensor, Tensor]]
 """Summed log-probs of the chosen and the rejected answers, each [P], by reference."""

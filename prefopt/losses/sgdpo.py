@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.losses._contract import RESUMMING, Refuses
+from prefopt.losses._contract import RESUMMING
 from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
 from prefopt.ragged import on_device
-from prefopt.types import LossOutput, PairLogps, Range, SeqLogps
+from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps
 
 
 def sgdpo(

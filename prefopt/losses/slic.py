@@ -6,9 +6,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._contract import Applies
 from prefopt.losses._terms import Nll, add_cost, answer_nll, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range
 
 
 def slic(

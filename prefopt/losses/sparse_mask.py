@@ -6,9 +6,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._contract import COMBINING, RESUMMING, Refuses
+from prefopt.losses._contract import COMBINING, RESUMMING
 from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, SeqLogps, Stats
+from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
 
 def sparse_mask(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._contract import COMBINING, Refuses
+from prefopt.losses._contract import COMBINING
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Stats
+from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 
 
 def tdpo(

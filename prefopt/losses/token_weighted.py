@@ -9,9 +9,9 @@ from prefopt.errors import RecipeError
 from prefopt.losses._combine import Given, admit, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import reweight
-from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps, Stats
+from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps, Stats
 
-Units = PairLogps | SideLogps | ListLogps
+Units = PairLogps | LabelledLogps | ListLogps
 
 _STATS = {"data": "weight", "activations": "activation"}
 """The stat that holds the weights, by where they come from."""
@@ -69,6 +69,6 @@ def _weigh(value: object, policy: Units, stat: str) -> object:
     if isinstance(value, PairLogps) and isinstance(policy, PairLogps):
         chosen, rejected = weigh(value.chosen, policy.chosen), weigh(value.rejected, policy.rejected)
         return replace(value, chosen=chosen, rejected=rejected)
-    if isinstance(value, (SideLogps, ListLogps)) and not isinstance(policy, PairLogps):
+    if isinstance(value, (LabelledLogps, ListLogps)) and not isinstance(policy, PairLogps):
         return replace(value, answers=weigh(value.answers, policy.answers))
     return value

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import Applies
 from prefopt.losses._terms import sampling_weight, scale_loss
 from prefopt.losses.dpo import dpo
-from prefopt.types import LossOutput, PairLogps, Range, Stats
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Stats
 
 
 def wpo(

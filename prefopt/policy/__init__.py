@@ -18,7 +18,7 @@ from prefopt.kernels.prefix_attention.opaque import table_of
 from prefopt.policy.attention import (
     LAYOUT,
     NAME,
-    Layout,
+    AttentionLayout,
     MissingLayoutError,
     check_coverage,
     describe,
@@ -173,7 +173,7 @@ class Policy:
         core = causal_model(self.model)
         transform = read_transform(core)
         scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
-        layout = Layout(batch.segments, self.attention)
+        layout = AttentionLayout(batch.segments, self.attention)
         with scoring(core, scorer):
             if self.compiled is not None:
                 if not self._is_proven:
@@ -182,7 +182,7 @@ class Policy:
                         self._prove(core, scorer, layout, self._run(batch, layout).logits)
                 batch = fill(batch, self.compiled.size)
                 table = table_of(batch.segments, batch.num_tokens)
-                layout = Layout(batch.segments, self.attention, table, used=layout.used)
+                layout = AttentionLayout(batch.segments, self.attention, table, used=layout.used)
             outputs = self._run(batch, layout)
         self._attention_used.update(layout.used)
         if not self._is_proven:
@@ -196,7 +196,7 @@ class Policy:
         )
         return logps, scorer.rows
 
-    def _run(self, batch: PackedBatch, layout: Layout) -> Any:
+    def _run(self, batch: PackedBatch, layout: AttentionLayout) -> Any:
         kwargs: dict[str, Any] = {LAYOUT: layout}
         try:
             with nullcontext() if self.compiled is None else self.compiled.running():
@@ -215,7 +215,9 @@ class Policy:
                 f"attention, so packed rows cannot be scored. Choose another model."
             ) from error
 
-    def _prove(self, core: PreTrainedModel, scorer: ScoringHead, layout: Layout, logits: Tensor) -> None:
+    def _prove(
+        self, core: PreTrainedModel, scorer: ScoringHead, layout: AttentionLayout, logits: Tensor
+    ) -> None:
         """Check once that layout and head took the way through the model that they are meant to."""
         name = class_of(core).__name__
         check_coverage(layout, core.config.get_text_config(), name)

@@ -24,7 +24,7 @@ LAYOUT = "packed_layout"
 
 
 @dataclass(slots=True)
-class Layout:
+class AttentionLayout:
     """Carry one batch's segments through the model, count the layers they reach and note what served them."""
 
     segments: Segments
@@ -54,7 +54,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within the packed layout; the signature is that of transformers' attention interface."""
-    layout: Layout | None = kwargs.get(LAYOUT)
+    layout: AttentionLayout | None = kwargs.get(LAYOUT)
     if layout is None:
         raise MissingLayoutError(
             f"model: {type(module).__name__} was called without a packed batch. Score through "
@@ -109,7 +109,7 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
             )
 
 
-def check_coverage(layout: Layout, config: PretrainedConfig, name: str) -> None:
+def check_coverage(layout: AttentionLayout, config: PretrainedConfig, name: str) -> None:
     """Refuse a model of which some layer attended without the layout, or without its window.
 
     Raises:

@@ -27,7 +27,7 @@ from prefopt.trainer.arrange import Values, arrange, inputs_of, num_units, unit_
 from prefopt.trainer.identity import check_logps, check_loss
 from prefopt.trainer.metrics import Sums, divide, pack_sums
 from prefopt.trainer.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
-from prefopt.trainer.replay import Layout, Replay, lay_out
+from prefopt.trainer.replay import Replay, StepLayout, lay_out
 from prefopt.trainer.scoring import Scorer, Scores
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LEARNED_MASKS, LossOutput, PackedBatch, SeqLogps, Step, Totals
@@ -292,7 +292,7 @@ class Trainer:
         sums.merge(part, is_ghost=not self.engine.is_main)  # every rank holds all units, which count once
         return sums, replay.pack_sums
 
-    def _evaluate_whole(self, layout: Layout, step: Step, totals: Totals) -> Sums:
+    def _evaluate_whole(self, layout: StepLayout, step: Step, totals: Totals) -> Sums:
         """Return the metrics of a step's units, all of them read at once."""
         found = [self.scorer.both(self._on_device(batch)) for batch in step.packs]
         policy, reference = layout.gather_both(step.packs, found, self.engine)
@@ -368,7 +368,7 @@ class Trainer:
         self.identity = check_loss(self.contract.structure, batch, loss, expected, self._dtype)
 
     def _check_whole(
-        self, layout: Layout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps
+        self, layout: StepLayout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps
     ) -> None:
         """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
         if self.policy.drops:

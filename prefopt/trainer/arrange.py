@@ -13,9 +13,18 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.ragged import on_device
-from prefopt.types import BATCH_STATS, ROLES, ListLogps, PackedBatch, PairLogps, SeqLogps, SideLogps, Totals
+from prefopt.types import (
+    BATCH_STATS,
+    ROLES,
+    LabelledLogps,
+    ListLogps,
+    PackedBatch,
+    PairLogps,
+    SeqLogps,
+    Totals,
+)
 
-Values = PairLogps | SideLogps | ListLogps | SeqLogps
+Values = PairLogps | LabelledLogps | ListLogps | SeqLogps
 
 UNIT_NAMES = {"pairs": "pairs", "responses": "answers", "sides": "answers", "lists": "groups"}
 """What the units of a loss are called in the log, by its structure."""
@@ -48,7 +57,7 @@ def arrange(structure: str, batch: PackedBatch, logps: SeqLogps, roles: Sequence
                 others={role: logps.take(_of_pairs(batch, role, at)) for role, at in others.items()},
             )
         case "sides":
-            return SideLogps(
+            return LabelledLogps(
                 answers=logps.take(answers),
                 is_desirable=_is_desirable(batch, answers),
                 others={role: logps.take(found) for role, found in others.items()},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
 
 Values = Mapping[str, float]
 
@@ -43,7 +43,7 @@ class Sums:
 
 
 def pack_sums(
-    policy: PairLogps | SideLogps | ListLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor
+    policy: PairLogps | LabelledLogps | ListLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor
 ) -> Sums:
     """Return what one pack contributes to the step's metrics.
 
@@ -64,7 +64,7 @@ def pack_sums(
         case PairLogps():
             sums.add("logps/chosen", policy.chosen.sum(policy.chosen.tokens).sum())
             sums.add("logps/rejected", policy.rejected.sum(policy.rejected.tokens).sum())
-        case SideLogps():
+        case LabelledLogps():
             _add_sides(sums, "logps", policy.answers.sum(policy.answers.tokens), policy.is_desirable)
             if output.chosen_reward is not None:
                 _add_sides(sums, "reward", output.chosen_reward, policy.is_desirable)

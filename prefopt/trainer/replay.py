@@ -27,7 +27,7 @@ from prefopt.types import PackedBatch, SeqLogps
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StepLayout:
     """Where the scored tokens of one optimizer step lie: in the order of the plan, and rank by rank.
 
     Args:
@@ -87,7 +87,7 @@ class Layout:
         return parts
 
 
-def lay_out(plan: Plan, groups: Groups, index: int, engine: Engine) -> Layout:
+def lay_out(plan: Plan, groups: Groups, index: int, engine: Engine) -> StepLayout:
     """Find out where the scored tokens of optimizer step ``index`` lie; no rank need ask another."""
     order, planned = plan.groups(index), plan.step(index)
     batch = pack([groups[int(group)] for group in order])
@@ -104,7 +104,7 @@ def lay_out(plan: Plan, groups: Groups, index: int, engine: Engine) -> Layout:
     starts = ends[np.cumsum([0, *map(len, by_rank)])]  # of each rank, and the end of the last
     # the tokens themselves never meet the model, so they stay behind
     bare = replace(batch, input_ids=batch.input_ids[:0], position_ids=batch.position_ids[:0])
-    return Layout(
+    return StepLayout(
         batch=bare.copy_to(engine.device),
         places=on_device(torch.from_numpy(places), engine.device),
         counts=tuple(np.diff(starts).tolist()),
@@ -136,7 +136,7 @@ class Replay:
     def __init__(
         self,
         packs: Sequence[PackedBatch],
-        layout: Layout,
+        layout: StepLayout,
         engine: Engine,
         model: nn.Module,
         first: Callable[[int], Scores],

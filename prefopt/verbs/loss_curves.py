@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses import Loss, LossContract, contract_of
-from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
 
 LENGTH = 200
 """Tokens per answer. Long, so that a wide margin of sums is a likely one per token."""
@@ -126,9 +126,9 @@ def _group(contract: LossContract, margin: Tensor) -> ListLogps:
     return ListLogps(_answers(contract, [margin / 2, -margin / 2]), (2,))
 
 
-def _side(is_desirable: bool, contract: LossContract, margin: Tensor) -> SideLogps:
+def _side(is_desirable: bool, contract: LossContract, margin: Tensor) -> LabelledLogps:
     others = {role: _answers(contract, [margin * 0]) for role in contract.roles}
-    return SideLogps(_answers(contract, [margin]), torch.tensor([is_desirable]), others)
+    return LabelledLogps(_answers(contract, [margin]), torch.tensor([is_desirable]), others)
 
 
 def _answers(contract: LossContract, lifted: Sequence[Tensor]) -> SeqLogps:

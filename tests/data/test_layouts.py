@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefopt.data.layouts import LAYOUTS, Layout, detect
+from prefopt.data.layouts import LAYOUTS, RowLayout, detect
 from prefopt.data.raw import RawRow, RowError
 from prefopt.data.rows import Source
 from prefopt.errors import DataError
@@ -17,7 +17,7 @@ USER, GOOD, BAD = (
 HH = "\n\nHuman: q\n\nAssistant: a"
 
 
-def found(*values: dict[str, Any], **settings: Any) -> Layout:
+def found(*values: dict[str, Any], **settings: Any) -> RowLayout:
     """Detect the layout of rows that come from ``data.jsonl``."""
     rows = [RawRow(f"data.jsonl:{n}", value, "") for n, value in enumerate(values, start=1)]
     return detect(rows, Source("data.jsonl", **settings))

@@ -158,7 +158,7 @@ def test_a_fused_head_takes_what_it_says(
     def collect(values: Tensor, factors: object, rows: object, count: int, dtype: torch.dtype) -> Tensor:
         return values.new_empty((count, values.shape[1]), dtype=dtype)
 
-    plan = plans.plan_for(plans.Problem((9, 0), dtype, ROWS, VOCAB, WIDTH))
+    plan = plans.plan_for(plans.LogpProblem((9, 0), dtype, ROWS, VOCAB, WIDTH))
     for name, stub in (
         ("score", lambda *_: None),
         ("differentiate", lambda *_: None),

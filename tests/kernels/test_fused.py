@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prefopt.kernels import TokenLogps, token_logps, which_impl
-from prefopt.kernels.linear_logp.plans import Blocks, Plan
+from prefopt.kernels.linear_logp.plans import Blocks, TilePlan
 from prefopt.types import STATS
 
 pytest.importorskip("triton", reason="needs triton")
@@ -30,9 +30,9 @@ POINTERS = Blocks(rows=16, vocab=32, depth=16, warps=4, stages=2, group=2)
 COPIES = replace(POINTERS, tma=True)
 FOLD = Blocks(rows=4, vocab=64, depth=16, warps=4, stages=1, group=2)
 PLANS = {
-    "pointers": Plan("fused", "fused", POINTERS, POINTERS, FOLD),
-    "copies": Plan("fused", "fused", COPIES, COPIES, replace(FOLD, vocab=16)),
-    "tile": Plan("tile", "tile", POINTERS, POINTERS, FOLD),
+    "pointers": TilePlan("fused", "fused", POINTERS, POINTERS, FOLD),
+    "copies": TilePlan("fused", "fused", COPIES, COPIES, replace(FOLD, vocab=16)),
+    "tile": TilePlan("tile", "tile", POINTERS, POINTERS, FOLD),
 }
 """Logits from pointer loads, from the copy engine, and from the library's products."""
 MANY_LOGITS = 10_000

@@ -11,9 +11,9 @@ import torch
 
 from prefopt.kernels import token_logps, which_impl
 from prefopt.kernels.linear_logp import plans, tuning
-from prefopt.kernels.linear_logp.plans import TABLE, Plan, Problem, even_splits, plan_for
+from prefopt.kernels.linear_logp.plans import TABLE, LogpProblem, TilePlan, even_splits, plan_for
 
-LLAMA = Problem((9, 0), torch.bfloat16, 8192, 128256, 4096)
+LLAMA = LogpProblem((9, 0), torch.bfloat16, 8192, 128256, 4096)
 
 
 @pytest.mark.parametrize("row_blocks", [1, 2, 7, 64, 500])
@@ -40,7 +40,7 @@ def test_a_llama_on_an_h200_is_split_in_eight() -> None:
 
 
 @pytest.mark.parametrize("plan", TABLE.values(), ids=TABLE)
-def test_blocks_fit_the_kernels(plan: Plan) -> None:
+def test_blocks_fit_the_kernels(plan: TilePlan) -> None:
     """Powers of two, products at least 16 wide, and keys of stored exponentials that blocks do not straddle."""
     for blocks in (plan.stats, plan.gradient, plan.fold):
         sizes = (blocks.rows, blocks.vocab, blocks.depth, blocks.warps)
@@ -74,9 +74,9 @@ def test_tuning_takes_the_fastest_and_remembers_it(tmp_path: Path, monkeypatch: 
     """A clock that likes tiles forward and 128-token blocks backward gets them, once, also for later runs."""
     file = tmp_path / "plans.json"
     monkeypatch.setenv(tuning.VARIABLE, str(file))
-    timed: list[Plan] = []
+    timed: list[TilePlan] = []
 
-    def clock(plan: Plan) -> float:
+    def clock(plan: TilePlan) -> float:
         timed.append(plan)
         return 10 - 3 * (plan.forward == "tile") - (plan.backward == "fused") * (plan.gradient.vocab == 128)
 

@@ -22,12 +22,12 @@ from prefopt.data.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.losses import contract_of, dpo
 from prefopt.trainer import Trainer
-from prefopt.types import LossOutput, PairLogps, Range, Roles, SideLogps, TokenizedGroup
+from prefopt.types import LabelledLogps, LossOutput, PairLogps, Range, Roles, TokenizedGroup
 
 
 def on_sides(
-    policy: Annotated[SideLogps, Roles("kl")],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, Roles("kl")],
+    reference: LabelledLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
 ) -> LossOutput:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefopt.losses import aot, aot_unpaired, dpo
-from prefopt.types import PairLogps, SideLogps
+from prefopt.types import LabelledLogps, PairLogps
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def sides(answers, ratios, labels):
     policy = answers([[ratio - 1.0] for ratio in ratios])
     reference = answers([[-1.0] for _ in ratios])
     mask = torch.tensor(labels)
-    return SideLogps(policy, mask), SideLogps(reference, mask)
+    return LabelledLogps(policy, mask), LabelledLogps(reference, mask)
 
 
 def test_unpaired_answers_meet_the_other_side_at_their_quantile(answers):

@@ -92,11 +92,11 @@ from prefopt.types import (
     OTHER_REFERENCES,
     STATS,
     TOKEN_STATS,
+    LabelledLogps,
     ListLogps,
     LossOutput,
     PairLogps,
     SeqLogps,
-    SideLogps,
 )
 
 NUM_UNITS = 5
@@ -214,7 +214,7 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, r
     if structure == "pairs":
         return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
     if structure == "sides":
-        return SideLogps(chosen, torch.tensor([True, False, True, True, False]), others)
+        return LabelledLogps(chosen, torch.tensor([True, False, True, True, False]), others)
     if structure == "lists":
         return ListLogps(draw(LIST_LENGTHS, stats, dtype, seed), GROUP_SIZES)
     assert structure == "responses", f"the battery cannot draw {structure} yet"
@@ -249,13 +249,13 @@ def sides_of(value) -> list[SeqLogps]:
         return [value.chosen, value.rejected, *value.others.values()]
     if isinstance(value, ListLogps):
         return [value.answers]
-    return [value.answers, *value.others.values()] if isinstance(value, SideLogps) else [value]
+    return [value.answers, *value.others.values()] if isinstance(value, LabelledLogps) else [value]
 
 
 def with_sides(value, sides: Sequence[SeqLogps]):
     if isinstance(value, PairLogps):
         return PairLogps(*sides[:2], dict(zip(value.others, sides[2:], strict=True)))
-    if isinstance(value, SideLogps):
+    if isinstance(value, LabelledLogps):
         others = dict(zip(value.others, sides[1:], strict=True))
         return replace(value, answers=sides[0], others=others)
     return replace(value, answers=sides[0]) if isinstance(value, ListLogps) else sides[0]
@@ -345,7 +345,7 @@ def on_meta(value):
     """Move what is no float, and so no leaf, as well."""
     if isinstance(value, Tensor):
         return value.to(META)
-    if isinstance(value, SideLogps):
+    if isinstance(value, LabelledLogps):
         value = replace(value, is_desirable=value.is_desirable.to(META))
     sides = sides_of(value)
     return with_sides(
@@ -379,7 +379,7 @@ def test_units_permute_with_their_inputs(loss):
             moved[name] = ListLogps(answers, tuple(GROUP_SIZES[group] for group in order))
             continue
         moved[name] = with_sides(value, [side.take(order) for side in sides_of(value)])
-        if isinstance(value, SideLogps):
+        if isinstance(value, LabelledLogps):
             moved[name] = replace(moved[name], is_desirable=value.is_desirable[order])
     before, after = tensors_of(loss(**given)), tensors_of(loss(**moved))
     # averages over the step add its units up in another order

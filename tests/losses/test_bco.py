@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefopt.losses import bco, bco_unpaired
-from prefopt.types import SideLogps
+from prefopt.types import LabelledLogps
 
 
 def cost(margin):
@@ -44,8 +44,8 @@ def test_the_baseline_is_held_constant(pairs):
 def test_unpaired_answers_are_judged_around_the_mean_of_both_sides(answers):
     """Rewards 1, 0 and -0.5 (mean 1/6), the last two undesirable: margins 5/6, 1/6 and 2/3."""
     labels = torch.tensor([True, False, False])
-    policy = SideLogps(answers([[-1.0], [-2.0], [-3.0]]), labels)
-    reference = SideLogps(answers([[-3.0], [-2.0], [-2.0]]), labels)
+    policy = LabelledLogps(answers([[-1.0], [-2.0], [-3.0]]), labels)
+    reference = LabelledLogps(answers([[-3.0], [-2.0], [-2.0]]), labels)
     output = bco_unpaired(policy, reference, beta=0.5)
     assert output.loss.tolist() == pytest.approx([cost(5 / 6), cost(1 / 6), cost(2 / 3)], rel=1e-12)
     assert output.chosen_reward.tolist() == [1.0, 0.0, -0.5]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefopt.losses import apo_zero, apo_zero_unpaired, kto
-from prefopt.types import PairLogps, SideLogps
+from prefopt.types import LabelledLogps, PairLogps
 
 
 @pytest.fixture
@@ -17,7 +17,9 @@ def build(answers):
         mask = torch.tensor(labels)
         others = answers([[value - 1.0] for value in mismatched]), answers([[-1.0] for _ in mismatched])
         sides = answers([[value - 1.0] for value in ratios]), answers([[-1.0] for _ in ratios])
-        return tuple(SideLogps(side, mask, {"kl": other}) for side, other in zip(sides, others, strict=True))
+        return tuple(
+            LabelledLogps(side, mask, {"kl": other}) for side, other in zip(sides, others, strict=True)
+        )
 
     return make
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefopt.losses import pmpo, token_weighted
-from prefopt.types import SideLogps
+from prefopt.types import LabelledLogps
 
 
 @pytest.fixture
@@ -12,14 +12,14 @@ def sides(answers):
     def build(*is_desirable, weight=1.0):
         tokens, kl = [[-1.0, -2.0], [-5.0], [-4.0]], [[0.1, 0.2], [0.7], [0.2]]
         ones = [[weight] * len(row) for row in tokens]
-        return SideLogps(answers(tokens, kl=kl, weight=ones), torch.tensor(is_desirable))
+        return LabelledLogps(answers(tokens, kl=kl, weight=ones), torch.tensor(is_desirable))
 
     return build
 
 
 @pytest.fixture
 def reference(answers):
-    return SideLogps(answers([[-2.0, -2.0], [-4.0], [-4.0]]), torch.tensor([True, False, True]))
+    return LabelledLogps(answers([[-2.0, -2.0], [-4.0], [-4.0]]), torch.tensor([True, False, True]))
 
 
 def share(value):

@@ -14,7 +14,7 @@ from prefopt.losses._step import (
     signs,
     z_scores,
 )
-from prefopt.types import SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, SeqLogps
 
 
 def values(*numbers):
@@ -123,6 +123,6 @@ def test_no_seed_draws_infinity(dtype):
 
 
 def test_signs_follow_the_labels():
-    sides = SideLogps(SeqLogps(values(-1, -2), (1, 1)), torch.tensor([True, False]))
+    sides = LabelledLogps(SeqLogps(values(-1, -2), (1, 1)), torch.tensor([True, False]))
     assert signs(sides).tolist() == [1, -1]
     assert signs(sides).dtype == torch.float64

@@ -21,7 +21,7 @@ from prefopt.losses import (
     token_weighted,
     with_nll,
 )
-from prefopt.types import LossOutput, PairLogps, SideLogps
+from prefopt.types import LabelledLogps, LossOutput, PairLogps
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_lengths_and_likelihood_terms_stay(policy, reference):
 def test_labelled_answers_are_weighed(answers):
     """A loss over sides sees -1 * 2 - 2 * 0.5 = -3 and -5 * 0.5 = -2.5."""
 
-    def lone(policy: SideLogps) -> LossOutput:
+    def lone(policy: LabelledLogps) -> LossOutput:
         return LossOutput(loss=-policy.answers.total)
 
-    sides = SideLogps(
+    sides = LabelledLogps(
         answers([[-1.0, -2.0], [-5.0]], weight=[[2.0, 0.5], [0.5]]), torch.tensor([True, False])
     )
     assert token_weighted(lone)(sides).loss.tolist() == [3.0, 2.5]

@@ -37,7 +37,7 @@ from prefopt.losses import (
     sppo_hard,
     with_nll,
 )
-from prefopt.types import PairLogps, SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, PairLogps, SeqLogps
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="needs trl 1.16, whose trainer is the oracle")
 
@@ -191,7 +191,7 @@ def test_unpaired_aot_of_as_many_on_either_side_equals_trl():
     batch = Batch()
     labels = torch.arange(2 * NUM_PAIRS) < NUM_PAIRS
     policy, reference = (
-        SideLogps(SeqLogps.from_padded(logps, batch.mask), labels)
+        LabelledLogps(SeqLogps.from_padded(logps, batch.mask), labels)
         for logps in (batch.policy, batch.reference)
     )
     ours = aot_unpaired(policy, reference, beta=0.3, label_smoothing=0.1).loss.mean()

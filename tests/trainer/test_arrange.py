@@ -17,12 +17,12 @@ from prefopt.data.table import GroupTable
 from prefopt.errors import RecipeError
 from prefopt.trainer.arrange import arrange, inputs_of, num_units, origin_of_unit, unit_weights, wanted_inputs
 from prefopt.types import (
+    LabelledLogps,
     ListLogps,
     PackedBatch,
     PairLogps,
     Preference,
     SeqLogps,
-    SideLogps,
     TokenizedGroup,
     Totals,
 )
@@ -104,7 +104,7 @@ def test_sides_by_labels_keep_mismatched_answers_apart() -> None:
     ]
     batch = pack(groups)
     found = arrange("sides", batch, logps(batch), roles=("kl",))
-    assert isinstance(found, SideLogps)
+    assert isinstance(found, LabelledLogps)
     assert which(found.answers) == [0, 1, 3] and found.is_desirable.tolist() == [True, False, False]
     assert which(found.others["kl"]) == [2, 4]
     assert [origin_of_unit("sides", batch, unit) for unit in range(3)] == ["f:1", "f:1", "f:2"]
@@ -113,7 +113,7 @@ def test_sides_by_labels_keep_mismatched_answers_apart() -> None:
 def test_sides_of_pairs_without_labels_are_chosen_or_rejected() -> None:
     batch = pack(PAIRS)
     found = arrange("sides", batch, logps(batch))
-    assert isinstance(found, SideLogps)
+    assert isinstance(found, LabelledLogps)
     assert which(found.answers) == [0, 2, 3, 5, 6]
     assert found.is_desirable.tolist() == [True, False, False, False, True]
 

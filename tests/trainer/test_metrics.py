@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prefopt.trainer.metrics import Sums, divide, pack_sums
-from prefopt.types import ListLogps, LossOutput, PairLogps, SeqLogps, SideLogps
+from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
 
 
 def output(chosen: list[float], rejected: list[float]) -> LossOutput:
@@ -48,8 +48,8 @@ def test_a_ghost_adds_names_and_zeros() -> None:
 
 def test_labelled_answers_have_means_of_their_own_kind() -> None:
     """Desirable: 3 and 1, mean 2, in two packs; undesirable: -1. Margin 3; log-probs -3 each."""
-    first = SideLogps(pairs(2).chosen, torch.tensor([True, False]))
-    second = SideLogps(pairs(1).chosen, torch.tensor([True]))
+    first = LabelledLogps(pairs(2).chosen, torch.tensor([True, False]))
+    second = LabelledLogps(pairs(1).chosen, torch.tensor([True]))
     sums = Sums()
     sums.merge(pack_sums(first, LossOutput(torch.zeros(2), torch.tensor([3.0, -1.0])), torch.tensor(4.0)))
     sums.merge(pack_sums(second, LossOutput(torch.zeros(1), torch.tensor([1.0])), torch.tensor(2.0)))
@@ -65,7 +65,7 @@ def test_labelled_answers_have_means_of_their_own_kind() -> None:
 
 
 def test_a_step_without_undesirable_answers_has_no_mean_of_them() -> None:
-    side = SideLogps(pairs(1).chosen, torch.tensor([True]))
+    side = LabelledLogps(pairs(1).chosen, torch.tensor([True]))
     part = pack_sums(side, LossOutput(torch.zeros(1), torch.tensor([1.0])), torch.tensor(2.0))
     means = divide(*part.vector(), 1)
     assert means.keys() == {"loss", "logps/desirable", "reward/desirable"}
@@ -73,7 +73,7 @@ def test_a_step_without_undesirable_answers_has_no_mean_of_them() -> None:
 
 def test_a_ghost_of_labelled_answers_counts_none() -> None:
     sums = Sums()
-    side = SideLogps(pairs(1).chosen, torch.tensor([True]))
+    side = LabelledLogps(pairs(1).chosen, torch.tensor([True]))
     part = pack_sums(side, LossOutput(torch.zeros(1), torch.tensor([1.0])), torch.tensor(2.0))
     sums.merge(part)
     sums.merge(part, is_ghost=True)

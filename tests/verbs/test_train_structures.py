@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from prefopt.cli import main
 from prefopt.losses import LOSSES, dpo
-from prefopt.types import LossOutput, PairLogps, Range, Roles, SideLogps
+from prefopt.types import LabelledLogps, LossOutput, PairLogps, Range, Roles
 from prefopt.verbs import train
 
 WORDS = ("red", "blue", "green", "grey")
@@ -26,8 +26,8 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def by_sides(
-    policy: Annotated[SideLogps, Roles("kl")],
-    reference: SideLogps,
+    policy: Annotated[LabelledLogps, Roles("kl")],
+    reference: LabelledLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
 ) -> LossOutput:

@@ -173,7 +173,7 @@ class _Fused:
     def __init__(self, call: HeadCall, mode: str) -> None:
         self.call, self.mode, self.size = call, mode, call.product.itemsize
         # the plans of all chips make logits in the same way
-        problem = plans.Problem((9, 0), call.product, call.num_rows, call.vocab, call.width)
+        problem = plans.LogpProblem((9, 0), call.product, call.num_rows, call.vocab, call.width)
         self.plan = plans.plan_for(problem)
         self.padded = math.ceil(call.vocab / plans.COLUMN_MULTIPLE) * plans.COLUMN_MULTIPLE
 

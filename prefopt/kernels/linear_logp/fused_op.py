@@ -26,8 +26,8 @@ from prefopt.kernels.linear_logp.plans import (
     MAX_STORED_SOFTCAP,
     ROW_MULTIPLE,
     VOCAB_MULTIPLE,
-    Plan,
-    Problem,
+    LogpProblem,
+    TilePlan,
 )
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.kernels.linear_logp.tuning import tuned_plan
@@ -69,7 +69,7 @@ def fused_logps(inputs: HeadInputs, targets: Tensor, spec: Spec) -> tuple[Tensor
     return _score_with(inputs, targets, spec, plan)
 
 
-def _score_with(inputs: HeadInputs, targets: Tensor, spec: Spec, plan: Plan) -> tuple[Tensor, ...]:
+def _score_with(inputs: HeadInputs, targets: Tensor, spec: Spec, plan: TilePlan) -> tuple[Tensor, ...]:
     if spec.mode == "no_grad":
         with torch.no_grad():
             return _Forward(inputs, targets, spec, plan, (False,) * 5).run()
@@ -78,13 +78,13 @@ def _score_with(inputs: HeadInputs, targets: Tensor, spec: Spec, plan: Plan) -> 
     return apply(*parts, inputs.rows, inputs.ignored, targets, spec, plan)
 
 
-def _plan(inputs: HeadInputs, targets: Tensor, spec: Spec) -> Plan:
+def _plan(inputs: HeadInputs, targets: Tensor, spec: Spec) -> TilePlan:
     hidden, weight = inputs.hidden, inputs.weight
     capability = torch.cuda.get_device_capability(hidden.device) if hidden.is_cuda else (9, 0)
     vocab, width = weight.shape
-    problem = Problem(capability, product_dtype(hidden, weight), targets.shape[0], vocab, width)
+    problem = LogpProblem(capability, product_dtype(hidden, weight), targets.shape[0], vocab, width)
 
-    def timed(plan: Plan) -> float:
+    def timed(plan: TilePlan) -> float:
         h, w = (part.detach().requires_grad_(part.requires_grad) for part in (hidden, weight))
         trial = replace(inputs, hidden=h, weight=w)
         wanted = [leaf for leaf in (h, w) if leaf.requires_grad and spec.mode != "no_grad"]
@@ -139,7 +139,7 @@ class _Forward:
     """Score every row, and keep or make what the mode's backward will read."""
 
     def __init__(
-        self, inputs: HeadInputs, targets: Tensor, spec: Spec, plan: Plan, wanted: Sequence[bool]
+        self, inputs: HeadInputs, targets: Tensor, spec: Spec, plan: TilePlan, wanted: Sequence[bool]
     ) -> None:
         self.spec, self.plan, self.targets, self.wanted = spec, plan, targets, wanted
         self.inputs, self.dtype = inputs, product_dtype(inputs.hidden, inputs.weight)
@@ -229,7 +229,7 @@ class _FusedLogps(torch.autograd.Function):
         ignored: Tensor | None,
         targets: Tensor,
         spec: Spec,
-        plan: Plan,
+        plan: TilePlan,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         inputs = HeadInputs(hidden, weight, bias, x2, w2, rows, ignored)

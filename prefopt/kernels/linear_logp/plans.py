@@ -39,23 +39,23 @@ class Blocks:
     tma: bool = False  # load by the copy engine of Hopper and later, where rows are aligned to 16 bytes
 
 
-Source = Literal["fused", "tile"]
+LogitSource = Literal["fused", "tile"]
 """Logits out of a Triton product that keeps them in registers, or out of a library product into a tile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TilePlan:
     """How one problem is computed."""
 
-    forward: Source
-    backward: Source
+    forward: LogitSource
+    backward: LogitSource
     stats: Blocks  # of the forward with logits in registers
     gradient: Blocks  # of its backward
     fold: Blocks  # of kernels that read stored logits or exponentials
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class LogpProblem:
     """What a plan is chosen by."""
 
     capability: tuple[int, int]
@@ -79,19 +79,19 @@ _AMPERE = Blocks(rows=128, vocab=128, depth=32, warps=8, stages=4)
 _SMALL_CACHE = Blocks(rows=128, vocab=128, depth=32, warps=8, stages=3)
 _SINGLE = Blocks(rows=64, vocab=64, depth=32, warps=4, stages=2)
 
-TABLE: dict[str, Plan] = {
+TABLE: dict[str, TilePlan] = {
     # 128 x 256 accumulators fill the registers and no inner loop spills; logits never reach memory
-    "hopper half": Plan("fused", "fused", _HOPPER_STATS, _HOPPER_GRADIENT, _FOLD),
-    "ampere half": Plan("fused", "fused", _AMPERE, _AMPERE, _FOLD),
+    "hopper half": TilePlan("fused", "fused", _HOPPER_STATS, _HOPPER_GRADIENT, _FOLD),
+    "ampere half": TilePlan("fused", "fused", _AMPERE, _AMPERE, _FOLD),
     # 99 KiB of shared memory: Ampere and Ada cards for desktops, Blackwell ones too
-    "desktop half": Plan("fused", "fused", _SMALL_CACHE, _SMALL_CACHE, _FOLD),
+    "desktop half": TilePlan("fused", "fused", _SMALL_CACHE, _SMALL_CACHE, _FOLD),
     # exact float32 products do not run on tensor cores, where the library's are ahead of Triton's
-    "single": Plan("tile", "tile", _SINGLE, _SINGLE, _FOLD),
+    "single": TilePlan("tile", "tile", _SINGLE, _SINGLE, _FOLD),
 }
 """Plans by kind of chip and precision. Not yet measured."""
 
 
-def plan_for(problem: Problem) -> Plan:
+def plan_for(problem: LogpProblem) -> TilePlan:
     """Return the table's plan for a problem."""
     if problem.dtype == torch.float32:
         return TABLE["single"]
@@ -101,7 +101,7 @@ def plan_for(problem: Problem) -> Plan:
     return TABLE["ampere half" if problem.capability == (8, 0) else "desktop half"]
 
 
-def candidates(problem: Problem) -> list[Blocks]:
+def candidates(problem: LogpProblem) -> list[Blocks]:
     """Return the block sizes worth timing, for either direction."""
     plan = plan_for(problem)
     if not plan.stats.tma:

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefopt.kernels.linear_logp.plans import Blocks, Plan, Problem, candidates, plan_for
+from prefopt.kernels.linear_logp.plans import Blocks, LogpProblem, TilePlan, candidates, plan_for
 
 VARIABLE = "PREFOPT_LOGP_TUNE"
 
 
-def tuned_plan(problem: Problem, timed: Callable[[Plan], float]) -> Plan:
+def tuned_plan(problem: LogpProblem, timed: Callable[[TilePlan], float]) -> TilePlan:
     """Return the plan to use: the table's, or where the variable is set the measured one.
 
     Args:
@@ -36,7 +36,7 @@ def tuned_plan(problem: Problem, timed: Callable[[Plan], float]) -> Plan:
     return plans[bucket]
 
 
-def _fastest(problem: Problem, timed: Callable[[Plan], float]) -> Plan:
+def _fastest(problem: LogpProblem, timed: Callable[[TilePlan], float]) -> TilePlan:
     """Improve the forward first, then the backward; each is timed with the rest held still."""
     best, blocks = plan_for(problem), candidates(problem)
     best = _best(
@@ -48,24 +48,24 @@ def _fastest(problem: Problem, timed: Callable[[Plan], float]) -> Plan:
     )
 
 
-def _best(timed: Callable[[Plan], float], plans: list[Plan]) -> Plan:
+def _best(timed: Callable[[TilePlan], float], plans: list[TilePlan]) -> TilePlan:
     times = [timed(plan) for plan in plans]
     return plans[times.index(min(times))]
 
 
 @cache
-def _read(file: str) -> dict[str, Plan]:
+def _read(file: str) -> dict[str, TilePlan]:
     path = Path(file)
     stored: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     return {bucket: _plan(values) for bucket, values in stored.items()}
 
 
-def _plan(values: dict[str, Any]) -> Plan:
+def _plan(values: dict[str, Any]) -> TilePlan:
     stats, gradient, fold = (Blocks(**values[name]) for name in ("stats", "gradient", "fold"))
-    return Plan(values["forward"], values["backward"], stats, gradient, fold)
+    return TilePlan(values["forward"], values["backward"], stats, gradient, fold)
 
 
-def _write(path: Path, plans: dict[str, Plan]) -> None:
+def _write(path: Path, plans: dict[str, TilePlan]) -> None:
     # replaced in one go: other processes of the same run may be reading it
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps({bucket: asdict(plan) for bucket, plan in plans.items()}, indent=1) + "\n")

@@ -1,0 +1,98 @@
+"""The values that flow from a data row to a loss, by what they carry.
+
+``rows``: one row, as text and as tokens. ``packs``: what meets the model. ``logps``: what meets a loss.
+``marks``: what a loss writes into its signature.
+
+Letters, once: **T** packed tokens, **M** scored tokens, **S** responses (sequences), **P** pairs,
+**G** groups, **U** units of a loss (pairs, responses or groups). Log-probs are nats: float32 from
+the kernels, float64 in tests; nothing casts in between. Lengths are tokens.
+
+Values are frozen; ``__post_init__`` compares shapes and nothing else. Past this door losses and
+kernels check nothing.
+"""
+
+from __future__ import annotations
+
+from prefopt.types.logps import (
+    LabelledLogps,
+    ListLogps,
+    LossOutput,
+    PairLogps,
+    SeqLogps,
+)
+from prefopt.types.marks import (
+    BATCH_STATS,
+    INPUTS,
+    LEARNED_MASKS,
+    MASK_STATS,
+    OTHER_REFERENCES,
+    OTHER_RESPONSES,
+    PAIRED_STATS,
+    PROMPTS,
+    ROLES,
+    STATS,
+    TOKEN_STATS,
+    Applies,
+    Carried,
+    InputSpec,
+    Prompts,
+    Range,
+    Refuses,
+    Roles,
+    Stats,
+    WholeStep,
+)
+from prefopt.types.packs import (
+    PackedBatch,
+    Segments,
+    Step,
+    Totals,
+)
+from prefopt.types.rows import (
+    Comparison,
+    Extra,
+    IntArray,
+    Message,
+    Preference,
+    Text,
+    TokenizedGroup,
+)
+
+__all__ = [
+    "BATCH_STATS",
+    "INPUTS",
+    "LEARNED_MASKS",
+    "MASK_STATS",
+    "OTHER_REFERENCES",
+    "OTHER_RESPONSES",
+    "PAIRED_STATS",
+    "PROMPTS",
+    "ROLES",
+    "STATS",
+    "TOKEN_STATS",
+    "Applies",
+    "Carried",
+    "Comparison",
+    "Extra",
+    "InputSpec",
+    "IntArray",
+    "LabelledLogps",
+    "ListLogps",
+    "LossOutput",
+    "Message",
+    "PackedBatch",
+    "PairLogps",
+    "Preference",
+    "Prompts",
+    "Range",
+    "Refuses",
+    "Roles",
+    "Segments",
+    "SeqLogps",
+    "Stats",
+    "Step",
+    "Text",
+    "TokenizedGroup",
+    "Totals",
+    "WholeStep",
+]
