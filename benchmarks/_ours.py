@@ -21,9 +21,9 @@ from benchmarks._lengths import rows_of
 from benchmarks._models import recompute_layers
 from benchmarks._runner import AfterStep, is_installed
 from benchmarks._task import NotAvailableError, Task
-from prefopt.data.pack import pack
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.pack import pack
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.kernels import TokenLogps, token_logps, which_impl
 from prefopt.kernels.prefix_attention import ATTENTIONS

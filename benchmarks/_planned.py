@@ -10,7 +10,7 @@ import torch
 from benchmarks._models import DTYPES, build_base, recompute_layers, with_adapters
 from benchmarks._ours import Way
 from benchmarks._task import Task
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.memory import Sample, Target, plan_of
 
 

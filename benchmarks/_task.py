@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks._models import SMALL, Model, build_base, with_adapters
 from benchmarks._rows import Rows
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.table import GroupTable
 from prefopt.types import TokenizedGroup
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt import data, kernels, losses
-    from prefopt.data.plan import Plan
+    from prefopt.data.packs.plan import Plan
     from prefopt.policy import Policy
     from prefopt.reference import (
         AdapterOffReference,
@@ -51,7 +51,7 @@ _HOME = {
     "LossOutput": "types",
     "PackedBatch": "types",
     "PairLogps": "types",
-    "Plan": "data.plan",
+    "Plan": "data.packs.plan",
     "Policy": "policy",
     "Preference": "types",
     "Reference": "reference",

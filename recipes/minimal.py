@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt import FrozenReference, Plan, Policy, Trainer
-from prefopt.data.pack import group_of
+from prefopt.data.packs.pack import group_of
 from prefopt.losses import bound, dpo
 from prefopt.trainer.optim import OptimSettings
 

@@ -9,8 +9,8 @@ import numpy as np
 import toy
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.mismatched import add_mismatched
-from prefopt.data.plan import Plan
+from prefopt.data.packs.plan import Plan
+from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.engine import Engine
 from prefopt.trainer import Trainer
 from prefopt.trainer.optim import OptimSettings

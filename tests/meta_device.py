@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefopt import ragged
-from prefopt.data import loader
+from prefopt.data.packs import loader
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,7 +9,7 @@ import torch
 
 from prefopt import demo
 from prefopt.data.prepare import prepare
-from prefopt.data.rows import Source
+from prefopt.data.rows.source import Source
 from prefopt.errors import DataError, ModelError
 
 TASK = "builtin:sort"

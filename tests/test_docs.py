@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.layouts import ALIASES, LAYOUTS, RowLayout, detect
-from prefopt.data.needs import Needs
-from prefopt.data.raw import RawRow
-from prefopt.data.rows import Source
-from prefopt.data.shapes import to_comparison
+from prefopt.data.rows.layouts import ALIASES, LAYOUTS, RowLayout, detect
+from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.raw import RawRow
+from prefopt.data.rows.shapes import to_comparison
+from prefopt.data.rows.source import Source
 from prefopt.recipe import parse_recipe
 from prefopt.recipe.strict_yaml import parse_yaml
 

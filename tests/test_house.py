@@ -29,10 +29,13 @@ LEVELS = [
 ]
 """Rooms from the ground up; a room imports only from rooms below it, siblings never from each other."""
 
+DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
+"""The rooms of ``data``, each knowing only those before it."""
+
 FENCES = {
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
     "transformers": lambda path: (
-        "/policy/" in path or path.endswith(("data/tokenize.py", "/demo.py")) or _builds(path)
+        "/policy/" in path or path.endswith(("data/tokens/tokenize.py", "/demo.py")) or _builds(path)
     ),
     "peft": lambda path: "/policy/" in path or _builds(path),
     "accelerate": lambda path: path.endswith("/engine/__init__.py"),
@@ -42,8 +45,8 @@ FENCES = {
     "typer": lambda path: path.endswith("/cli.py"),
     "rich": lambda path: path.endswith("/cli.py") or "/verbs/" in path,
     "plotext": lambda path: path.endswith("/verbs/losses.py"),
-    "datasets": lambda path: path.endswith("data/rows.py"),
-    "pyarrow": lambda path: path.endswith("data/rows.py"),
+    "datasets": lambda path: path.endswith("data/rows/source.py"),
+    "pyarrow": lambda path: path.endswith("data/rows/source.py"),
     "yaml": lambda path: path.endswith("/recipe/strict_yaml.py"),
     "trl": lambda path: False,
     "liger_kernel": lambda path: False,
@@ -87,7 +90,7 @@ LIGHT = [
     "prefopt.policy",
     "prefopt.trainer",
     "prefopt.reference",
-    "prefopt.data.pack",
+    "prefopt.data.packs.pack",
 ]
 """What must import where only torch, numpy, transformers, accelerate and safetensors are installed."""
 
@@ -147,6 +150,15 @@ def test_imports_point_downward_and_vendors_stay_behind_their_fence(path: Path) 
             there = room(module)
             if there != here:
                 assert level(there) < level(here), f"{here} imports {there}, which is not below it"
+
+
+def test_data_flows_from_rows_to_tokens_to_packs() -> None:
+    for path in sorted((PACKAGE / "data").rglob("*.py")):
+        here = path.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
+        for module, _ in imports(path):
+            if module.startswith("prefopt.data.") and here != "__init__":
+                there = module.split(".")[2]
+                assert DATA_LEVELS.index(there) <= DATA_LEVELS.index(here), f"{path.name} imports {module}"
 
 
 def test_public_names_are_these() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.ragged import Lengths, on_device
 from prefopt.types import PackedBatch, SeqLogps
 

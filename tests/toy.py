@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from prefopt.assemble.loss import BoundLoss
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.table import GroupTable
 from prefopt.policy import Policy
 from prefopt.reference import FrozenReference
 from prefopt.trainer.weighting import TokenMasks

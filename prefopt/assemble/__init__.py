@@ -14,13 +14,13 @@ import numpy as np
 from prefopt import demo
 from prefopt.assemble.loss import BoundLoss, build_loss
 from prefopt.assemble.model import DTYPES, references_of
-from prefopt.data.loader import stream
-from prefopt.data.needs import Needs, Structure
-from prefopt.data.plan import Plan
+from prefopt.data.packs.loader import stream
+from prefopt.data.packs.plan import Plan
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.report import DataReport
-from prefopt.data.rows import Source
-from prefopt.data.table import GroupTable
+from prefopt.data.rows.needs import Needs, Structure
+from prefopt.data.rows.report import DataReport
+from prefopt.data.rows.source import Source
+from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.errors import DataError, RecipeError
 from prefopt.losses import LossContract

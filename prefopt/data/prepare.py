@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.data.choose import Policy, choose
-from prefopt.data.group import GroupMaker, Settings
-from prefopt.data.layouts import RowLayout, detect
-from prefopt.data.mismatched import add_mismatched
-from prefopt.data.needs import PAIRS, Needs, check_served
-from prefopt.data.parts import Part, split
-from prefopt.data.raw import BadRow, RawRow, RowError
-from prefopt.data.report import DataReport, SourceReport, quantiles
-from prefopt.data.rows import Source, read_rows, source_digest
-from prefopt.data.shapes import to_comparison
-from prefopt.data.table import GroupTable
-from prefopt.data.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
-from prefopt.data.truncate import Mode
-from prefopt.data.turns import Turns
+from prefopt.data.rows.choose import Policy, choose
+from prefopt.data.rows.layouts import RowLayout, detect
+from prefopt.data.rows.mismatched import add_mismatched
+from prefopt.data.rows.needs import PAIRS, Needs, check_served
+from prefopt.data.rows.parts import Part, split
+from prefopt.data.rows.raw import BadRow, RawRow, RowError
+from prefopt.data.rows.report import DataReport, SourceReport, quantiles
+from prefopt.data.rows.shapes import to_comparison
+from prefopt.data.rows.source import Source, read_rows, source_digest
+from prefopt.data.tokens.group import GroupMaker, Settings
+from prefopt.data.tokens.table import GroupTable
+from prefopt.data.tokens.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
+from prefopt.data.tokens.truncate import Mode
+from prefopt.data.tokens.turns import Turns
 from prefopt.errors import CorruptError, DataError
 from prefopt.types import ROLES, Comparison, TokenizedGroup
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefopt.data.pack import fill
+from prefopt.data.packs.pack import fill
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import ATTENTIONS
 from prefopt.kernels.prefix_attention.opaque import table_of

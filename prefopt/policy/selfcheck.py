@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
 from prefopt.policy.wrappers import causal_model, class_of
 from prefopt.types import IntArray, Preference, TokenizedGroup

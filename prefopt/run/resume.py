@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefopt.data.table import GroupTable
+from prefopt.data.tokens.table import GroupTable
 from prefopt.engine.sharding import whole
 from prefopt.errors import CorruptError, ResumeError
 from prefopt.recipe import Recipe

@@ -15,9 +15,9 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from prefopt.data.loader import Groups, stream
-from prefopt.data.pack import pack
-from prefopt.data.plan import Plan
+from prefopt.data.packs.loader import Groups, stream
+from prefopt.data.packs.pack import pack
+from prefopt.data.packs.plan import Plan
 from prefopt.engine import Engine
 from prefopt.errors import NonFiniteError, RecipeError
 from prefopt.losses import LossContract, contract_of

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefopt.data.loader import Groups
-from prefopt.data.pack import pack
-from prefopt.data.plan import Ints, Plan
+from prefopt.data.packs.loader import Groups
+from prefopt.data.packs.pack import pack
+from prefopt.data.packs.plan import Ints, Plan
 from prefopt.engine import Engine
 from prefopt.ragged import on_device
 from prefopt.trainer.scoring import Scores

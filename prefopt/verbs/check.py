@@ -15,8 +15,8 @@ from prefopt import assemble as build
 from prefopt.assemble import model as build_model
 from prefopt.assemble import reference as build_reference
 from prefopt.assemble.loss import BoundLoss
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.table import GroupTable
 from prefopt.memory import Ranks
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run.folder import RunFolder

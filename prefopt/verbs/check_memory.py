@@ -14,9 +14,9 @@ from prefopt import demo
 from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.memory import plan_memory
-from prefopt.data.pack import pack
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.pack import pack
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.table import GroupTable
 from prefopt.errors import ModelError, RecipeError
 from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target
 from prefopt.recipe import Recipe

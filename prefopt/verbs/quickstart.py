@@ -15,9 +15,9 @@ from rich.table import Table
 from prefopt import assemble as build
 from prefopt import demo
 from prefopt.assemble import model as build_model
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.data.prepare import prepare
-from prefopt.data.rows import Source
+from prefopt.data.rows.source import Source
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 from prefopt.verbs import train

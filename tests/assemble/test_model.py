@@ -16,7 +16,7 @@ from prefopt.assemble import model as build_model
 from prefopt.assemble import reference as build_reference
 from prefopt.assemble.loss import build_loss
 from prefopt.cli import main
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.engine import Engine
 from prefopt.errors import ModelError
 from prefopt.policy import Policy

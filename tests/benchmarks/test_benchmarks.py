@@ -20,7 +20,7 @@ from benchmarks._runner import BenchmarkError, Legs, Measured, Team, environment
 from benchmarks._task import Task
 from benchmarks._trl import Trl, TrlWay
 from benchmarks.bench_step import summary
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.policy import Policy
 from prefopt.types import Preference, TokenizedGroup
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import toy
 
 from prefopt.data.prepare import prepare
-from prefopt.data.rows import Source
+from prefopt.data.rows.source import Source
 
 ROWS = [
     {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4 w5"},

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from prefopt.data import prepare as module
-from prefopt.data.needs import Needs
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.report import DataReport
-from prefopt.data.rows import Source, read_rows
+from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.report import DataReport
+from prefopt.data.rows.source import Source, read_rows
 from prefopt.errors import BadRowsError, DataError
 from prefopt.types import Preference
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sharded_worker import Alone, Own
 from torch import Tensor
 
-from prefopt.data.loader import build_step
+from prefopt.data.packs.loader import build_step
 from prefopt.engine import Engine
 from prefopt.engine.sharding import whole
 

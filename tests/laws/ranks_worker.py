@@ -11,8 +11,8 @@ import toy
 from safetensors.torch import save_file
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.loader import build_step
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.loader import build_step
+from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.trainer import Trainer
 from prefopt.trainer.optim import OptimSettings

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.loader import build_step
+from prefopt.data.packs.loader import build_step
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference

@@ -47,7 +47,7 @@ def gradients(
         masks=toy.masks(loss),
         share_prompts=share_prompts,
     )
-    from prefopt.data.loader import build_step
+    from prefopt.data.packs.loader import build_step
 
     step: Step = build_step(plan, data, 0, share_prompts=share_prompts)
     sums, _, packs = trainer._accumulate(step)
@@ -87,7 +87,7 @@ def test_the_law_can_fail() -> None:
     trainer = Trainer(
         toy.policy(), loss, plan, data, num_steps=1, reference=toy.reference(seed=1), engine=Engine(cpu=True)
     )
-    from prefopt.data.loader import build_step
+    from prefopt.data.packs.loader import build_step
 
     packs = build_step(plan, data, 0).packs
     for batch in packs:

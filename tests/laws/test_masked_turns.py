@@ -10,7 +10,7 @@ import torch
 import toy
 from torch import Tensor
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.losses import bound, dpo, nca_pair, tdpo, token_weighted
 from prefopt.losses._contract import Loss
 from prefopt.trainer.arrange import arrange, batch_stats

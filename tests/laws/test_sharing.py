@@ -11,7 +11,7 @@ import toy
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.kernels.prefix_attention import segments
 from prefopt.policy import Policy
 from prefopt.types import PackedBatch, Preference, Segments, TokenizedGroup

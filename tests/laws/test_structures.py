@@ -15,10 +15,10 @@ import toy
 from torch import Tensor
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.loader import build_step
-from prefopt.data.mismatched import add_mismatched
-from prefopt.data.plan import Plan
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.loader import build_step
+from prefopt.data.packs.plan import Plan
+from prefopt.data.rows.mismatched import add_mismatched
+from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.losses import contract_of, dpo
 from prefopt.trainer import Trainer

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 from prefopt.reference import (

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefopt.data.loader import build_step
-from prefopt.data.pack import pack
-from prefopt.data.plan import Plan
+from prefopt.data.packs.loader import build_step
+from prefopt.data.packs.pack import pack
+from prefopt.data.packs.plan import Plan
 from prefopt.engine import Engine
 from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops

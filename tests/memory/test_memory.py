@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefopt.data.pack import group_of, pack
-from prefopt.data.plan import Plan
+from prefopt.data.packs.pack import group_of, pack
+from prefopt.data.packs.plan import Plan
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.linear_logp import chunked

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_architectures import EXACT, Family
 
-from prefopt.data.pack import group_of, pack
+from prefopt.data.packs.pack import group_of, pack
 from prefopt.errors import ModelError
 from prefopt.kernels.linear_logp import chunked
 from prefopt.memory.ledger import Ledger, Moment

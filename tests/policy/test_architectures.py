@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import prefopt.kernels.prefix_attention as door
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
 from prefopt.kernels.prefix_attention import choice
 from prefopt.kernels.prefix_attention.flex import attend

@@ -21,7 +21,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from prefopt.assemble.loss import build_loss
 from prefopt.cli import main
-from prefopt.data.pack import fill, pack
+from prefopt.data.packs.pack import fill, pack
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import opaque

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.pack import group_of, pack
-from prefopt.data.plan import Plan
+from prefopt.data.packs.pack import group_of, pack
+from prefopt.data.packs.plan import Plan
 from prefopt.engine import Engine
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_model

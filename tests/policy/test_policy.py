@@ -13,7 +13,7 @@ import toy
 import transformers
 from torch import Tensor, nn
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels import token_logps
 from prefopt.policy import Policy, check_supported, disable_dropout

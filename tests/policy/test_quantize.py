@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import build_loss
 from prefopt.cli import main
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, quantize

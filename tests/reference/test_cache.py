@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import CorruptError
 from prefopt.reference import CachedReference, fill_cache
 from prefopt.reference.cache import LogpCache

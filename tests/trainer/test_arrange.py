@@ -12,8 +12,8 @@ import torch
 import toy
 from torch import Tensor
 
-from prefopt.data.pack import pack
-from prefopt.data.table import GroupTable
+from prefopt.data.packs.pack import pack
+from prefopt.data.tokens.table import GroupTable
 from prefopt.errors import RecipeError
 from prefopt.trainer.arrange import arrange, inputs_of, num_units, origin_of_unit, unit_weights, wanted_inputs
 from prefopt.types import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy
 
-from prefopt.data.pack import pack
+from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
 from prefopt.trainer.identity import TOLERANCE, check_logps, check_loss
 from prefopt.types import SeqLogps

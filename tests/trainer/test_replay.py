@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import Tensor
 
-from prefopt.data.loader import build_step
+from prefopt.data.packs.loader import build_step
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo

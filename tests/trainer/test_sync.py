@@ -12,8 +12,8 @@ from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.loader import stream
-from prefopt.data.pack import pack
+from prefopt.data.packs.loader import stream
+from prefopt.data.packs.pack import pack
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import CachedReference, FrozenReference, fill_cache

@@ -12,7 +12,7 @@ import torch
 import toy
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.loader import stream
+from prefopt.data.packs.loader import stream
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import CachedReference, FrozenReference, Reference, fill_cache

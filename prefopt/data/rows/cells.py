@@ -1,0 +1,113 @@
+"""The cells of one row under their canonical names, checked and converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prefopt.data.rows.layouts import ALIASES, SPARSE, RowLayout
+from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.values import MISSING, messages, number, numbers, opened, pick, text, tools
+
+Turns = list[dict[str, Any]]
+
+
+class Row:
+    """The cells of one row under their canonical names."""
+
+    def __init__(self, layout: RowLayout, value: Mapping[str, Any], needs: Needs, origin: str) -> None:
+        self.layout = layout
+        self.value = value
+        self.needs = needs
+        self.origin = origin
+
+    def cell(self, name: str) -> Any:
+        found = pick(self.value, self.column(name))
+        return MISSING if found is None else found
+
+    def column(self, name: str) -> str:
+        """The path of a column; one that the first rows did not have is looked for in this row too."""
+        path = self.layout.columns.get(name)
+        if path is None and name in SPARSE:
+            path = next((alias for tier in ALIASES[name] for alias in tier if alias in self.value), None)
+        return name if path is None else path
+
+    def has(self, name: str) -> bool:
+        """Whether the rows have a column that the loss reads; a row without a value in it is then bad."""
+        return name in self.layout.columns
+
+    def number(self, name: str) -> float | None:
+        """Return the number of a column, or None where the row has none and the loss does not read it."""
+        value = self.cell(name)
+        if value is MISSING or value == "":
+            if name in self.needs.inputs:
+                raise RowError(self.column(name), "missing")
+            return None
+        return number(value, self.column(name))
+
+    def weight(self) -> float:
+        value = self.number("weight")
+        if value is not None and value < 0:
+            raise RowError(self.column("weight"), f"must not be negative, found {value:g}")
+        return 1.0 if value is None else value
+
+    def probability(self, name: str) -> float | None:
+        value = self.number(name)
+        if value is not None and not 0 <= value <= 1:
+            raise RowError(self.column(name), f"must be a probability from 0 to 1, found {value:g}")
+        return value
+
+    def system(self) -> Turns:
+        value = self.cell("system")
+        if value is MISSING or (isinstance(value, str) and not value.strip()):
+            return []
+        content = text(value, self.column("system"))
+        if not self.layout.is_chat:
+            why = "has text, but these rows are read as plain text, where it has no place"
+            raise RowError(self.column("system"), why)
+        return [{"role": "system", "content": content}]
+
+    def tools(self) -> list[Any] | None:
+        found = tools(self.cell("tools"), self.column("tools"))
+        if found and not self.layout.is_chat:
+            raise RowError(self.column("tools"), "found, but these rows are read as plain text")
+        return found
+
+    def embedding(self) -> npt.NDArray[np.float32] | None:
+        if not self.has("prompt_embedding"):
+            return None
+        return numbers(self.cell("prompt_embedding"), self.column("prompt_embedding"))
+
+    def prompt(self, name: str = "prompt") -> str | Turns:
+        """The prompt in the form of the rows, from the column ``name``."""
+        if not self.layout.is_chat:
+            self.system()  # refuses one, which plain text has no place for
+            return self.prompt_text(name)
+        turns = self.prompt_turns(name)
+        if turns is None:
+            raise RowError(self.column(name), "missing")
+        if turns[-1]["role"] == "assistant":
+            why = "ends with an assistant turn, so the answers reply to nobody"
+            raise RowError(self.column(name), why)
+        return turns
+
+    def prompt_text(self, name: str = "prompt") -> str:
+        """The prompt as text; Alpaca's ``input`` follows its ``instruction`` on a new line."""
+        prompt = text(self.cell(name), self.column(name))
+        extra = self.value.get("input")
+        if self.column(name) == "instruction" and isinstance(extra, str) and extra.strip():
+            prompt += "\n" + text(extra, "input")
+        return prompt
+
+    def prompt_turns(self, name: str = "prompt") -> Turns | None:
+        value = opened(self.cell(name))
+        if value is MISSING:
+            return None
+        if isinstance(value, str):
+            return [*self.system(), {"role": "user", "content": self.prompt_text(name)}]
+        turns = messages(value, self.column(name))
+        return turns if turns[0]["role"] == "system" else self.system() + turns

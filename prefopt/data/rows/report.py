@@ -1,0 +1,203 @@
+"""What became of the rows: how many were used, left out or changed, and where the others stand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prefopt.data.rows.raw import BadRow
+from prefopt.errors import BadRowsError, DataError
+
+MAX_NAMED = 20
+"""Origins kept of each kind of finding; the count goes on."""
+
+_FINDINGS = {
+    "identical": "{n} pairs of identical answers {policy}",
+    "ties": "{n} ties {policy}",
+    "truncated": "{n} rows truncated",
+    "too_long": "{n} rows too long and left out",
+    "cut_back": "{n} prompts cut back to the tokens that all answers share",
+    "special_in_content": "{n} rows spell out a control token in their own text",
+    "left_out": "{n} rows have text that the chat template does not print",
+    "inverted": "{n} pairs whose rejected answer has the higher score",
+    "unused": "{n} rows without an answer to learn from left out",
+    "two_prompts": "{n} pairs whose answers reply to different prompts, which share nothing",
+}
+
+
+_OTHERS = {"gold": "gold answers", "rationale": "rationales", "kl": "answers to other prompts"}
+
+
+@dataclass(slots=True)
+class Tally:
+    """How often something was found, and where first."""
+
+    count: int = 0
+    origins: list[str] = field(default_factory=list)
+
+    def add(self, origin: str, count: int = 1) -> None:
+        """Count ``count`` findings at ``origin``."""
+        self.count += count
+        if len(self.origins) < MAX_NAMED:
+            self.origins.append(origin)
+
+
+@dataclass(slots=True)
+class SourceReport:
+    """The same for one source."""
+
+    place: str
+    layout: str
+    weight: float
+    rows_read: int = 0
+    bad: int = 0
+    groups: int = 0
+    pairs: int = 0
+
+
+@dataclass(slots=True)
+class DataReport:
+    """Counts over all sources; JSON-able by ``to_json``.
+
+    Pairs are counted for ``ties``, ``identical`` and ``inverted``, rows for everything else; ``responses``
+    are answers alone.
+    ``lengths`` holds quantiles in tokens (min, p50, p90, p99, max) of prompt, answer and the longest
+    sequence of a group.
+    """
+
+    structure: str
+    max_tokens: int | None
+    on_identical: str
+    on_tie: str
+    rows_read: int = 0
+    groups: int = 0
+    responses: int = 0
+    pairs: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    ties: Tally = field(default_factory=Tally)
+    identical: Tally = field(default_factory=Tally)
+    inverted: Tally = field(default_factory=Tally)
+    truncated: Tally = field(default_factory=Tally)
+    too_long: Tally = field(default_factory=Tally)
+    cut_back: Tally = field(default_factory=Tally)
+    special_in_content: Tally = field(default_factory=Tally)
+    left_out: Tally = field(default_factory=Tally)
+    unused: Tally = field(default_factory=Tally)
+    two_prompts: Tally = field(default_factory=Tally)
+    others: dict[str, int] = field(default_factory=dict)  # responses of other roles than "answer"
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: list[SourceReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    from_cache: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DataReport:
+        """Rebuild a report from ``to_json``."""
+        plain = dict(value)
+        for name in _FINDINGS:
+            plain[name] = Tally(**plain[name])
+        plain["bad"] = [BadRow(**row) for row in plain["bad"]]
+        plain["sources"] = [SourceReport(**source) for source in plain["sources"]]
+        return cls(**plain)
+
+    def write_quarantine(self, path: Path) -> None:
+        """Write every bad row to ``path`` as JSON lines; without bad rows no file is left there."""
+        path = Path(path)
+        if not self.bad:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part-{os.getpid()}")
+        # A lone surrogate from the source must not stop the file that reports it.
+        with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.bad)
+        os.replace(part, path)
+
+    def enforce(self, max_bad: float) -> None:
+        """Refuse to go on with too many bad rows, or with none that is good.
+
+        Args:
+            max_bad: a share of the rows read if below 1, else a count.
+
+        Raises:
+            BadRowsError: more rows are bad than allowed.
+            DataError: no row is left to train on.
+        """
+        count = len(self.bad)
+        allowed = max_bad * self.rows_read if max_bad < 1 else max_bad
+        if count > allowed:
+            raise BadRowsError(
+                f"{count} of {self.rows_read} rows are bad, more than rows.max_bad: {max_bad:g} allows. The "
+                f"first: {self.bad[0].describe()}. Repair the rows named in quarantine.jsonl or raise "
+                f"rows.max_bad."
+            )
+        if not self.groups:
+            reasons = [f"{count} bad"] if count else []
+            reasons += [text for name in _FINDINGS if (text := self._finding(name)) and _leaves_out(text)]
+            places = ", ".join(source.place for source in self.sources)
+            raise DataError(
+                f"{places}: none of {self.rows_read} rows is left to train on ({'; '.join(reasons)}). "
+                f"Change the rows settings or the data."
+            )
+
+    def lines(self) -> list[str]:
+        """Return the report for people, one finding a line."""
+        counted = [f"{self.responses} answers"]
+        if self.structure == "lists":
+            counted = [f"{self.responses} answers in {self.groups} groups"]
+        elif self.pairs:
+            counted = [f"{self.pairs} pairs in {self.groups} groups"]
+        counted += [f"{count} {_OTHERS[role]}" for role, count in self.others.items()]
+        cached = " (from the cache)" if self.from_cache else ""
+        lines = [f"{self.rows_read} rows read, {', '.join(counted)}{cached}"]
+        for source in self.sources:
+            weight = "" if source.weight == 1 else f", drawn {source.weight:g} times an epoch"
+            lines.append(
+                f"{source.place}: layout {source.layout}, {source.rows_read} rows, {source.bad} bad{weight}"
+            )
+        if self.bad:
+            lines.append(f"{len(self.bad)} bad rows, first {self.bad[0].describe()}")
+        lines += [
+            f"{text}: {self._places(getattr(self, name))}"
+            for name in _FINDINGS
+            if (text := self._finding(name))
+        ]
+        for name, values in self.lengths.items() if self.groups else ():
+            spread = ", ".join(f"{key} {value}" for key, value in values.items())
+            lines.append(f"{name} tokens: {spread}")
+        return lines + self.notes
+
+    def _finding(self, name: str) -> str:
+        tally: Tally = getattr(self, name)
+        policy = {"identical": self.on_identical, "ties": self.on_tie}.get(name)
+        text = _FINDINGS[name].format(n=tally.count, policy="kept" if policy == "keep" else "left out")
+        return text if tally.count else ""
+
+    @staticmethod
+    def _places(tally: Tally, limit: int = 3) -> str:
+        named = ", ".join(tally.origins[:limit])
+        return named + (", …" if len(tally.origins) > limit else "")
+
+
+def quantiles(values: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Return min, p50, p90, p99 and max of ``values`` as values that occur."""
+    if not len(values):
+        return {}
+    shares = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    found = np.quantile(values, list(shares.values()), method="higher")
+    return {name: int(value) for name, value in zip(shares, found, strict=True)}
+
+
+def _leaves_out(text: str) -> bool:
+    return text.endswith("left out")
