@@ -6,9 +6,6 @@ never one of these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 
 class PrefoptError(ValueError):
     """Say in one line what is wrong, where, and the way out."""
@@ -50,16 +47,3 @@ class CorruptError(PrefoptError):
     """A stored file whose content is not what was written."""
 
     exit_code = 6
-
-
-def spelled(value: Any) -> str:
-    """Write a setting's value as a recipe spells it, for a message: null, true, {name: dpo}."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {spelled(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(spelled, value)) + "]"
-    return repr(value)

@@ -222,7 +222,7 @@ RECIPE_MISTAKES = {
     "typo": (RECIPE.replace("optim: {lr", "optim: {lrr"), [], "r.yaml:5:9: optim.lrr: no such setting."),
     "duplicate": (RECIPE + "loss: {name: ipo}\n", [], "r.yaml:6:1: 'loss' is given twice, first in line 4."),
     "tab": (RECIPE + "train:\n\tsteps: 1\n", [], "a tab stands where spaces are needed"),
-    "override": (RECIPE, ["optim.lr=fast"], "command line: optim.lr: must be a number, got the text 'fast'."),
+    "override": (RECIPE, ["optim.lr=fast"], "command line: optim.lr: must be a number, got 'fast'."),
     "loss setting": (RECIPE, ["loss.betta=1"], "command line: loss.betta: dpo has no such setting."),
     "unknown loss": (RECIPE, ["loss.name=dpoo"], "Did you mean 'dpo'?"),
     "loss range": (RECIPE, ["loss.beta=-1"], "loss.beta: -1 is out of range. Give a number > 0."),

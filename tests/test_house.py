@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prefopt"
 
 LEVELS = [
-    {"ragged"},
+    {"ragged", "words"},
     {"types", "errors"},
     {"engine", "recipe", "kernels", "losses", "data"},
     {"policy", "demo"},

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
 
-from prefopt.errors import RecipeError, spelled
+from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
 from prefopt.losses._contract import Loss, LossContract, check_settings, contract_of, settings_of
 from prefopt.types import INPUTS, LossOutput
+from prefopt.words import did_you_mean, spelled
 
 MIXED = "mixed"
 _STRUCTURAL = ("name", "with")
@@ -172,8 +172,8 @@ def _require_name(block: Mapping[str, Any], where: str, known: Collection[str], 
 
 def _meant(name: str, known: Collection[str], kind: str) -> str:
     """Name the nearest entry, or say so where a loss is given as a transform or the reverse."""
-    if near := get_close_matches(name.lower(), list(known), n=1):
-        return f" Did you mean '{near[0]}'?"
+    if hint := did_you_mean(name, known):
+        return hint
     if kind == "loss" and name in TRANSFORMS:
         return " It is a transform: put it under 'with' of a loss."
     if kind == "transform" and (name in LOSSES or name == MIXED):

@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from prefopt.errors import RecipeError, spelled
+from prefopt.errors import RecipeError
 from prefopt.types import (
     INPUTS,
     MASK_STATS,
@@ -39,6 +39,7 @@ from prefopt.types import (
     Stats,
     WholeStep,
 )
+from prefopt.words import spelled
 
 Loss = Callable[..., LossOutput]
 """A pure function from log-probs to one cost per unit; its signature says the rest."""

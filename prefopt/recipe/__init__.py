@@ -27,8 +27,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from prefopt.errors import PrefoptError, RecipeError
+from prefopt.recipe.explain import explain, missing_file
+from prefopt.recipe.names import Schema
+from prefopt.recipe.overrides import apply_overrides
 from prefopt.recipe.strict_yaml import Document, dump_yaml, parse_yaml, read_yaml
-from prefopt.recipe.words import Schema, apply_overrides, explain, missing_file
 
 AnyError = TypeVar("AnyError", bound=PrefoptError)
 

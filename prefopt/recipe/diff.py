@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.errors import spelled
+from prefopt.words import spelled
 
 FREE = frozenset(
     {

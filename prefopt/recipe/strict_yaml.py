@@ -40,6 +40,7 @@ from yaml.events import (
 )
 
 from prefopt.errors import RecipeError
+from prefopt.words import cut, spelled
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -113,7 +114,7 @@ def parse_value(text: str, name: str) -> Any:
     reader = _Reader(_decode(text, name), name, {})
     value = reader.document()
     if reader.end < len(text) or "\n" in text or text.startswith("---"):
-        raise RecipeError(f"{name}: {_short(text)!r} is more than one value. Put text in quotes.")
+        raise RecipeError(f"{name}: {cut(text, 60)!r} is more than one value. Put text in quotes.")
     return value
 
 
@@ -175,13 +176,13 @@ class _Reader:
             raise self.error(event, f"more than {MAX_NODES:,} values. A recipe holds settings, not data.")
         if isinstance(event, AliasEvent):
             raise self.error(
-                event, f"the alias *{_short(str(event.anchor))} is not allowed. Write the value out."
+                event, f"the alias *{cut(str(event.anchor), 60)} is not allowed. Write the value out."
             )
         assert isinstance(event, (ScalarEvent, SequenceStartEvent, MappingStartEvent))
         if event.anchor is not None:
-            raise self.error(event, f"the anchor &{_short(event.anchor)} is not allowed. Delete it.")
+            raise self.error(event, f"the anchor &{cut(event.anchor, 60)} is not allowed. Delete it.")
         if event.tag is not None:
-            raise self.error(event, f"the tag {_short(event.tag)} is not allowed. Delete it.")
+            raise self.error(event, f"the tag {cut(event.tag, 60)} is not allowed. Delete it.")
         if isinstance(event, ScalarEvent):
             self.end = _mark(event.end_mark).index
             return self.scalar(event)
@@ -205,7 +206,7 @@ class _Reader:
             here = (*path, key)
             if key in values:
                 first = self.places[here].removeprefix(f"{self.name}:").split(":")[0]
-                raise self.error(event, f"'{_short(key)}' is given twice, first in line {first}. Keep one.")
+                raise self.error(event, f"'{cut(key, 60)}' is given twice, first in line {first}. Keep one.")
             self.places[here] = self.place(event)
             values[key] = self.node(self.next(), here)
         self.end = max(self.end, _mark(event.end_mark).index)
@@ -218,7 +219,7 @@ class _Reader:
         if isinstance(event, ScalarEvent) and event.value == "<<" and event.implicit[0]:
             raise self.error(event, "merging with << is not allowed. Write the settings out.")
         if not isinstance(key, str) or not key:
-            raise self.error(event, f"the key {_shown(key)} is not text. Put it in quotes if it is meant.")
+            raise self.error(event, f"the key {spelled(key)} is not text. Put it in quotes if it is meant.")
         return key
 
     def scalar(self, event: ScalarEvent) -> Any:
@@ -270,7 +271,7 @@ def resolve(text: str) -> Any:
         return _BOOLS[text]
     if _AMBIGUOUS.fullmatch(text):
         raise ValueError(
-            f"'{_short(text)}' means different things to different YAML readers. Write a number in plain "
+            f"'{cut(text, 60)}' means different things to different YAML readers. Write a number in plain "
             f"decimal digits, or put text in quotes."
         )
     if _NOT_FINITE.fullmatch(text):
@@ -282,23 +283,13 @@ def resolve(text: str) -> Any:
     is_int = _INT.fullmatch(text) is not None
     number = int(text) if is_int and len(text) <= 20 else float(text)
     if abs(number) == float("inf") or (is_int and not -(2**63) <= number < 2**63):
-        raise ValueError(f"'{_short(text)}' is too large for a number. Put it in quotes if it is text.")
+        raise ValueError(f"'{cut(text, 60)}' is too large for a number. Put it in quotes if it is text.")
     return number
 
 
 def _mark(mark: Any) -> yaml.Mark:
     assert mark is not None, "events of a text always carry marks"
     return cast(yaml.Mark, mark)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "(nothing)"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 class _Dumper(yaml.SafeDumper):

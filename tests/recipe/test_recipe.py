@@ -15,8 +15,9 @@ from prefopt.assemble.loss import build_loss
 from prefopt.errors import ModelError, RecipeError
 from prefopt.recipe import SCHEMA, Recipe, ReferenceModel, load_recipe, parse_recipe
 from prefopt.recipe.diff import FREE, diff_recipes
+from prefopt.recipe.names import NOT_YET, OTHER_NAMES
 from prefopt.recipe.strict_yaml import dump_yaml, parse_yaml
-from prefopt.recipe.words import NOT_YET, OTHER_NAMES, edits, nearest
+from prefopt.words import nearest
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
@@ -290,7 +291,7 @@ MISTAKES = {
     ),
     "quoted number": (
         "optim.lr='1e-6'",
-        "command line: optim.lr: must be a number, got the text '1e-6'. Remove",
+        "command line: optim.lr: must be a number, got '1e-6'. Remove",
     ),
     "zero rate": ("optim.lr=0", "optim.lr: must be > 0, got 0."),
     "one beta": ("optim.betas=[0.9]", "optim.betas: has the wrong number of entries"),
@@ -299,15 +300,15 @@ MISTAKES = {
     "beta of one": ("optim.betas=[0.9,1]", "optim.betas.1: must be < 1, got 1."),
     "schedule": (
         "optim.schedule=cosin",
-        "the text 'cosin' is no choice. Did you mean 'cosine'? Choose from: cosine",
+        "'cosin' is no choice. Did you mean 'cosine'? Choose from: cosine",
     ),
     "half a step": ("optim.warmup=10.5", "10.5 is neither a share below 1 nor a whole number"),
     "float for a count": ("batch.max_tokens=2048.0", "must be a whole number, got 2048.0. Write 2048."),
     "scientific count": ("batch.pairs_per_step=1e2", "must be a whole number, got 100.0. Write 100."),
     "no pairs": ("batch.pairs_per_step=0", "batch.pairs_per_step: must be >= 1, got 0."),
     "one token": ("batch.max_tokens=1", "batch.max_tokens: must be >= 2, got 1."),
-    "no as a flag": ("batch.share_prompts=no", "must be true or false, got the text 'no'. Write false."),
-    "on as a flag": ("model.checkpointing=on", "must be true or false, got the text 'on'. Write true."),
+    "no as a flag": ("batch.share_prompts=no", "must be true or false, got 'no'. Write false."),
+    "on as a flag": ("model.checkpointing=on", "must be true or false, got 'on'. Write true."),
     "one as a flag": ("model.checkpointing=1", "must be true or false, got 1."),
     "half precision": ("model.dtype=float16", "float16 needs loss scaling"),
     "short dtype": ("model.dtype=bf16", "is no choice"),
@@ -339,7 +340,7 @@ MISTAKES = {
     ),
     "reference typo": (
         "reference=adapter-off",
-        "reference: the text 'adapter-off' is no choice. Did you mean",
+        "reference: 'adapter-off' is no choice. Did you mean",
     ),
     "adapter off without one": (
         "reference=adapter_off",
@@ -348,12 +349,12 @@ MISTAKES = {
     "reference path typo": ("reference={pth: x}", "reference.pth: no such setting. Did you mean 'path'?"),
     "data as text": (
         "data=a.jsonl",
-        "data: must be a block of settings, got the text 'a.jsonl'. Write {path: a.jsonl}",
+        "data: must be a block of settings, got 'a.jsonl'. Write {path: a.jsonl}",
     ),
     "no data": ("data=[]", "data: is an empty list"),
     "layout": ("data.layout=sharegtp", "Did you mean 'sharegpt'?"),
     "no weight": ("data.weight=0", "data.weight: must be > 0, got 0."),
-    "columns as list": ("data.columns=[a]", "data.columns: must be a block of settings, got a list of 1."),
+    "columns as list": ("data.columns=[a]", "data.columns: must be a block of settings, got ['a']."),
     "bad share": ("rows.max_bad=-0.1", "rows.max_bad: must be >= 0, got -0.1."),
     "bad count": ("rows.max_bad=2.5", "2.5 is neither a share below 1 nor a whole number"),
     "eval without source": ("eval.every=3", "eval: needs either split"),
@@ -373,13 +374,13 @@ MISTAKES = {
     "policy": ("train.on_nonfinite=ignore", "Choose from: abort, skip."),
     "tracker as text": (
         "track=tensorboard",
-        "track: must be a list, got the text 'tensorboard'. Write [tensorboard].",
+        "track: must be a list, got 'tensorboard'. Write [tensorboard].",
     ),
     "tracker typo": (
         "track=[tensorbord]",
-        "track.0: the text 'tensorbord' is no choice. Did you mean 'tensorboard'?",
+        "track.0: 'tensorbord' is no choice. Did you mean 'tensorboard'?",
     ),
-    "loss as text": ("loss=dpo", "loss: must be a block of settings, got the text 'dpo'. Write {name: dpo}."),
+    "loss as text": ("loss=dpo", "loss: must be a block of settings, got 'dpo'. Write {name: dpo}."),
     "nameless loss": ("loss={beta: 0.1}", "loss: names no loss"),
     "negative seed": ("seed=-1", "seed: must be >= 0, got -1."),
     "beta at the top": ("beta=0.1", "beta: no such setting here. Did you mean 'loss.beta'?"),
@@ -535,26 +536,3 @@ def test_changes_show_old_and_new() -> None:
 
 def test_free_settings_exist() -> None:
     assert set(SCHEMA.notes) >= FREE
-
-
-# --- words ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "count"),
-    [
-        ("", "", 0),
-        ("lr", "lr", 0),
-        ("lr", "rl", 1),
-        ("lrr", "lr", 1),
-        ("bta", "beta", 1),
-        ("kitten", "sitting", 3),
-    ],
-)
-def test_edits_are_counted_with_swaps(left: str, right: str, count: int) -> None:
-    """From kitten to sitting: kitten -> sitten -> sittin -> sitting: three."""
-    assert edits(left, right) == edits(right, left) == count
-
-
-def test_nothing_is_suggested_for_a_far_word() -> None:
-    assert nearest("zzzzzz", ["lr", "betas"]) is None and nearest("x", []) is None

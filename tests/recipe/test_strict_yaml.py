@@ -91,7 +91,7 @@ REFUSED = {
     "integer beyond 64 bits": ("a: 9223372036854775808", "1:4", "too large"),
     "boolean key": ("true: 1", "1:1", "the key true is not text"),
     "number key": ("a:\n  1: 2", "2:3", "the key 1 is not text"),
-    "null key": ("~: 1", "1:1", "the key (nothing) is not text"),
+    "null key": ("~: 1", "1:1", "the key null is not text"),
     "empty key": ("'': 1", "1:1", "is not text"),
     "list as key": ("? [a]\n: 1", "1:3", "a key must be a plain word"),
     "tab": ("a:\n\tb: 1", "2:1", "a tab"),

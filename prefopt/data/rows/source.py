@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from prefopt.data.rows.files import read_bytes, read_csv, read_json, read_jsonl
 from prefopt.data.rows.raw import RawRow, file_error, one_line
 from prefopt.errors import DataError
+from prefopt.words import nearest
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 """Extensions that can be read; the first three also with ``.gz`` behind."""
@@ -140,8 +140,8 @@ def _existing(source: Source) -> Path:
     if not path.exists():
         folder = path.parent if path.parent.is_dir() else None
         names = [entry.name for entry in folder.iterdir()] if folder else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"Did you mean '{(folder or Path()) / near[0]}'?" if near else "Check the path."
+        near = nearest(path.name, names)
+        hint = f"Did you mean '{(folder or Path()) / near}'?" if near else "Check the path."
         raise file_error(source.place, "no such file", hint)
     if path.stat().st_size == 0:
         raise file_error(source.place, "is empty", "Give a file with rows, or take it out of the list.")
