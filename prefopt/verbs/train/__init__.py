@@ -1,0 +1,92 @@
+"""The verb ``train``: from a recipe file to a folder with a trained model.
+
+Each file takes what the one before made: ``load`` the data and its plan, ``build`` the model, its reference and the
+trainer, ``folder`` writes down what is run and takes up what a stopped run left, ``loop`` logs, evaluates and saves
+between steps, ``save`` writes checkpoints and the final model. ``job`` holds the values they hand on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefopt import assemble
+from prefopt.assemble import model as assemble_model
+from prefopt.assemble import reference as assemble_reference
+from prefopt.errors import RecipeError
+from prefopt.recipe import Recipe, load_recipe
+from prefopt.run import resume as resuming
+from prefopt.run.folder import RunFolder
+from prefopt.run.resume import Origin
+from prefopt.verbs.progress import Display
+from prefopt.verbs.train.build import build
+from prefopt.verbs.train.folder import open_folder
+from prefopt.verbs.train.job import Job
+from prefopt.verbs.train.load import load
+from prefopt.verbs.train.loop import Loop
+from prefopt.verbs.train.save import finish
+
+__all__ = ["run", "train"]
+
+
+def run(
+    recipe: str | Path, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False
+) -> Path:
+    """Train as the recipe says and return the folder of the final model.
+
+    Args:
+        recipe: path of the recipe.
+        overrides: ``key.path=value`` each.
+        resume: continue the run in the output folder; start one if there is none.
+        overwrite: delete the run in the output folder first.
+
+    Raises:
+        PrefoptError: anything a user can mend, with its exit code.
+        Stopped: the run was interrupted (130) or pre-empted (75) after a checkpoint.
+    """
+    return train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite)
+
+
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train as a loaded recipe says; see ``run``."""
+    if resume and overwrite:
+        raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
+    assemble_model.quiet_libraries()
+    loss = assemble.loss_of(recipe)
+    recipe = assemble.filled(recipe, loss)
+    folder = RunFolder(Path(recipe.output))
+    engine = assemble.engine_of(recipe)
+    try:
+        folder.claim(resume=resume, overwrite=overwrite)
+        is_resumed = resume and folder.is_occupied
+        engine.barrier()  # nobody writes before everybody has looked
+        job = Job(recipe, loss, folder, engine, Display(0, is_silent=not engine.is_main).say)
+        return _carry_out(job, is_resumed=is_resumed, overwrite=overwrite)
+    finally:
+        engine.finish()
+
+
+def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
+    """Run from data to the final folder."""
+    job.engine.check_trackers(job.recipe.track)
+    origin = _find_origin(job) if is_resumed else None
+    if origin is not None and job.folder.is_finished:
+        job.say(f"{job.folder.path}: the run is finished; there is nothing left to do.")
+        return job.folder.final
+    tokenizer = assemble_model.tokenizer_of(job.recipe)
+    assemble_reference.check_references(job.recipe, job.loss, tokenizer)
+    loaded = load(job, tokenizer)
+    built = build(job, loaded, tokenizer, origin)
+    progress = open_folder(job, loaded, built, origin, overwrite=overwrite)
+    Loop(job, loaded, built, progress).run()
+    return finish(job, built, progress)
+
+
+def _find_origin(job: Job) -> Origin:
+    origin = resuming.find_origin(job.folder, job.say)
+    resuming.compare_recipes(origin, job.recipe)
+    return origin
+
+
+logging.getLogger("prefopt").addHandler(logging.StreamHandler())

@@ -1,0 +1,139 @@
+"""Build what a run trains with: the policy, its reference and the trainer, each checked before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefopt import assemble
+from prefopt.assemble import model as assemble_model
+from prefopt.assemble import reference as assemble_reference
+from prefopt.errors import RecipeError
+from prefopt.policy import Policy
+from prefopt.reference import MovingReference, Reference, models_of
+from prefopt.run import resume
+from prefopt.run.resume import Origin
+from prefopt.trainer import Trainer
+from prefopt.trainer.arrange import UNIT_NAMES
+from prefopt.trainer.optim import total_size
+from prefopt.trainer.state import restore
+from prefopt.verbs.progress import Display
+from prefopt.verbs.train.job import Built, Job, Loaded
+
+
+def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Built:
+    """Return the trainer with its models, put back to where ``origin`` left them.
+
+    Raises:
+        PrefoptError: the model, its reference or the data do not go together.
+    """
+    assemble_model.check_quantization(job.recipe, job.engine)
+    saved = origin.checkpoint if origin is not None else None
+    policy = assemble_model.policy_of(job.recipe, saved / "model" if saved is not None else None)
+    _check_fits(policy, loaded)
+    policy.model = job.engine.place(policy.model)
+    _check_scores(policy, job)
+    reference = assemble_reference.reference_of(
+        job.recipe,
+        policy,
+        job.engine,
+        job.loss,
+        lambda live: _score_all(live, job, loaded),
+        is_resumed=saved is not None,
+    )
+    policies = (policy, *models_of(reference))
+    for other in policies[1:]:
+        _check_fits(other, loaded)
+    trainer = _trainer(job, loaded, policy, reference, start_step=origin.step if origin is not None else 0)
+    if saved is not None:
+        restore(trainer, saved)
+    _announce(job, loaded, trainer)
+    return Built(tokenizer, trainer, policies, _facts(loaded, trainer, reference))
+
+
+def _trainer(
+    job: Job, loaded: Loaded, policy: Policy, reference: Reference | None, *, start_step: int
+) -> Trainer:
+    recipe = job.recipe
+    return Trainer(
+        policy,
+        job.loss,
+        loaded.plan,
+        loaded.data.train,
+        num_steps=loaded.num_steps,
+        reference=reference,
+        optim=assemble.optim_of(recipe),
+        engine=job.engine,
+        masks=assemble_reference.masks_of(recipe, job.loss, reference),
+        share_prompts=recipe.batch.share_prompts,
+        on_nonfinite=recipe.train.on_nonfinite,
+        start_step=start_step,
+        seed=recipe.seed,
+    )
+
+
+def _check_scores(policy: Policy, job: Job) -> None:
+    """Prove packed scoring in the arithmetic that training uses."""
+    try:
+        with job.engine.autocast():
+            policy.self_check()
+    except RecipeError as error:
+        raise job.recipe.located(error) from None
+
+
+def _check_fits(policy: Policy, loaded: Loaded) -> None:
+    """Refuse data with tokens or lengths that a model has no table entry for."""
+    tables = [table for table in (loaded.data.train, loaded.data.held_out) if table is not None]
+    largest = max(int(ids.max()) for table in tables for ids in (table.prompt_ids, table.response_ids))
+    longest = max(int(table.sizes(True).longest.max()) for table in tables)
+    policy.check_fits(largest, longest)
+
+
+def _score_all(reference: Reference, job: Job, loaded: Loaded) -> Any:
+    """Score every row once with a reference, for its cache."""
+    tables = [table for table in (loaded.data.train, loaded.data.held_out) if table is not None]
+    plans = [assemble.eval_plan_of(job.recipe, table, job.loss, job.engine.world) for table in tables]
+    tokens = sum(int(plan.sizes.tokens.sum()) for plan in plans)
+    share_prompts, is_silent = job.recipe.batch.share_prompts, not job.engine.is_main
+    with Display(tokens // job.engine.world, what="reference, tokens", is_silent=is_silent) as bar:
+        return assemble.score_all(
+            reference,
+            job.loss,
+            list(zip(tables, plans, strict=True)),
+            job.engine,
+            share_prompts,
+            bar.advance,
+        )
+
+
+def _facts(loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dict[str, Any]:
+    """Return what must be the same when the run is resumed, besides the recipe."""
+    trained = trainer.parameters
+    frozen = trainer.engine.unwrap(trainer.policy.model).named_parameters()
+    # one that moves is part of the checkpoint, which has a digest of its own
+    kept = [] if isinstance(reference, MovingReference) else models_of(reference)
+    other = ((f"{i}.{n}", p) for i, policy in enumerate(kept) for n, p in policy.model.named_parameters())
+    return {
+        "rows": resume.rows_digest(loaded.data.train),
+        "evaluation rows": resume.rows_digest(loaded.data.held_out),
+        "frozen weights": resume.weights_digest((n, p) for n, p in frozen if n not in trained),
+        "reference weights": resume.weights_digest(other),
+    }
+
+
+def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
+    """Say what is about to happen, with the choices that were made automatically."""
+    model = job.engine.unwrap(trainer.policy.model)
+    trained, total = total_size(trainer.parameters.values()), total_size(model.parameters())
+    first = loaded.plan.step(0)
+    unit = UNIT_NAMES[job.loss.contract.structure]
+    choices = ", ".join(f"{key} {value}" for key, value in trainer.policy.describe().items())
+    compared = "not used" if trainer.reference is None else assemble_reference.describe(job.recipe)
+    lines = [
+        f"loss {job.loss.describe()}, divided by all {unit} of a step",
+        f"reference {compared}",
+        f"model {job.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
+        f"{len(loaded.data.train):,} groups, {loaded.num_steps:,} steps of {trainer.units(first.totals)} {unit}",
+        f"{job.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
+    ]
+    for line in lines:
+        job.say(line)

@@ -1,0 +1,74 @@
+"""Write down what is run, and take up what a stopped run left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefopt.errors import CorruptError
+from prefopt.run import checkpoint, resume
+from prefopt.run.folder import RunFolder
+from prefopt.run.log import RunState
+from prefopt.run.resume import Origin
+from prefopt.verbs.train.job import Built, Job, Loaded
+
+
+def open_folder(
+    job: Job, loaded: Loaded, built: Built, origin: Origin | None, *, overwrite: bool
+) -> RunState:
+    """Open the output folder now that everything a run needs was found; only here is anything deleted.
+
+    Returns:
+        What the run remembers: nothing yet, or what its last checkpoint does.
+
+    Raises:
+        ResumeError: data or fixed weights are no longer those of the run.
+    """
+    progress = RunState()
+    if origin is not None:
+        resume.compare_facts(origin, built.facts)
+        _take_up(job, origin, progress, loaded.num_steps)
+    if job.engine.is_main:
+        if overwrite:
+            job.folder.clear(keep=(job.folder.quarantine.name,))
+        job.folder.cut_metrics(built.trainer.start_step)
+        job.folder.start(job.recipe.to_yaml(), {"facts": built.facts})
+        reports = {"train": loaded.data.report, "eval": loaded.data.eval_report}
+        found = {name: report.to_json() for name, report in reports.items() if report is not None}
+        checkpoint.write_json(job.folder.data_report, found)
+        config = _flat(job.recipe.resolved())
+        job.engine.start_trackers(job.recipe.track, str(job.folder.trackers), config)
+    job.engine.barrier()
+    return progress
+
+
+def _take_up(job: Job, origin: Origin, progress: RunState, num_steps: int) -> None:
+    """Take over what the checkpoint remembers; what is newer and damaged is set aside."""
+    if origin.checkpoint is None:
+        job.say(f"{job.folder.path}: no checkpoint yet; starting from the first step.")
+        return
+    progress.load(dict(origin.state))
+    job.say(f"resuming after step {origin.step} of {num_steps}")
+    best = progress.best_step
+    if best is not None and job.keeps_best and not _is_whole(job.folder, best):
+        job.say(f"the best checkpoint so far, after step {best}, is lost; the search for it starts anew")
+        progress.best = progress.best_step = None
+    if job.engine.is_main:
+        checkpoint.set_aside_after(job.folder.checkpoints, origin.step)
+
+
+def _is_whole(folder: RunFolder, step: int) -> bool:
+    try:
+        checkpoint.verify(folder.checkpoints / checkpoint.checkpoint_name(step))
+    except CorruptError:
+        return False
+    return True
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, child in value.items()
+            for k, v in _flat(child, f"{path}.{key}" if path else key).items()
+        }
+    return {path: value if isinstance(value, (int, float, bool)) else str(value)}

@@ -1,0 +1,57 @@
+"""What is asked of one call of ``train``, and what its stages hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.assemble import Data
+from prefopt.assemble.loss import BoundLoss
+from prefopt.data.packs.plan import Plan
+from prefopt.engine import Engine
+from prefopt.policy import Policy
+from prefopt.recipe import Recipe
+from prefopt.run.folder import RunFolder
+from prefopt.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be run, and where."""
+
+    recipe: Recipe  # with everything filled in
+    loss: BoundLoss
+    folder: RunFolder
+    engine: Engine
+    say: Callable[[str], None]  # to the person at the first rank's terminal
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the weights of its best evaluation."""
+        return self.recipe.eval is not None and self.recipe.eval.best
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The rows, and which of them meet in which optimizer step."""
+
+    data: Data
+    plan: Plan
+    eval_plan: Plan | None  # over the rows held out
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The model and what trains it."""
+
+    tokenizer: Any
+    trainer: Trainer
+    policies: tuple[Policy, ...]  # the trained one first, then those of the reference
+    facts: Mapping[str, Any]  # what must be the same when the run is resumed, besides the recipe
+
+    @property
+    def policy(self) -> Policy:
+        """The model that is trained."""
+        return self.policies[0]

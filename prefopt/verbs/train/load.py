@@ -1,0 +1,38 @@
+"""Read the rows of a run, say what was found in them, and plan its steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prefopt import assemble
+from prefopt.assemble import Data
+from prefopt.verbs.train.job import Job, Loaded
+
+
+def load(job: Job, tokenizer: Any) -> Loaded:
+    """Return the rows that a run trains on and evaluates on, and the plan of its steps.
+
+    Raises:
+        DataError: a source cannot be read, or more rows are bad than the recipe allows.
+    """
+    recipe, loss, world = job.recipe, job.loss, job.engine.world
+    with job.engine.main_first():
+        data = assemble.data_of(recipe, tokenizer, loss)
+    _report(job, data)
+    plan = assemble.plan_of(recipe, data.train, loss, world)
+    held_out = data.held_out
+    eval_plan = None if held_out is None else assemble.eval_plan_of(recipe, held_out, loss, world)
+    return Loaded(data, plan, eval_plan, assemble.num_steps(recipe, plan))
+
+
+def _report(job: Job, data: Data) -> None:
+    """Say what became of the rows, keep the bad ones in a file, and refuse too many of them."""
+    reports = [report for report in (data.report, data.eval_report) if report is not None]
+    for line in (line for report in reports for line in report.lines()):
+        job.say(line)
+    bad = [row for report in reports for row in report.bad]
+    if bad and job.engine.is_main:
+        replace(data.report, bad=bad).write_quarantine(job.folder.quarantine)
+    for report in reports:
+        report.enforce(job.recipe.rows.max_bad)
