@@ -21,7 +21,7 @@ from prefopt.assemble.model import (
     with_lora,
 )
 from prefopt.errors import ModelError, RecipeError
-from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_of
+from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.policy import Policy
 from prefopt.policy.head import head_of
 from prefopt.policy.load import load_config, skeleton, skeleton_adapter
@@ -61,7 +61,7 @@ def plan_memory(
         )
     policy = skeleton_of(recipe)
     model = policy.model
-    plan = plan_of(
+    plan = plan_model_memory(
         model,
         sample,
         target,
@@ -122,7 +122,7 @@ def _masks(loss: BoundLoss, policy: Policy) -> nn.Module | None:
 
 
 def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
-    """Yield what scores beside the policy in every step, in the words of ``plan_of``."""
+    """Yield what scores beside the policy in every step, in the words of ``plan_model_memory``."""
     for entry in references_of(recipe):
         match entry:
             case ReferenceModel(cached=False):

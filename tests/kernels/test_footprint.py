@@ -17,7 +17,7 @@ from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import varlen_attention
 from prefopt.kernels.token_kl import token_kl
 from prefopt.kernels.token_kl.footprint import kl_footprint, with_kl
-from prefopt.memory.stand_ins import Sample
+from prefopt.memory.sample import Sample
 
 SINGLE, HALF = torch.float32, torch.bfloat16
 ROWS, TOKENS, VOCAB, WIDTH = 300, 350, 2000, 64
