@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.linear_logp.footprint import HeadCall
 from prefopt.kernels.linear_logp.gemm import product_dtype
-from prefopt.kernels.prefix_attention import choice
+from prefopt.kernels.prefix_attention.choice import common_dtype, footprint_of, resolve_backend
 from prefopt.kernels.prefix_attention.footprint import AttentionCall
+from prefopt.kernels.prefix_attention.spec import AttentionProblem
 from prefopt.memory.sample import Sample, Target
 from prefopt.memory.tracking import (
     BACKWARD,
     HEAD_BACKWARD,
     MemoryTracker,
 )
-from prefopt.policy.attention import LAYOUT, register
+from prefopt.policy.attention import LAYOUT_ARGUMENT, register_attention
 from prefopt.policy.head import ScoringHead, read_transform, scoring
 from prefopt.policy.wrappers import causal_model, decoder_layers
 from prefopt.types import STATS
@@ -84,12 +85,16 @@ class FakeRow:
                 for each in decoder_layers(core):
                     stack.callback(each.register_forward_hook(remember).remove)
             outputs = model(
-                input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, **{LAYOUT: self}
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=None,
+                use_cache=False,
+                **{LAYOUT_ARGUMENT: self},
             )
         assert head.call is not None
         return FakeScores(outputs.logits, head.call, head.kept, tuple(layers))
 
-    def attention(self, problem: choice.Problem, heads: tuple[int, int], window: int | None) -> Footprint:
+    def attention(self, problem: AttentionProblem, heads: tuple[int, int], window: int | None) -> Footprint:
         """Return what attention to this row holds on top of its operands and its result.
 
         Args:
@@ -98,7 +103,7 @@ class FakeRow:
             window: most tokens that a token sees.
 
         Raises:
-            RecipeError: the kernel asked for cannot serve.
+            RecipeError: the kernel asked for cannot serve, or its memory is not planned.
         """
         known = (problem, heads, window)
         if known not in self.counts:
@@ -113,8 +118,9 @@ class FakeRow:
                 self.target.device,
             )
             problem = replace(problem, gathered=call.gathered)
-            chosen = choice.resolve(self.target.attention, problem, self.target.machine, "model.attention:")
-            self.counts[known] = call.footprint(chosen.name)
+            place = "model.attention:"
+            chosen = resolve_backend(self.target.attention, problem, self.target.machine, place)
+            self.counts[known] = footprint_of(chosen.name, call, place)
         return self.counts[known]
 
 
@@ -131,16 +137,16 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Take the memory of attention; the signature is that of transformers' attention interface."""
-    row: FakeRow = kwargs[LAYOUT]
-    dtype = choice.common_dtype(query, key, value)
+    row: FakeRow = kwargs[LAYOUT_ARGUMENT]
+    dtype = common_dtype(query, key, value)
     query, key, value = (part.to(dtype) for part in (query, key, value))
-    problem = choice.Problem(dtype, query.shape[3], value.shape[3], softcap is not None, s_aux is not None)
+    problem = AttentionProblem(dtype, query.shape[3], value.shape[3], softcap is not None, s_aux is not None)
     counts = row.attention(problem, (query.shape[1], key.shape[1]), sliding_window)
     apply: Callable[..., Tensor] = _Attention.apply
     return apply(query, key, value, s_aux, counts, torch.is_grad_enabled()), None
 
 
-register(FAKE_ATTENTION, _attend)
+register_attention(FAKE_ATTENTION, _attend)
 
 
 class _Attention(torch.autograd.Function):

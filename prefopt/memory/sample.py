@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from prefopt.kernels import which_impl
-from prefopt.kernels.prefix_attention import choice
+from prefopt.kernels.prefix_attention.choice import machine_of
+from prefopt.kernels.prefix_attention.spec import Machine
 from prefopt.types import PackedBatch, Segments
 
-_NEW_GPU = choice.Machine("cuda", (9, 0))
+_NEW_GPU = Machine("cuda", (9, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Sample:
 class Target:
     """What a step is planned for: a machine, and what is asked of it; by default a GPU of today."""
 
-    machine: choice.Machine = _NEW_GPU
+    machine: Machine = _NEW_GPU
     attention: str = "auto"
     head: str = "fused"
     autocast: torch.dtype | None = None
@@ -78,7 +79,7 @@ class Target:
             autocast: compute in this dtype while weights keep theirs.
         """
         like = torch.empty((0, 0), dtype=dtype, device=device)
-        return cls(choice.machine_of(like.device), attention, which_impl(like, like), autocast)
+        return cls(machine_of(like.device), attention, which_impl(like, like), autocast)
 
     @property
     def device(self) -> str:

@@ -12,6 +12,7 @@ from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.linear_logp import chunked, plans
 from prefopt.kernels.linear_logp.footprint import HeadCall
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
+from prefopt.kernels.prefix_attention.choice import footprint_of
 from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import varlen_attention
@@ -217,7 +218,7 @@ def test_attention_by_segments_takes_what_it_says(
     call = AttentionCall(
         sample.segments, heads, key_heads, width, width, dtype.itemsize, window, softcap is not None, "cpu"
     )
-    said = call.footprint("segments")
+    said = footprint_of("segments", call)
     out = tokens * heads * width * dtype.itemsize  # kept twice: by attention and by the square
     given = out + 2 * tokens * key_heads * width * dtype.itemsize
     seen = held(attend, (query, key, value))
@@ -233,7 +234,7 @@ def test_varlen_copies_a_prompt_for_every_answer_but_the_first() -> None:
     values: 1536 * 4 * 128 * 2. Backward: those twice, the same spread over 8 heads, and the sums of the
     queries' gradients, (1024 + 2 * 128) * 8 * (64 + 1) * 4.
     """
-    said = AttentionCall(Sample.uniform().segments, 8, 4, 64, 64, 2).footprint("varlen")
+    said = footprint_of("varlen", AttentionCall(Sample.uniform().segments, 8, 4, 64, 64, 2))
     kept, copies = 32768, 1572864
     assert said == (kept + copies, kept, kept + 2 * copies + 2 * copies + 2662400)
 
@@ -261,7 +262,7 @@ def test_varlen_lays_out_what_it_says_around_flash_attention() -> None:
 
     attend()  # the gather is made once for all layers of a batch, and is not counted
     call = AttentionCall(LONG.segments, heads, key_heads, width, width, 2)
-    said, keys = call.footprint("varlen"), call.keys_read()
+    said, keys = footprint_of("varlen", call), call.keys_read()
     assert keys == 2 * (900 + 300 + 900 + 200)
     inside = 4 * (tokens + 128 * 4) * heads * (width + 1) + 2 * keys * heads * width * 2
     out = tokens * heads * width * 2
@@ -273,5 +274,5 @@ def test_varlen_lays_out_what_it_says_around_flash_attention() -> None:
 
 
 def test_varlen_copies_nothing_where_nothing_is_shared() -> None:
-    said = AttentionCall(Sample.uniform(512, (256,)).segments, 8, 8, 64, 64, 2).footprint("varlen")
+    said = footprint_of("varlen", AttentionCall(Sample.uniform(512, (256,)).segments, 8, 8, 64, 64, 2))
     assert said.forward == said.kept == 8 * 768 * 4

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention import segment_cores
 from prefopt.kernels.prefix_attention import segments as fast
 from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
 from prefopt.types import Segments
@@ -77,8 +78,8 @@ def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytes
                 truth = run(leaves, segments, grad, window=window, softcap=softcap, impl="dense")
                 for longest, rows, block in ((256, 80, 0), (256, 3, 0), (0, 80, 64 << 20), (0, 80, 100)):
                     monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
-                    monkeypatch.setattr(fast, "DENSE_ROWS", rows)
-                    monkeypatch.setattr(fast, "BLOCK_BYTES", block)
+                    monkeypatch.setattr(segment_cores, "DENSE_ROWS", rows)
+                    monkeypatch.setattr(segment_cores, "BLOCK_BYTES", block)
                     found = run(leaves, segments, grad, window=window, softcap=softcap)
                     for a, b in zip(found, truth, strict=True):
                         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

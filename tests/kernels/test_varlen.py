@@ -8,7 +8,7 @@ from attention_cases import FORESTS, PlainOp, draw, forest, random_forest
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.kernels.prefix_attention.naive import dense_attention
+from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import gather_of, varlen_attention
 from prefopt.types import Segments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from transformers import PreTrainedModel
 
-import prefopt.kernels.prefix_attention as door
 from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
-from prefopt.kernels.prefix_attention import choice
-from prefopt.kernels.prefix_attention.flex import attend
+from prefopt.kernels.prefix_attention import BACKENDS
+from prefopt.kernels.prefix_attention.flex import filled_attention, flex_attention
+from prefopt.kernels.prefix_attention.varlen import varlen_attention
 from prefopt.policy import Policy, check_supported
 from prefopt.types import Preference, TokenizedGroup
 
@@ -75,9 +76,13 @@ ON_GPUS = {
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_exact_by_the_back_ends_for_gpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, softcaps, sinks and two widths reach them: over a plain flash attention, and uncompiled."""
-    monkeypatch.setattr(choice, "obstacle", lambda name, problem, machine: None)
-    monkeypatch.setitem(door.ATTENTIONS, "varlen", partial(door.varlen_attention, op=PlainOp()))
-    monkeypatch.setitem(door.ATTENTIONS, "flex", partial(door.flex_attention, scores=attend))
+    runs = {
+        "varlen": partial(varlen_attention, op=PlainOp()),
+        "flex": partial(flex_attention, attend=filled_attention),
+    }
+    for each, run in runs.items():
+        anywhere = replace(BACKENDS[each], run=run, obstacle=lambda problem, machine: None)
+        monkeypatch.setitem(BACKENDS, each, anywhere)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     policy = Policy(EXACT[name].build(), attention=ON_GPUS[name])
     assert policy.self_check(tolerance=1e-4) <= 1e-4
