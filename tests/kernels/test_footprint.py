@@ -68,7 +68,7 @@ def test_a_chunked_head_takes_what_it_says(
     softcap: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, targets = head_tensors(dtypes, trains)
 
     def score() -> Tensor:
@@ -99,7 +99,7 @@ def test_a_divergence_takes_what_it_says(
 ) -> None:
     monkeypatch.setattr(chunked, "TILE_BYTES", {"cpu": 4 * chunk_rows * VOCAB * 4, "cuda": 1})
     monkeypatch.setattr(chunked, "MIN_ROWS", 16)
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, _ = head_tensors(dtypes, trains)
     reference = torch.randn(ROWS, WIDTH, dtype=dtypes[0]), torch.randn(VOCAB, WIDTH, dtype=dtypes[1])
 
@@ -128,7 +128,7 @@ def test_a_head_that_also_diverges_holds_both_and_goes_back_through_one_after_th
 def test_the_mode_is_the_one_that_the_op_takes(
     stats: tuple[str, ...], trains: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, targets = head_tensors((SINGLE, SINGLE), trains)
     found = token_logps(hidden, weight, targets, rows=rows, stats=stats, impl="chunked")
     assert head_call((SINGLE, SINGLE), trains, stats=stats, device="cpu").mode("chunked") == found.mode
@@ -149,7 +149,7 @@ def test_a_fused_head_takes_what_it_says(
 ) -> None:
     """Every kernel and product is stubbed, so that what is left is the memory laid out for them."""
     pytest.importorskip("triton", reason="needs triton")
-    from prefopt.kernels.linear_logp import fused_op
+    from prefopt.kernels.linear_logp import fused_op, fused_passes
 
     def multiply(
         a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, add: bool = False
@@ -166,18 +166,19 @@ def test_a_fused_head_takes_what_it_says(
         ("multiply", multiply),
         ("collect", collect),
         ("project", lambda *_, **__: None),
-        ("tuned_plan", lambda problem, timed: plan),
     ):
-        monkeypatch.setattr(fused_op, name, stub)
+        monkeypatch.setattr(fused_passes, name, stub)
+    monkeypatch.setattr(fused_op, "tuned_plan", lambda problem, timed: plan)
     # on a GPU every dtype of the weight has a product that writes it at once
-    monkeypatch.setattr(fused_op._Backward, "_write", lambda *_: None)
-    for module in (fused_op, plans):
+    monkeypatch.setattr(fused_passes.BackwardPass, "_write", lambda *_: None)
+    for module in (fused_passes, plans):
         monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
-        monkeypatch.setattr(module, "CACHE_BYTES", cache)
+    for module in (fused_op, plans):
+        monkeypatch.setattr(module, "FUSED_CACHE_BYTES", cache)
     hidden, weight, rows, targets = head_tensors((dtype, dtype), trains)
     inputs = HeadInputs(hidden, weight, None, None, None, rows)
     call = head_call((dtype, dtype), trains)
-    assert fused_op.choose_mode(inputs, (), "auto", None) == call.mode("fused") == mode
+    assert fused_op.fused_mode(inputs, (), "auto", None) == call.mode("fused") == mode
     spec = Spec(scale=1.0, softcap=None, stats=(), mode=mode)
 
     def score() -> Tensor:

@@ -22,7 +22,7 @@ def test_what_a_family_keeps_after_the_forward_is_what_is_alive(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the head's own logits are counted apart
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": 0, "cuda": 0})
     policy = Policy(family.build())
     groups = [group_of([*range(3, 28)], [[*range(4, 16)], [*range(5, 18)]], row_id=row) for row in range(4)]
     batch = pack(groups)

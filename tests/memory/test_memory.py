@@ -186,7 +186,7 @@ def test_activations_are_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # logits that the head keeps are no saved tensors, so that it shall keep none
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": 0, "cuda": 0})
     policy = build(family, dtype, checkpoints=checkpoints, lora=lora)
     plan = plan_model_memory(policy.model, SAMPLE, cpu(autocast))
     saved, alive = after_forward(policy, pack(groups(6)), autocast)
