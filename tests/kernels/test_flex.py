@@ -212,3 +212,13 @@ def test_every_kind_of_problem_has_a_code_object_of_its_own(monkeypatch: pytest.
     flex._compiled.cache_clear()
     assert len(made) == len({function.__code__ for function in made}) == 11
     assert filled_attention.__code__ not in [function.__code__ for function in made]
+
+
+def test_the_rule_of_a_small_row_is_that_of_the_docstring() -> None:
+    """``P P C R R`` under a window of 3."""
+    rule = token_rule(forest([2, 1, 2], [-1, 0, 0]), 3, 5)
+    assert rule.order.tolist() == [0, 1, 2, 3, 4]
+    assert rule.last.tolist() == [4, 4, 2, 4, 4]
+    assert rule.place.tolist() == [0, 1, 2, 2, 3]
+    assert rule.reach.tolist() == [2, 3, 4, 4, 5]
+    assert rule.visible()[4].nonzero()[0].tolist() == [1, 3, 4]

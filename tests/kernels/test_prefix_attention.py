@@ -200,3 +200,19 @@ def test_refuses_unknown_names_and_rows_that_segments_do_not_cover() -> None:
         tree_attention(*leaves, segments, scaling=1.0, impl="flex")
     with pytest.raises(ValueError, match="segments of 6 tokens"):
         tree_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)
+
+
+def test_a_small_row_is_cut_as_the_file_says() -> None:
+    """``P P C R R``: the example at the top of ``segments.py``."""
+    segments = forest([2, 1, 2], [-1, 0, 0])
+    (tree,) = plan_calls(segments, None, 5)
+    assert (tree.start, tree.stop, tree.spans) == (0, 5, ((0, 5),))
+    seen = [row.nonzero().flatten().tolist() for row in tree.visible(None, torch.device("cpu"))]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4]]
+    first, second = plan_calls(segments, None, 0)
+    assert (first.start, first.stop, first.spans) == (0, 3, ((0, 3),)) and first.is_causal(None)
+    assert (second.start, second.stop, second.spans) == (3, 5, ((0, 2), (3, 5)))
+    total = torch.empty(1, 5, 1)
+    fast._give(total, torch.tensor([1.0, 2, 3]).view(1, 3, 1), first)
+    fast._give(total, torch.tensor([10.0, 20, 4, 5]).view(1, 4, 1), second)
+    assert total.flatten().tolist() == [11, 22, 3, 4, 5]

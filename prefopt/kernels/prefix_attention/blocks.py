@@ -21,6 +21,10 @@ class TokenRule:
 
     Tokens are numbered tree by tree, a token directly followed by all that descends from it. So j is i or
     an ancestor of i where ``order[j] <= order[i] <= last[j]``, and i is in reach where ``place[i] <= reach[j]``.
+
+    A prompt of two tokens with answers of one and two, ``P P C R R``, under a window of 3:
+    order 0 1 2 3 4, last 4 4 2 4 4, place 0 1 2 2 3, reach 2 3 4 4 5. Token 4 does not see token 2, since 4 > 2 in
+    ``last``, nor token 0, since its place 3 is beyond the reach 2; it sees 1, 3 and itself.
     """
 
     order: Ints  # [T]

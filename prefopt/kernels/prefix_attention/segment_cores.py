@@ -150,12 +150,14 @@ class _Explicit(Core):
         (lse,) = state
         do, q, k, v, o = (t.to(lse.dtype) for t in (do, q, k, v, o))
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # a softmax pulls back dp as p * (dp - sum(p * dp)), and that sum is do . o, known before any block
         drift = (do * o).sum(-1)  # [H, n]
         for at, visible in self._blocks(q):
             scores = self._scores(q[:, at], k, visible)
             weights = torch.sub(scores, lse[:, at, None]).exp_()
             dscores = (do[:, at] @ v.transpose(1, 2)).sub_(drift[:, at, None]).mul_(weights)
             if self.rule.softcap is not None:
+                # of c * tanh(s / c) by s: 1 - tanh^2, out of the capped scores themselves
                 slope = scores.masked_fill_(~visible, 0.0).div_(self.rule.softcap).square_().neg_().add_(1.0)
                 dscores.mul_(slope)
             dscores.mul_(self.rule.scaling)
@@ -163,6 +165,7 @@ class _Explicit(Core):
             dk += dscores.transpose(1, 2) @ q[:, at]
             dv += weights.transpose(1, 2) @ do[:, at]
         if self.sinks is not None and dsinks is not None:
+            # a sink has the weight e^(sink - lse) and the value 0, so its dp is 0
             dsinks.sub_(((self.sinks.to(lse.dtype)[:, None] - lse).exp_() * drift).sum(-1))
         return dq, dk, dv
 

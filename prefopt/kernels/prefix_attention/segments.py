@@ -5,6 +5,15 @@ matrix products, whose weights are kept for the backward. Trees too long for tha
 the root with its first child is plain causal attention, every other segment attends to [its ancestors;
 itself]. On the CPU chains run through torch's fused attention; softcaps, sinks and other devices take
 the explicit softmax, in blocks of queries that the backward computes again.
+
+A prompt of two tokens with answers of one and two is the row ``P P C R R``, tokens 0 to 4:
+
+    as a tree    one call          queries 0-4 see     0 | 0 1 | 0 1 2 | 0 1 3 | 0 1 3 4
+    as chains    call of P P C     queries 0 1 2 see   0 | 0 1 | 0 1 2     causal, keys [0, 3)
+                 call of R R       queries 3 4 see     0 1 3 | 0 1 3 4     keys [0, 2) and [3, 5)
+
+In the backward a call's own tokens come first and ancestors are added to: where the first chain gives its keys the
+gradients 1 2 3 and the second gives 10 20 4 5, the row's are 11 22 3 4 5.
 """
 
 from __future__ import annotations

@@ -100,7 +100,12 @@ class _VarlenAttention(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Say which key rows each sequence reads, and where the gradient of each token's row was written."""
+    """Say which key rows each sequence reads, and where the gradient of each token's row was written.
+
+    A prompt of two tokens with answers of one and two, ``P P C R R``, is the sequences ``P P C`` and ``P P R R``:
+    rows 0 1 2 | 0 1 3 4. Token 0 was gathered at 0 and 3, token 1 at 1 and 4, the others once: places
+    0 3 | 1 4 | 2 | 5 | 6, whose offsets are 0 2 4 5 6 7.
+    """
 
     sequences: Sequences
     rows: Tensor | None  # int32 [Tk], the token behind every gathered row; None: the row as it is
