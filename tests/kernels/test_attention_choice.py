@@ -7,20 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import FORESTS, draw
+from torch import Tensor
 
 from prefopt.errors import RecipeError
+from prefopt.kernels import tree_attention
+from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.kernels.prefix_attention.backends import ELSEWHERE, FASTEST_ON_GPUS
 from prefopt.kernels.prefix_attention.choice import (
     BackendChoice,
     choose_backend,
     common_dtype,
+    footprint_of,
     machine_of,
     obstacle,
     problem_of,
     resolve_backend,
 )
-from prefopt.kernels.prefix_attention.spec import AttentionProblem, Machine
+from prefopt.kernels.prefix_attention.footprint import AttentionCall
+from prefopt.kernels.prefix_attention.spec import AttentionProblem, Backend, Machine
 
 H200 = Machine("cuda", (9, 0))
 LLAMA = AttentionProblem(torch.bfloat16, 128, 128, gathered=1.5)
@@ -136,3 +141,27 @@ def test_a_call_is_described_by_its_tensors() -> None:
         assert common_dtype(half[0].float(), half[1], half[2]) == torch.bfloat16
         assert common_dtype(query, key, value) == torch.float64
     assert machine_of(query.device) == Machine("cpu")
+
+
+def test_a_back_end_is_all_that_the_table_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry is enough for the choice by name, the call and the plan of memory."""
+
+    def zeros(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    def on_narrow_heads(problem: AttentionProblem, machine: Machine) -> str | None:
+        return None if problem.width <= 8 else f"serves heads up to 8, not {problem.width}"
+
+    new = Backend("new", zeros, lambda call: Footprint(call.num_tokens, 0, 0), obstacle=on_narrow_heads)
+    monkeypatch.setitem(BACKENDS, "new", new)
+    query, key, value = (part.detach() for part in draw(FORESTS["pair"]))
+    assert not tree_attention(query, key, value, FORESTS["pair"], scaling=1.0, impl="new").any()
+    with pytest.raises(RecipeError, match=r"'new' serves heads up to 8, not 128\. Use 'auto'\."):
+        resolve_backend("new", LLAMA, H200)
+    call = AttentionCall(FORESTS["pair"], 4, 2, 8, 8, 8)
+    assert footprint_of("new", call) == Footprint(12, 0, 0)
+    monkeypatch.setitem(BACKENDS, "new", replace(new, footprint=None))
+    with pytest.raises(
+        RecipeError, match=r"^model\.attention: the memory of 'new' is not planned\. Use 'auto'\.$"
+    ):
+        footprint_of("new", call, "model.attention:")

@@ -161,7 +161,7 @@ def test_a_fused_head_takes_what_it_says(
 
     plan = plans.plan_for(plans.LogpProblem((9, 0), dtype, ROWS, VOCAB, WIDTH))
     for name, stub in (
-        ("score", lambda *_: None),
+        ("score_rows", lambda *_: None),
         ("differentiate", lambda *_: None),
         ("multiply", multiply),
         ("collect", collect),

@@ -439,7 +439,7 @@ def test_offsets_past_two_to_the_31_are_reached() -> None:
 
     Only the touched pages of each 4 GiB exist.
     """
-    from prefopt.kernels.linear_logp.launch import Exps, Head, differentiate, score
+    from prefopt.kernels.linear_logp.launch import Exps, Head, differentiate, score_rows
 
     def far(matrix: Tensor) -> Tensor:
         """Return a matrix whose last row starts just past entry 2^31."""
@@ -455,7 +455,7 @@ def test_offsets_past_two_to_the_31_are_reached() -> None:
         head = Head(place(x), place(w), None, None, None, 1.0, None)
         exps = Exps(place(torch.zeros(3, 5).bfloat16()), torch.zeros(1, 3), POINTERS.vocab)
         values = {name: torch.empty(3) for name in ("logps", "norm")}
-        score(head, targets, values, POINTERS, None, exps)
+        score_rows(head, targets, values, POINTERS, None, exps)
         rows = torch.zeros(9, 3)
         rows[0], rows[1] = values["norm"], 1.0
         dz = place(torch.zeros(3, 5).bfloat16())

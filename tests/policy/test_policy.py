@@ -507,7 +507,10 @@ def test_a_recipe_knows_every_attention_by_name() -> None:
     from prefopt.kernels.prefix_attention import BACKENDS
     from prefopt.recipe import Model, parse_recipe
 
-    assert get_args(Model.model_fields["attention"].annotation) == ("auto", *BACKENDS)
+    names = get_args(Model.model_fields["attention"].annotation)
+    assert names == ("auto", *BACKENDS), (
+        "write the back-ends of backends.py into Model.attention, in their order"
+    )
     text = "{output: o, model: {path: m}, data: {path: d.jsonl}, loss: {name: dpo}, optim: {lr: 1.0e-6}}"
     with pytest.raises(RecipeError, match=r"model\.attention: .*segments"):
         parse_recipe(text, ["model.attention=flash"])

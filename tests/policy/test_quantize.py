@@ -228,7 +228,7 @@ def test_a_quantised_head_is_refused(model_folder: Path) -> None:
 def test_compiled_layers_take_quantised_weights(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefopt.policy import compiling
 
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")
     batch = pack(toy.groups(3))
     plain, compiled = (Policy(adapted(model_folder, "nf4"), compile_for=size) for size in (None, 128))
     torch.testing.assert_close(compiled(batch).tokens, plain(batch).tokens, rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefopt.kernels.linear_logp.gemm import multiply, product_dtype, project
-from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, row_values, score
+from prefopt.kernels.linear_logp.launch import Exps, Head, collect, differentiate, row_values, score_rows
 from prefopt.kernels.linear_logp.plans import (
     CHUNK_BYTES,
     COLUMN_MULTIPLE,
@@ -97,7 +97,7 @@ class ForwardPass:
                     exps = unit.exps(high - low)
                 blocks = self.plan.stats if tile is None else self.plan.fold
                 values = {name: value[low:high] for name, value in self.values.items()}
-                score(head, self.targets[low:high], values, blocks, tile, exps)
+                score_rows(head, self.targets[low:high], values, blocks, tile, exps)
                 source = tile if exps is None else exps
                 if unit is not None and source is not None:
                     unit.make(low, high, source)
