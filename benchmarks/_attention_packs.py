@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.kernels.prefix_attention.naive import dense_attention
+from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
 

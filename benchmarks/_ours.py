@@ -26,7 +26,7 @@ from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.kernels import TokenLogps, token_logps, which_impl
-from prefopt.kernels.prefix_attention import ATTENTIONS
+from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.losses import dpo
 from prefopt.policy import Policy, head
 from prefopt.reference import AdapterOffReference, CachedReference, FrozenReference, Reference, fill_cache
@@ -60,7 +60,7 @@ class Way:
         """Say why this cannot run here, or nothing."""
         if task.model.rank and not is_installed("peft"):
             return "peft is not installed"
-        if self.layout != "padded" and self.attention not in ("auto", *ATTENTIONS):
+        if self.layout != "padded" and self.attention not in ("auto", *BACKENDS):
             return f"this version has no attention '{self.attention}'"
         if self.compiles and "compile_for" not in inspect.signature(Policy).parameters:
             return "this version of Policy compiles nothing"

@@ -11,7 +11,7 @@ from benchmarks._models import DTYPES, build_base, recompute_layers, with_adapte
 from benchmarks._ours import Way
 from benchmarks._task import Task
 from prefopt.data.packs.pack import pack
-from prefopt.memory import Sample, Target, plan_of
+from prefopt.memory import Sample, Target, plan_model_memory
 
 
 def planned_mib(task: Task, way: Way) -> float | None:
@@ -34,7 +34,7 @@ def planned_mib(task: Task, way: Way) -> float | None:
     batch = pack([task.table[at] for at in largest], share_prompts=shares)
     model = _outline(task, way)
     reference: Any = "adapter_off" if task.model.rank else model
-    found = plan_of(
+    found = plan_model_memory(
         model,
         Sample.of(batch),
         _target(task, way),

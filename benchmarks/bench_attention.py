@@ -46,7 +46,8 @@ from benchmarks._runner import (
     time_in_turns,
 )
 from prefopt.kernels import tree_attention
-from prefopt.kernels.prefix_attention.choice import IMPLS, machine_of, obstacle, problem_of
+from prefopt.kernels.prefix_attention.backends import BACKENDS
+from prefopt.kernels.prefix_attention.choice import machine_of, obstacle, problem_of
 from prefopt.kernels.prefix_attention.flash_op import active_name
 from prefopt.kernels.prefix_attention.flex import BLOCK, filled_size, mask_of
 from prefopt.kernels.prefix_attention.layout import plan_calls
@@ -54,7 +55,7 @@ from prefopt.kernels.prefix_attention.varlen import gather_of
 from prefopt.types import Segments
 
 REPEATED = "repeated prompts"
-NAMES = (*IMPLS, REPEATED)
+NAMES = (*BACKENDS, REPEATED)
 SHAPES: dict[str, list[Shape]] = {
     "cpu": [(64, 32, 32), (256, 64, 64)],
     "cuda": [(128, 256, 256), (512, 256, 256), (2048, 512, 512), (8192, 512, 512)],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefopt.memory.ledger import Ledger
+from prefopt.memory.tracking import MemoryTracker
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Held:
 
 def held(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> Held:
     """Run a function and the backward of what it returns, and count what is alive on the way."""
-    ledger = Ledger(known, "forward")
-    with ledger:
+    tracker = MemoryTracker(known, "forward")
+    with tracker:
         total = forward()
-        ledger.note("kept")
-        ledger.phase = "backward"
+        tracker.note("kept")
+        tracker.phase = "backward"
         torch.autograd.backward(total)
 
     def most(phase: str) -> int:
-        return max(moment.live + moment.gradients for moment in ledger.moments if moment.phase == phase)
+        return max(moment.live + moment.gradients for moment in tracker.moments if moment.phase == phase)
 
     return Held(most("forward"), most("kept"), most("backward"))

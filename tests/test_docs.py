@@ -183,8 +183,8 @@ def test_every_layout_and_column_stands_on_the_page() -> None:
 
 
 def test_model_families_are_those_that_are_tested() -> None:
-    """Both tables are read from the source of the test, without building a model."""
-    tree = ast.parse((ROOT / "tests" / "policy" / "test_architectures.py").read_text(encoding="utf-8"))
+    """Both tables are read from their source, without building a model."""
+    tree = ast.parse((ROOT / "tests" / "model_families.py").read_text(encoding="utf-8"))
     tables = {
         node.targets[0].id: [ast.literal_eval(key) for key in node.value.keys if key is not None]
         for node in tree.body
@@ -224,7 +224,7 @@ def test_tolerances_are_those_of_the_code() -> None:
 
     page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
-    self_check = [selfcheck.TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
+    self_check = [selfcheck.TOKEN_TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
     identity = [TOLERANCE[dtype] for dtype in dtypes]
     rows = [
         [cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if line.startswith("|")

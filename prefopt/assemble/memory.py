@@ -21,7 +21,7 @@ from prefopt.assemble.model import (
     with_lora,
 )
 from prefopt.errors import ModelError, RecipeError
-from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_of
+from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.policy import Policy
 from prefopt.policy.head import head_of
 from prefopt.policy.load import load_config, skeleton, skeleton_adapter
@@ -52,27 +52,23 @@ def plan_memory(
         ModelError: a model cannot be found, or cannot be run without numbers.
         RecipeError: the attention asked for cannot run on the target, or its memory is not planned.
     """
-    if recipe.model.attention == "dense":
-        raise recipe.located(
-            RecipeError(
-                "model.attention: the memory of 'dense' grows with the square of the tokens and is not planned. "
-                "Use 'auto'."
-            )
-        )
     policy = skeleton_of(recipe)
     model = policy.model
-    plan = plan_of(
-        model,
-        sample,
-        target,
-        ranks=ranks,
-        references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
-        stats=loss.contract.policy_stats,
-        reference_stats=own_stats(loss.contract.reference_stats),
-        layers=needs_layers(loss.contract.policy_stats),
-        masks=_masks(loss, policy),
-        accumulates=accumulates,
-    )
+    try:
+        plan = plan_model_memory(
+            model,
+            sample,
+            target,
+            ranks=ranks,
+            references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
+            stats=loss.contract.policy_stats,
+            reference_stats=own_stats(loss.contract.reference_stats),
+            layers=needs_layers(loss.contract.policy_stats),
+            masks=_masks(loss, policy),
+            accumulates=accumulates,
+        )
+    except RecipeError as error:
+        raise recipe.located(error) from None
     return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
 
 
@@ -122,7 +118,7 @@ def _masks(loss: BoundLoss, policy: Policy) -> nn.Module | None:
 
 
 def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
-    """Yield what scores beside the policy in every step, in the words of ``plan_of``."""
+    """Yield what scores beside the policy in every step, in the words of ``plan_model_memory``."""
     for entry in references_of(recipe):
         match entry:
             case ReferenceModel(cached=False):

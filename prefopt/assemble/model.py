@@ -118,7 +118,7 @@ def check_quantization(recipe: Recipe, engine: Engine) -> None:
     if settings.quantization is None:
         return
     try:
-        quantize.check_quantization(
+        quantize.check_can_quantize(
             settings.quantization,
             engine.device,
             is_sharded=engine.sharding is not None,
@@ -193,7 +193,7 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
 def _quantization(settings: Model) -> Any:
     if settings.quantization is None:
         return None
-    return quantize.settings_of(settings.quantization, DTYPES[settings.autocast or settings.dtype])
+    return quantize.loading_config(settings.quantization, DTYPES[settings.autocast or settings.dtype])
 
 
 def source_of(settings: Model) -> dict[str, Any]:

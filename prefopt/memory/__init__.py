@@ -1,8 +1,19 @@
 """Will it fit: the memory of a training run on one rank, part by part, before anything is loaded.
 
-What stays is counted weight by weight. What comes and goes is taken from one pack run without memory
-(``policy.outline``), which gives, for every moment, bytes as a function of the tokens in the pack; the
-plan adds up and finds the highest moment.
+What stays (weights, gradients, the optimizer's state) is counted weight by weight. What comes and goes
+(activations, working memory) is taken from one training step on tensors without memory, which gives, for
+every moment, bytes as a function of the tokens in the pack; the plan adds up and finds the highest moment.
+
+The files, in the order in which they work:
+
+1. ``sample``: what a pack looks like, and the machine and kernels that it is planned for.
+2. ``tracking``: tensors without memory, and a count of the bytes of them that would be alive.
+3. ``fake_kernels``: attention and head, which take the memory that the real kernels say they take.
+4. ``layer_stack``: of many layers that are alike four run, and the others only count.
+5. ``fake_step``: reference, forward and backward on all of that, once and on twice the tokens: what is fixed,
+   and what grows.
+6. here: the sum. With 600 bytes of weights, 100 of gradients, 200 of AdamW, and a highest moment of 50 bytes
+   and 5 for each token, a pack of 20 tokens needs 600 + 100 + 200 + 50 + 5 * 20 = 1050 bytes.
 """
 
 from __future__ import annotations
@@ -17,20 +28,19 @@ from torch import Tensor, nn
 from prefopt.engine.sharding import units_of
 from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.token_kl.footprint import with_kl
-from prefopt.memory.outline import Outline, StepModels, outline
-from prefopt.memory.stand_ins import (
+from prefopt.memory.fake_step import StepMemory, StepModels, run_fake_step
+from prefopt.memory.sample import Sample, Target
+from prefopt.memory.tracking import (
     BACKWARD,
     FORWARD,
     HEAD,
     HEAD_BACKWARD,
     REFERENCE,
     REFERENCE_HEAD,
-    Sample,
-    Target,
 )
 from prefopt.trainer.optim import trainable
 
-__all__ = ["MemoryPlan", "Ranks", "Sample", "Target", "plan_of"]
+__all__ = ["MemoryPlan", "Ranks", "Sample", "Target", "plan_model_memory"]
 
 GIB = 1 << 30
 CONTEXT = 900 << 20
@@ -89,7 +99,7 @@ class MemoryPlan:
     buckets: int  # copies of gradients on their way between ranks (DDP)
     gathered: int  # whole weights and gradients of the units at work (FSDP2)
     references: int  # those that are models of their own
-    outline: Outline
+    step: StepMemory
     sample: Sample
     target: Target
     ranks: Ranks
@@ -119,7 +129,7 @@ class MemoryPlan:
 
     def activations(self, tokens: int) -> int:
         """Return the bytes that the forward of a pack leaves for its backward, of the head too."""
-        return round(self.outline.lines[HEAD_BACKWARD][0].at(tokens)) + self._heads(tokens)[0].kept
+        return round(self.step.lines[HEAD_BACKWARD][0].at(tokens)) + self._heads(tokens)[0].kept
 
     def allocated(self, tokens: int) -> int:
         """Return the bytes of all tensors at the highest moment: what ``torch.cuda.max_memory_allocated`` reads."""
@@ -151,7 +161,7 @@ class MemoryPlan:
         extra = {HEAD: head.forward, HEAD_BACKWARD: head.backward}
         if others:
             extra[REFERENCE_HEAD] = max(other.forward for other in others)
-        for phase, lines in self.outline.lines.items():
+        for phase, lines in self.step.lines.items():
             for line in lines:
                 gradients = self.gradients if self.accumulates else line.gradients
                 yield Peak(phase, round(line.at(tokens)) + extra.get(phase, 0), gradients)
@@ -159,7 +169,7 @@ class MemoryPlan:
     def _heads(self, tokens: int) -> list[Footprint]:
         """Count the head of the policy, and those of references that score in the step."""
         scored = self.sample.scored(tokens)
-        calls = (self.outline.head, *self.outline.reference_heads)
+        calls = (self.step.head, *self.step.reference_heads)
         sized = [replace(call, num_rows=scored, num_tokens=tokens) for call in calls]
         policy, *others = [call.footprint(self.target.head) for call in sized]
         return [with_kl(policy, sized[0]) if self.diverges else policy, *others]
@@ -169,7 +179,7 @@ class MemoryPlan:
         return CONTEXT + between + round(FRAGMENTATION * allocated)
 
 
-def plan_of(
+def plan_model_memory(
     model: nn.Module,
     sample: Sample | None = None,
     target: Target | None = None,
@@ -226,7 +236,7 @@ def plan_of(
         buckets=sum(p.nbytes for p in trainable(model).values()) if ranks.copies_gradients else 0,
         gathered=max((_gathered(each, ranks) for each in apart), default=0),
         references=sum(_held(each, ranks) for each in own),
-        outline=outline(step, sample, target),
+        step=run_fake_step(step, sample, target),
         sample=sample,
         target=target,
         ranks=ranks,

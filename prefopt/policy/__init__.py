@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 
 from prefopt.data.packs.pack import fill
 from prefopt.errors import ModelError, RecipeError
-from prefopt.kernels.prefix_attention import ATTENTIONS
+from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.kernels.prefix_attention.opaque import table_of
 from prefopt.policy.attention import (
-    LAYOUT,
-    NAME,
+    LAYOUT_ARGUMENT,
+    PACKED_ATTENTION,
     AttentionLayout,
     MissingLayoutError,
     check_coverage,
-    describe,
+    describe_back_ends,
     use_attention,
 )
 from prefopt.policy.guards import (
@@ -78,9 +78,9 @@ class Policy:
         adapter_dropout: bool = False,
         compile_for: int | None = None,
     ) -> None:
-        if attention != "auto" and attention not in ATTENTIONS:
+        if attention != "auto" and attention not in BACKENDS:
             raise RecipeError(
-                f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(ATTENTIONS)}."
+                f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(BACKENDS)}."
             )
         self.model = model
         self.attention = attention
@@ -94,9 +94,9 @@ class Policy:
             check_attention_dropout(core)
         self._own_dropout = [] if dropout else disable_dropout(model, adapters=not adapter_dropout)
         self.drops = has_dropout(model)
-        if core.config._attn_implementation != NAME:
+        if core.config._attn_implementation != PACKED_ATTENTION:
             setattr(core, _PLAIN, core.config._attn_implementation)
-        use_attention(core, NAME)
+        use_attention(core, PACKED_ATTENTION)
         self.compiled: CompiledLayers | None = None
         if compile_for is not None:
             # imported late: the compiler is large, and most runs do without
@@ -197,7 +197,7 @@ class Policy:
         return logps, scorer.rows
 
     def _run(self, batch: PackedBatch, layout: AttentionLayout) -> Any:
-        kwargs: dict[str, Any] = {LAYOUT: layout}
+        kwargs: dict[str, Any] = {LAYOUT_ARGUMENT: layout}
         try:
             with nullcontext() if self.compiled is None else self.compiled.running():
                 return self.model(
@@ -243,7 +243,7 @@ class Policy:
             with nullcontext() if self.compiled is None else self.compiled.off():
                 yield self.model
         finally:
-            use_attention(core, NAME)
+            use_attention(core, PACKED_ATTENTION)
 
     @contextmanager
     def own_config(self) -> Iterator[None]:
@@ -328,7 +328,7 @@ class Policy:
         """Say which attention and head are in use; ``auto`` becomes a name with the first batch."""
         core = causal_model(self.model)
         head = class_of(head_of(core)).__name__
-        attention = describe(self._attention_used) or self.attention
+        attention = describe_back_ends(self._attention_used) or self.attention
         found = {"attention": attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
         if self.compiled is not None:
             found["layers"] = f"compiled for {self.compiled.size} tokens"

@@ -12,14 +12,14 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefopt.errors import ModelError
 from prefopt.kernels import tree_attention
-from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve
-from prefopt.kernels.prefix_attention.flash_op import active_name
+from prefopt.kernels.prefix_attention.backends import BACKENDS
+from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve_backend
 from prefopt.kernels.prefix_attention.opaque import opaque_attention
 from prefopt.types import Segments
 
 # transformers lazily imports flash-attn for names with "flash" and reads "/" as a hub kernel
-NAME = "prefopt_packed"
-LAYOUT = "packed_layout"
+PACKED_ATTENTION = "prefopt_packed"
+LAYOUT_ARGUMENT = "packed_layout"
 """The model keyword argument that carries the layout down to every attention layer."""
 
 
@@ -39,7 +39,7 @@ class MissingLayoutError(ModelError):
     """An attention layer was called without the packed layout."""
 
 
-def attend(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -54,7 +54,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within the packed layout; the signature is that of transformers' attention interface."""
-    layout: AttentionLayout | None = kwargs.get(LAYOUT)
+    layout: AttentionLayout | None = kwargs.get(LAYOUT_ARGUMENT)
     if layout is None:
         raise MissingLayoutError(
             f"model: {type(module).__name__} was called without a packed batch. Score through "
@@ -77,20 +77,20 @@ def attend(
     layout.num_layers += 1
     layout.num_windows += sliding_window is not None
     problem = problem_of(query, key, value, layout.segments, **rule)
-    choice = resolve(layout.impl, problem, machine_of(query.device), "model.attention:")
+    choice = resolve_backend(layout.impl, problem, machine_of(query.device), "model.attention:")
     layout.used[choice.name] = choice.why
     out = tree_attention(query, key, value, layout.segments, scaling=scale, impl=choice.name, **rule)
     return out, None
 
 
-def describe(used: dict[str, str]) -> str:
+def describe_back_ends(used: dict[str, str]) -> str:
     """Say which back-ends served, and why no faster ones did."""
-    notes = {name: active_name() if name == "varlen" else why for name, why in used.items()}
+    notes = {name: BACKENDS[name].variant() or why for name, why in used.items()}
     return " and ".join(f"{name} ({note})" if note else name for name, note in notes.items())
 
 
-register: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
-register(NAME, attend)
+register_attention: Callable[[str, Callable[..., Any]], None] = AttentionInterface.register
+register_attention(PACKED_ATTENTION, packed_attention)
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:

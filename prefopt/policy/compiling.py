@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prefopt.errors import ModelError
 from prefopt.policy.wrappers import decoder_layers
 
-BACKEND = "inductor"
+COMPILER = "inductor"
 MOST_GRAPHS = 64
 """Beyond so many graphs of one layer's code a run is refused; the compiler's own limit of 8 is soon reached:
 layers of two kinds, each in training, without gradient, with adapters off, and in a second model."""
@@ -41,7 +41,7 @@ class CompiledLayers:
 
         def backend(graph: Any, inputs: Any) -> Any:
             self.num_graphs += 1
-            return lookup_backend(BACKEND)(graph, inputs)
+            return lookup_backend(COMPILER)(graph, inputs)
 
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, MOST_GRAPHS)

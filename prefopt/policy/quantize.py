@@ -15,7 +15,7 @@ from prefopt.errors import RecipeError
 PACKAGE = "bitsandbytes"
 
 
-def check_quantization(kind: str, device: torch.device, *, is_sharded: bool, is_builtin: bool) -> None:
+def check_can_quantize(kind: str, device: torch.device, *, is_sharded: bool, is_builtin: bool) -> None:
     """Refuse quantised weights where they cannot be had.
 
     Args:
@@ -48,7 +48,7 @@ def check_quantization(kind: str, device: torch.device, *, is_sharded: bool, is_
         )
 
 
-def settings_of(kind: str, compute: torch.dtype) -> BitsAndBytesConfig:
+def loading_config(kind: str, compute: torch.dtype) -> BitsAndBytesConfig:
     """Return how transformers shall quantise every linear layer but the head while it loads.
 
     Args:

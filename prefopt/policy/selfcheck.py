@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefopt.policy import Policy
 
 _PROMPT, _ANSWER = 24, 16  # shortened for models with fewer positions
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
+TOKEN_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 """Per token, nats; in float64, too, transformers rounds its softmax and norms to float32."""
 _HALF_TOLERANCE = 0.5  # |logit| up to 30 in bfloat16 is spaced by 0.125, and errors add up over layers
 _HALF_FLOOR = 0.02
@@ -54,12 +54,12 @@ def compare_with_plain(policy: Policy, tolerance: float | None, seed: int) -> fl
 
 
 def _judge(packed: Tensor, plain: Tensor, name: str, dtype: torch.dtype, tolerance: float | None) -> float:
-    allowed = TOLERANCE.get(dtype, _HALF_TOLERANCE) if tolerance is None else tolerance
+    allowed = TOKEN_TOLERANCE.get(dtype, _HALF_TOLERANCE) if tolerance is None else tolerance
     gaps = (packed.to(plain.dtype) - plain).abs()
     first, second = (float(half.mean()) for half in gaps.view(2, -1))
     worst = float(gaps.max())
     # rounding strikes both answers alike; what leaks from one into the other shows in the second only
-    leaks = tolerance is None and dtype not in TOLERANCE and second > 4 * first + _HALF_FLOOR
+    leaks = tolerance is None and dtype not in TOKEN_TOLERANCE and second > 4 * first + _HALF_FLOOR
     # the comparison is this way round so that NaN fails it
     if leaks or not worst <= allowed:
         raise ModelError(

@@ -108,7 +108,7 @@ def test_references_cost_what_they_are(
     without_weights(tmp_path)
     found = plan(recipe)
     assert found.references == models * plan(recipe_of(tmp_path)).weights
-    assert len(found.outline.reference_heads) == heads
+    assert len(found.step.reference_heads) == heads
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4.126953125), ("int8", 8)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import prefopt.kernels.prefix_attention as door
 from benchmarks import _runner, bench_attention
 from benchmarks._attention_packs import Repeated, draw, pack, truth, visible_pairs
 from benchmarks.bench_attention import NAMES, REPEATED, main, measure
+from prefopt.kernels.prefix_attention.backends import BACKENDS
+from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.layout import dense_mask
-from prefopt.kernels.prefix_attention.naive import dense_attention
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
 
@@ -62,7 +63,7 @@ def test_a_wrong_or_failing_back_end_is_not_timed(monkeypatch: pytest.MonkeyPatc
         whole = Segments((0,), (sum(segments.lengths),), (-1,))
         return dense_attention(query, key, value, sinks, whole, rule)
 
-    monkeypatch.setitem(door.ATTENTIONS, "dense", leaky)
+    monkeypatch.setitem(BACKENDS, "dense", replace(BACKENDS["dense"], run=leaky))
     monkeypatch.setattr(bench_attention, "PACKINGS", 2)
     lines = {line.name: line for line in measure(SHAPE, "small", 30, torch.float32, "cpu", NAMES, (2, 9.0))}
     assert lines["dense"].note.startswith("wrong: output is off by")
@@ -74,7 +75,7 @@ def test_a_wrong_or_failing_back_end_is_not_timed(monkeypatch: pytest.MonkeyPatc
         assert lines[name].repeats_bits and lines[name].graphs == 0
     assert (lines["segments"].tokens, lines[REPEATED].tokens) == (24, 34)
 
-    monkeypatch.setitem(door.ATTENTIONS, "dense", lambda *given: {}["no such"])
+    monkeypatch.setitem(BACKENDS, "dense", replace(BACKENDS["dense"], run=lambda *given: {}["no such"]))
     (line,) = measure(SHAPE, "small", 30, torch.float32, "cpu", ["dense"], (2, 9.0))
     assert line.note.startswith("failed: KeyError: 'no such'")
 

@@ -18,9 +18,15 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from prefopt.kernels.prefix_attention import flex
 from prefopt.kernels.prefix_attention.blocks import block_kinds, token_rule
-from prefopt.kernels.prefix_attention.flex import Scores, attend, filled_size, flex_attention, mask_of
+from prefopt.kernels.prefix_attention.dense import dense_attention
+from prefopt.kernels.prefix_attention.flex import (
+    FilledAttention,
+    filled_attention,
+    filled_size,
+    flex_attention,
+    mask_of,
+)
 from prefopt.kernels.prefix_attention.layout import dense_mask
-from prefopt.kernels.prefix_attention.naive import dense_attention
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
 
@@ -29,18 +35,20 @@ CASES = {**FORESTS, **{f"random_{seed}": random_forest(seed, 12, 9) for seed in 
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> Scores:
+def eager(monkeypatch: pytest.MonkeyPatch) -> FilledAttention:
     """Give FlexAttention without a compiler and with gradients; it holds all scores, which tests can afford."""
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
-    return attend
+    return filled_attention
 
 
-def assert_equals_dense(segments: Segments, leaves: list[Tensor], rule: Rule, scores: Scores) -> None:
+def assert_equals_dense(
+    segments: Segments, leaves: list[Tensor], rule: Rule, scores: FilledAttention
+) -> None:
     """Compare output and every gradient."""
     query, key, value, *sinks = leaves
     given = (query, key, value, sinks[0] if sinks else None, segments, rule)
-    found, wanted = flex_attention(*given, scores=scores), dense_attention(*given)
+    found, wanted = flex_attention(*given, attend=scores), dense_attention(*given)
     assert found.shape == wanted.shape == (1, sum(segments.lengths), query.shape[1], value.shape[3])
     upstream = torch.randn_like(wanted)
     ours, truths = (torch.autograd.grad(out, leaves, upstream) for out in (found, wanted))
@@ -120,7 +128,7 @@ def test_the_mask_is_the_one_torch_makes_from_the_rule() -> None:
 
 
 @pytest.mark.parametrize("name", ["one_token", "five_answers", "deep_tree", "interleaved_trees"])
-def test_equals_dense_forward_and_backward(name: str, eager: Scores) -> None:
+def test_equals_dense_forward_and_backward(name: str, eager: FilledAttention) -> None:
     """Windows, softcaps and sinks, grouped heads, values of another width; 1e-10 is float64 rounding."""
     segments = FORESTS[name]
     for window, softcap, sinks in ((None, 2.0, False), (None, None, True), (4, 2.0, True)):
@@ -131,11 +139,11 @@ def test_equals_dense_forward_and_backward(name: str, eager: Scores) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: Scores) -> None:
+def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: FilledAttention) -> None:
     """Sinks work on float32 log-sum-exps and leave half-precision outputs half."""
     segments = FORESTS["two_pairs"]
     query, key, value, sinks = (part.to(dtype) for part in draw(segments, sinks=True))
-    found = flex_attention(query, key, value, sinks, segments, Rule(0.4), scores=eager)
+    found = flex_attention(query, key, value, sinks, segments, Rule(0.4), attend=eager)
     wanted = dense_attention(query, key, value, sinks, segments, Rule(0.4))
     assert found.dtype == dtype
     # weights and output are rounded to the dtype once each
@@ -144,10 +152,10 @@ def test_forward_keeps_the_dtype(dtype: torch.dtype, eager: Scores) -> None:
 
 # the compiler looks at gradients of tensors in the middle, and hides the warning where warnings are no errors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_equals_dense_as_the_compiler_sees_it(eager: Scores) -> None:
+def test_equals_dense_as_the_compiler_sees_it(eager: FilledAttention) -> None:
     """Traced whole, forward and backward together, as for the GPU; only its kernels are not made."""
     segments = FORESTS["two_pairs"]
-    traced = torch.compile(attend, backend="aot_eager", dynamic=False, fullgraph=True)
+    traced = torch.compile(filled_attention, backend="aot_eager", dynamic=False, fullgraph=True)
     assert_equals_dense(segments, draw(segments, sinks=True), Rule(0.4, 6, 2.0), traced)
 
 
@@ -169,14 +177,14 @@ def test_twenty_packings_are_one_compilation() -> None:
         graphs.append(1)
         return graph.forward
 
-    compiled = torch.compile(attend, backend=count, dynamic=False, fullgraph=True)
+    compiled = torch.compile(filled_attention, backend=count, dynamic=False, fullgraph=True)
     numbers = np.random.default_rng(0)
     with torch.no_grad():
         for turn in range(20):
             segments = forest(numbers.integers(10, 40, 9).tolist(), [-1, 0, 0, -1, 3, 4, 3, -1, 7])
             query, key, value = (part.float() for part in draw(segments))
             rule = Rule(0.4, 30 if turn % 2 else None)
-            found = flex_attention(query, key, value, None, segments, rule, scores=compiled)
+            found = flex_attention(query, key, value, None, segments, rule, attend=compiled)
             wanted = dense_attention(query, key, value, None, segments, rule)
             # float32 sums of a few hundred terms
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -200,7 +208,17 @@ def test_every_kind_of_problem_has_a_code_object_of_its_own(monkeypatch: pytest.
     for _ in range(2):
         for softcap in range(1, 12):
             given = (query, key, value, None, segments, Rule(0.4, None, float(softcap)))
-            assert torch.equal(flex_attention(*given), flex_attention(*given, scores=attend))
+            assert torch.equal(flex_attention(*given), flex_attention(*given, attend=filled_attention))
     flex._compiled.cache_clear()
     assert len(made) == len({function.__code__ for function in made}) == 11
-    assert attend.__code__ not in [function.__code__ for function in made]
+    assert filled_attention.__code__ not in [function.__code__ for function in made]
+
+
+def test_the_rule_of_a_small_row_is_that_of_the_docstring() -> None:
+    """``P P C R R`` under a window of 3."""
+    rule = token_rule(forest([2, 1, 2], [-1, 0, 0]), 3, 5)
+    assert rule.order.tolist() == [0, 1, 2, 3, 4]
+    assert rule.last.tolist() == [4, 4, 2, 4, 4]
+    assert rule.place.tolist() == [0, 1, 2, 2, 3]
+    assert rule.reach.tolist() == [2, 3, 4, 4, 5]
+    assert rule.visible()[4].nonzero()[0].tolist() == [1, 3, 4]

@@ -12,12 +12,13 @@ from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.linear_logp import chunked, plans
 from prefopt.kernels.linear_logp.footprint import HeadCall
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
+from prefopt.kernels.prefix_attention.choice import footprint_of
 from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import varlen_attention
 from prefopt.kernels.token_kl import token_kl
 from prefopt.kernels.token_kl.footprint import kl_footprint, with_kl
-from prefopt.memory.stand_ins import Sample
+from prefopt.memory.sample import Sample
 
 SINGLE, HALF = torch.float32, torch.bfloat16
 ROWS, TOKENS, VOCAB, WIDTH = 300, 350, 2000, 64
@@ -67,7 +68,7 @@ def test_a_chunked_head_takes_what_it_says(
     softcap: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, targets = head_tensors(dtypes, trains)
 
     def score() -> Tensor:
@@ -98,7 +99,7 @@ def test_a_divergence_takes_what_it_says(
 ) -> None:
     monkeypatch.setattr(chunked, "TILE_BYTES", {"cpu": 4 * chunk_rows * VOCAB * 4, "cuda": 1})
     monkeypatch.setattr(chunked, "MIN_ROWS", 16)
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, _ = head_tensors(dtypes, trains)
     reference = torch.randn(ROWS, WIDTH, dtype=dtypes[0]), torch.randn(VOCAB, WIDTH, dtype=dtypes[1])
 
@@ -127,7 +128,7 @@ def test_a_head_that_also_diverges_holds_both_and_goes_back_through_one_after_th
 def test_the_mode_is_the_one_that_the_op_takes(
     stats: tuple[str, ...], trains: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": cache, "cuda": cache})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": cache, "cuda": cache})
     hidden, weight, rows, targets = head_tensors((SINGLE, SINGLE), trains)
     found = token_logps(hidden, weight, targets, rows=rows, stats=stats, impl="chunked")
     assert head_call((SINGLE, SINGLE), trains, stats=stats, device="cpu").mode("chunked") == found.mode
@@ -148,7 +149,7 @@ def test_a_fused_head_takes_what_it_says(
 ) -> None:
     """Every kernel and product is stubbed, so that what is left is the memory laid out for them."""
     pytest.importorskip("triton", reason="needs triton")
-    from prefopt.kernels.linear_logp import fused_op
+    from prefopt.kernels.linear_logp import fused_op, fused_passes
 
     def multiply(
         a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, add: bool = False
@@ -160,23 +161,24 @@ def test_a_fused_head_takes_what_it_says(
 
     plan = plans.plan_for(plans.LogpProblem((9, 0), dtype, ROWS, VOCAB, WIDTH))
     for name, stub in (
-        ("score", lambda *_: None),
+        ("score_rows", lambda *_: None),
         ("differentiate", lambda *_: None),
         ("multiply", multiply),
         ("collect", collect),
         ("project", lambda *_, **__: None),
-        ("tuned_plan", lambda problem, timed: plan),
     ):
-        monkeypatch.setattr(fused_op, name, stub)
+        monkeypatch.setattr(fused_passes, name, stub)
+    monkeypatch.setattr(fused_op, "tuned_plan", lambda problem, timed: plan)
     # on a GPU every dtype of the weight has a product that writes it at once
-    monkeypatch.setattr(fused_op._Backward, "_write", lambda *_: None)
-    for module in (fused_op, plans):
+    monkeypatch.setattr(fused_passes.BackwardPass, "_write", lambda *_: None)
+    for module in (fused_passes, plans):
         monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
-        monkeypatch.setattr(module, "CACHE_BYTES", cache)
+    for module in (fused_op, plans):
+        monkeypatch.setattr(module, "FUSED_CACHE_BYTES", cache)
     hidden, weight, rows, targets = head_tensors((dtype, dtype), trains)
     inputs = HeadInputs(hidden, weight, None, None, None, rows)
     call = head_call((dtype, dtype), trains)
-    assert fused_op.choose_mode(inputs, (), "auto", None) == call.mode("fused") == mode
+    assert fused_op.fused_mode(inputs, (), "auto", None) == call.mode("fused") == mode
     spec = Spec(scale=1.0, softcap=None, stats=(), mode=mode)
 
     def score() -> Tensor:
@@ -217,7 +219,7 @@ def test_attention_by_segments_takes_what_it_says(
     call = AttentionCall(
         sample.segments, heads, key_heads, width, width, dtype.itemsize, window, softcap is not None, "cpu"
     )
-    said = call.footprint("segments")
+    said = footprint_of("segments", call)
     out = tokens * heads * width * dtype.itemsize  # kept twice: by attention and by the square
     given = out + 2 * tokens * key_heads * width * dtype.itemsize
     seen = held(attend, (query, key, value))
@@ -233,7 +235,7 @@ def test_varlen_copies_a_prompt_for_every_answer_but_the_first() -> None:
     values: 1536 * 4 * 128 * 2. Backward: those twice, the same spread over 8 heads, and the sums of the
     queries' gradients, (1024 + 2 * 128) * 8 * (64 + 1) * 4.
     """
-    said = AttentionCall(Sample.uniform().segments, 8, 4, 64, 64, 2).footprint("varlen")
+    said = footprint_of("varlen", AttentionCall(Sample.uniform().segments, 8, 4, 64, 64, 2))
     kept, copies = 32768, 1572864
     assert said == (kept + copies, kept, kept + 2 * copies + 2 * copies + 2662400)
 
@@ -261,7 +263,7 @@ def test_varlen_lays_out_what_it_says_around_flash_attention() -> None:
 
     attend()  # the gather is made once for all layers of a batch, and is not counted
     call = AttentionCall(LONG.segments, heads, key_heads, width, width, 2)
-    said, keys = call.footprint("varlen"), call.keys_read()
+    said, keys = footprint_of("varlen", call), call.keys_read()
     assert keys == 2 * (900 + 300 + 900 + 200)
     inside = 4 * (tokens + 128 * 4) * heads * (width + 1) + 2 * keys * heads * width * 2
     out = tokens * heads * width * 2
@@ -273,5 +275,5 @@ def test_varlen_lays_out_what_it_says_around_flash_attention() -> None:
 
 
 def test_varlen_copies_nothing_where_nothing_is_shared() -> None:
-    said = AttentionCall(Sample.uniform(512, (256,)).segments, 8, 8, 64, 64, 2).footprint("varlen")
+    said = footprint_of("varlen", AttentionCall(Sample.uniform(512, (256,)).segments, 8, 8, 64, 64, 2))
     assert said.forward == said.kept == 8 * 768 * 4

@@ -70,7 +70,7 @@ UsePlan = Callable[..., None]
 @pytest.fixture
 def use_plan(monkeypatch: pytest.MonkeyPatch) -> UsePlan:
     """Choose a plan by name, and chunks of eight rows or of 64 tokens wherever there are chunks."""
-    from prefopt.kernels.linear_logp import fused_op
+    from prefopt.kernels.linear_logp import fused_op, fused_passes
 
     def use(name: str, factor: int = 1) -> None:
         plan = PLANS[name]
@@ -78,9 +78,9 @@ def use_plan(monkeypatch: pytest.MonkeyPatch) -> UsePlan:
         fold = replace(plan.fold, rows=plan.fold.rows * factor, vocab=plan.fold.vocab * factor)
         plan = replace(plan, stats=stats, gradient=stats, fold=fold)
         monkeypatch.setattr(fused_op, "tuned_plan", lambda problem, timed: plan)
-        monkeypatch.setattr(fused_op, "CHUNK_BYTES", 1)
-        monkeypatch.setattr(fused_op, "ROW_MULTIPLE", 8 * factor)
-        monkeypatch.setattr(fused_op, "VOCAB_MULTIPLE", 64 * factor)
+        monkeypatch.setattr(fused_passes, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(fused_passes, "ROW_MULTIPLE", 8 * factor)
+        monkeypatch.setattr(fused_passes, "VOCAB_MULTIPLE", 64 * factor)
 
     return use
 
@@ -439,7 +439,7 @@ def test_offsets_past_two_to_the_31_are_reached() -> None:
 
     Only the touched pages of each 4 GiB exist.
     """
-    from prefopt.kernels.linear_logp.launch import Exps, Head, differentiate, score
+    from prefopt.kernels.linear_logp.launch import Exps, Head, differentiate, score_rows
 
     def far(matrix: Tensor) -> Tensor:
         """Return a matrix whose last row starts just past entry 2^31."""
@@ -455,7 +455,7 @@ def test_offsets_past_two_to_the_31_are_reached() -> None:
         head = Head(place(x), place(w), None, None, None, 1.0, None)
         exps = Exps(place(torch.zeros(3, 5).bfloat16()), torch.zeros(1, 3), POINTERS.vocab)
         values = {name: torch.empty(3) for name in ("logps", "norm")}
-        score(head, targets, values, POINTERS, None, exps)
+        score_rows(head, targets, values, POINTERS, None, exps)
         rows = torch.zeros(9, 3)
         rows[0], rows[1] = values["norm"], 1.0
         dz = place(torch.zeros(3, 5).bfloat16())
@@ -495,14 +495,14 @@ def test_auto_keeps_exponentials_only_where_that_is_exact_enough(monkeypatch: py
     from prefopt.kernels.linear_logp.spec import HeadInputs
 
     inputs = HeadInputs(torch.zeros(4, 8), torch.zeros(10, 8, requires_grad=True), None, None, None, None)
-    assert fused_op.choose_mode(inputs, ("logsumexp",), "auto", None) == "cached"
-    assert fused_op.choose_mode(inputs, ("entropy",), "auto", None) == "recompute"
-    assert fused_op.choose_mode(inputs, ("mean_logit",), "auto", 30.0) == "cached"
-    assert fused_op.choose_mode(inputs, ("mean_logit",), "auto", 50.0) == "recompute"
+    assert fused_op.fused_mode(inputs, ("logsumexp",), "auto", None) == "cached"
+    assert fused_op.fused_mode(inputs, ("entropy",), "auto", None) == "recompute"
+    assert fused_op.fused_mode(inputs, ("mean_logit",), "auto", 30.0) == "cached"
+    assert fused_op.fused_mode(inputs, ("mean_logit",), "auto", 50.0) == "recompute"
     with pytest.raises(ValueError, match=r"softcap=50, which is above 43\. Use mode='auto'"):
-        fused_op.choose_mode(inputs, ("mean_logit",), "cached", 50.0)
-    monkeypatch.setattr(fused_op, "CACHE_BYTES", 4 * 10 * 4 - 1)
-    assert fused_op.choose_mode(inputs, (), "auto", None) == "recompute"
+        fused_op.fused_mode(inputs, ("mean_logit",), "cached", 50.0)
+    monkeypatch.setattr(fused_op, "FUSED_CACHE_BYTES", 4 * 10 * 4 - 1)
+    assert fused_op.fused_mode(inputs, (), "auto", None) == "recompute"
 
 
 def test_policy_scores_and_trains_through_the_kernels(

@@ -128,15 +128,15 @@ def test_auto_picks_the_cheapest_way() -> None:
     """Frozen heads skip the backward, small problems keep their matrix, large ones compute it twice."""
     leaves, _, _ = draw(Case(4, 4, 3, 5))
     inputs = chunked.HeadInputs(leaves["hidden"], leaves["weight"], None, None, None, None)
-    assert chunked.choose_mode(inputs, (), "auto") == "cached"
+    assert chunked.chunked_mode(inputs, (), "auto") == "cached"
     with torch.no_grad():
-        assert chunked.choose_mode(inputs, (), "auto") == "no_grad"
+        assert chunked.chunked_mode(inputs, (), "auto") == "no_grad"
     leaves["weight"].requires_grad_(False)
-    assert chunked.choose_mode(inputs, ("is_top1",), "auto") == "frozen"
-    assert chunked.choose_mode(inputs, ("entropy",), "auto") == "cached"
+    assert chunked.chunked_mode(inputs, ("is_top1",), "auto") == "frozen"
+    assert chunked.chunked_mode(inputs, ("entropy",), "auto") == "cached"
     large = torch.empty(1, 3).expand(100_000, 3), torch.empty(1, 3).expand(100_000, 3)
     inputs = chunked.HeadInputs(large[0], large[1].requires_grad_(), None, None, None, None)
-    assert chunked.choose_mode(inputs, (), "auto") == "recompute"
+    assert chunked.chunked_mode(inputs, (), "auto") == "recompute"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -117,3 +117,15 @@ def test_fused_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match=words) as caught:
             which_impl(h, w, "fused")
         assert str(caught.value).endswith("Use impl='auto' or 'chunked'.")
+
+
+def test_chunks_are_equal_and_round() -> None:
+    """Room for 1,200 rows: 3,000 are three parts of 1,000, rounded up to 8 * 128; columns likewise to 49 * 1024."""
+    pytest.importorskip("triton", reason="needs triton")
+    from prefopt.kernels.linear_logp.fused_passes import _chunks
+
+    rows = _chunks(3000, plans.CHUNK_BYTES // 1200, plans.ROW_MULTIPLE)
+    assert rows == [(0, 1024), (1024, 2048), (2048, 3000)]
+    columns = _chunks(150_000, plans.CHUNK_BYTES // 64_000, plans.VOCAB_MULTIPLE)
+    assert columns == [(0, 50176), (50176, 100352), (100352, 150_000)]
+    assert _chunks(0, 1, 1) == []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention import segment_cores
 from prefopt.kernels.prefix_attention import segments as fast
 from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
 from prefopt.types import Segments
@@ -77,8 +78,8 @@ def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytes
                 truth = run(leaves, segments, grad, window=window, softcap=softcap, impl="dense")
                 for longest, rows, block in ((256, 80, 0), (256, 3, 0), (0, 80, 64 << 20), (0, 80, 100)):
                     monkeypatch.setattr(fast, "LONGEST_DENSE", longest)
-                    monkeypatch.setattr(fast, "DENSE_ROWS", rows)
-                    monkeypatch.setattr(fast, "BLOCK_BYTES", block)
+                    monkeypatch.setattr(segment_cores, "DENSE_ROWS", rows)
+                    monkeypatch.setattr(segment_cores, "BLOCK_BYTES", block)
                     found = run(leaves, segments, grad, window=window, softcap=softcap)
                     for a, b in zip(found, truth, strict=True):
                         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -199,3 +200,19 @@ def test_refuses_unknown_names_and_rows_that_segments_do_not_cover() -> None:
         tree_attention(*leaves, segments, scaling=1.0, impl="flex")
     with pytest.raises(ValueError, match="segments of 6 tokens"):
         tree_attention(*leaves, FORESTS["prompt_alone"], scaling=1.0)
+
+
+def test_a_small_row_is_cut_as_the_file_says() -> None:
+    """``P P C R R``: the example at the top of ``segments.py``."""
+    segments = forest([2, 1, 2], [-1, 0, 0])
+    (tree,) = plan_calls(segments, None, 5)
+    assert (tree.start, tree.stop, tree.spans) == (0, 5, ((0, 5),))
+    seen = [row.nonzero().flatten().tolist() for row in tree.visible(None, torch.device("cpu"))]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4]]
+    first, second = plan_calls(segments, None, 0)
+    assert (first.start, first.stop, first.spans) == (0, 3, ((0, 3),)) and first.is_causal(None)
+    assert (second.start, second.stop, second.spans) == (3, 5, ((0, 2), (3, 5)))
+    total = torch.empty(1, 5, 1)
+    fast._give(total, torch.tensor([1.0, 2, 3]).view(1, 3, 1), first)
+    fast._give(total, torch.tensor([10.0, 20, 4, 5]).view(1, 4, 1), second)
+    assert total.flatten().tolist() == [11, 22, 3, 4, 5]

@@ -8,7 +8,7 @@ from attention_cases import FORESTS, PlainOp, draw, forest, random_forest
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.kernels.prefix_attention.naive import dense_attention
+from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.kernels.prefix_attention.varlen import gather_of, varlen_attention
 from prefopt.types import Segments
@@ -161,3 +161,11 @@ def test_inputs_in_any_layout_and_an_expanded_upstream_gradient() -> None:
         torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(truth.sum(), leaves), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_small_row_is_gathered_as_the_docstring_says() -> None:
+    """``P P C R R``: the prompt is read by both sequences."""
+    gather = gather_of(forest([2, 1, 2], [-1, 0, 0]), None, torch.device("cpu"))
+    assert gather.rows is not None and gather.rows.tolist() == [0, 1, 2, 0, 1, 3, 4]
+    assert gather.places.tolist() == [0, 3, 1, 4, 2, 5, 6]
+    assert gather.offsets.tolist() == [0, 2, 4, 5, 6, 7]

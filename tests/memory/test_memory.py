@@ -18,8 +18,8 @@ from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.linear_logp import chunked
 from prefopt.losses import LOSSES, contract_of
-from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target, plan_of
-from prefopt.memory.ledger import Ledger
+from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target, plan_model_memory
+from prefopt.memory.tracking import MemoryTracker
 from prefopt.policy import Policy
 from prefopt.policy.load import skeleton
 from prefopt.reference import AdapterOffReference, FrozenReference, Reference
@@ -113,7 +113,7 @@ def bytes_of(tensors: Any) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_gradients_and_moments_are_counted_to_the_byte(family: str, lora: bool) -> None:
     dtype = torch.bfloat16 if family == "qwen3" else torch.float32
-    plan = plan_of(build(family, dtype, lora=lora, real=False).model, SAMPLE, cpu())
+    plan = plan_model_memory(build(family, dtype, lora=lora, real=False).model, SAMPLE, cpu())
     policy = build(family, dtype, lora=lora)
     optimizer = adamw(policy.model, OptimSettings())
     policy(pack(groups(2))).tokens.sum().backward()
@@ -129,10 +129,10 @@ def test_the_plan_of_a_model_with_memory_is_the_same_and_leaves_it_alone() -> No
     policy = build("llama", torch.float32)
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
     attention = policy.model.config._attn_implementation
-    real = plan_of(policy.model, SAMPLE, cpu())
-    assert real.parts(1000) == plan_of(build("llama", torch.float32, real=False).model, SAMPLE, cpu()).parts(
-        1000
-    )
+    real = plan_model_memory(policy.model, SAMPLE, cpu())
+    assert real.parts(1000) == plan_model_memory(
+        build("llama", torch.float32, real=False).model, SAMPLE, cpu()
+    ).parts(1000)
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
     assert policy.model.config._attn_implementation == attention
     assert all(p.grad is None for p in policy.model.parameters())
@@ -153,13 +153,13 @@ def after_forward(policy: Policy, batch: Any, autocast: torch.dtype | None) -> t
     policy.model.train()
     policy(batch)  # masks are made once for all layers and all passes of a batch, and are not counted
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, Ledger(own, "forward") as ledger:
+    with hooks, MemoryTracker(own, "forward") as tracker:
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             logps = policy(batch)
-        ledger.note("end")
+        tracker.note("end")
     assert logps.tokens.requires_grad
     known = {tensor.untyped_storage()._cdata for tensor in own}
-    return sum(each.nbytes() for key, each in saved.items() if key not in known), ledger.moments[-1].live
+    return sum(each.nbytes() for key, each in saved.items() if key not in known), tracker.moments[-1].live
 
 
 SINGLE, HALF = torch.float32, torch.bfloat16
@@ -186,9 +186,9 @@ def test_activations_are_what_autograd_keeps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # logits that the head keeps are no saved tensors, so that it shall keep none
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": 0, "cuda": 0})
     policy = build(family, dtype, checkpoints=checkpoints, lora=lora)
-    plan = plan_of(policy.model, SAMPLE, cpu(autocast))
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(autocast))
     saved, alive = after_forward(policy, pack(groups(6)), autocast)
     # the row's index and a few numbers per token are not what the plan counts
     assert plan.activations(6 * TOKENS) == pytest.approx(alive, rel=0.02)
@@ -222,42 +222,42 @@ def train(
         engine=Engine(autocast=autocast, cpu=True),
         masks=masks,
     )
-    with Ledger(known, "step") as ledger:
+    with MemoryTracker(known, "step") as tracker:
         for step in trainer:
             assert len(plan.step(step.index).ranks[0]) == packs
-    return max(moment.live for moment in ledger.moments) + bytes_of(known)
+    return max(moment.live for moment in tracker.moments) + bytes_of(known)
 
 
 def test_a_full_step_with_a_frozen_copy_peaks_where_planned() -> None:
     policy, other = build("llama", torch.float32), build("llama", torch.float32)
-    plan = plan_of(policy.model, SAMPLE, cpu(), references=[other.model])
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(), references=[other.model])
     seen = train(policy, FrozenReference(other, is_start=True), packs=2)
     assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
 
 
 def test_a_step_of_one_pack_peaks_where_planned() -> None:
     policy = build("gpt2", torch.float32)
-    plan = plan_of(policy.model, SAMPLE, cpu(), accumulates=False)
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(), accumulates=False)
     assert plan.allocated(8 * TOKENS) == pytest.approx(train(policy, None, packs=1), rel=0.1)
 
 
 def test_a_step_of_an_adapter_with_layers_computed_again_peaks_where_planned() -> None:
     policy = build("qwen3", torch.bfloat16, checkpoints=True, lora=True)
-    plan = plan_of(policy.model, SAMPLE, cpu(), references=["adapter_off"])
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(), references=["adapter_off"])
     seen = train(policy, AdapterOffReference(policy, is_start=True), packs=2)
     assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
 
 
 def test_a_step_of_experts_under_autocast_peaks_where_planned() -> None:
     policy = build("experts", torch.float32)
-    plan = plan_of(policy.model, SAMPLE, cpu(torch.bfloat16))
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(torch.bfloat16))
     seen = train(policy, None, packs=2, autocast=torch.bfloat16)
     assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
 
 
 def test_a_step_that_reads_the_divergence_token_by_token_peaks_where_planned() -> None:
     policy, other = build("llama", torch.float32), build("llama", torch.float32)
-    plan = plan_of(policy.model, SAMPLE, cpu(), references=[other.model], stats=["kl"])
+    plan = plan_model_memory(policy.model, SAMPLE, cpu(), references=[other.model], stats=["kl"])
     seen = train(policy, FrozenReference(other, is_start=True), packs=2, loss=LOSSES["tdpo"])
     assert plan.allocated(4 * TOKENS) == pytest.approx(seen, rel=0.1)
 
@@ -267,7 +267,7 @@ def test_a_step_with_learned_token_weights_peaks_where_planned() -> None:
     loss = LOSSES["sparse_mask"]
     stats = contract_of(loss).policy_stats
     masks = TokenMasks(*policy.depth_and_width, stats)
-    plan = plan_of(
+    plan = plan_model_memory(
         policy.model,
         SAMPLE,
         cpu(),
@@ -286,7 +286,7 @@ def test_a_step_with_learned_token_weights_peaks_where_planned() -> None:
 
 
 def planned(**settings: Any) -> MemoryPlan:
-    return plan_of(build("llama", torch.float32, real=False).model, SAMPLE, **settings)
+    return plan_model_memory(build("llama", torch.float32, real=False).model, SAMPLE, **settings)
 
 
 def test_parts_add_up_to_the_whole() -> None:
@@ -364,16 +364,18 @@ def test_gathered_weights_are_those_of_the_units_at_work() -> None:
 
 def test_references_that_are_models_weigh_what_they_weigh() -> None:
     model = build("llama", torch.float32, real=False).model
-    plan = plan_of(model, SAMPLE, references=[model, build("gpt2", torch.bfloat16, real=False).model])
+    plan = plan_model_memory(
+        model, SAMPLE, references=[model, build("gpt2", torch.bfloat16, real=False).model]
+    )
     other = build("gpt2", torch.bfloat16).model
     assert plan.references == plan.weights + bytes_of([*other.parameters(), *other.buffers()])
-    assert len(plan.outline.reference_heads) == 2
+    assert len(plan.step.reference_heads) == 2
 
 
 def test_the_head_is_the_one_that_runs_on_the_target() -> None:
     """100,000 tokens, 54% scored, 700 logits each: fused keeps bfloat16 ones, chunked float32, 2 bytes more."""
     half = build("llama", torch.bfloat16, real=False).model
-    fused, plain = (plan_of(half, SAMPLE, Target(head=head)) for head in ("fused", "chunked"))
+    fused, plain = (plan_model_memory(half, SAMPLE, Target(head=head)) for head in ("fused", "chunked"))
     scored = 100_000 * (CHOSEN + REJECTED) // TOKENS
     gap = plain.activations(100_000) - fused.activations(100_000)
     # rows are laid out in multiples of 64 logits
@@ -391,7 +393,7 @@ def test_a_model_that_asks_for_numbers_is_refused() -> None:
     plain = layer.mlp.forward
     layer.mlp.forward = lambda hidden: plain(hidden)[:, : int(hidden.ne(0).nonzero().shape[0])]
     with pytest.raises(ModelError, match="cannot be planned, since it cannot run without numbers"):
-        plan_of(policy.model, SAMPLE)
+        plan_model_memory(policy.model, SAMPLE)
 
 
 def test_a_configuration_is_not_changed_by_its_skeleton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64; fused sums ta
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the compiler's graphs, forward and backward, without generating code for them."""
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")
 
 
 def batches() -> list[PackedBatch]:

@@ -107,7 +107,7 @@ def test_adapters_train_on_quantised_weights(kind: str, size: int | None, tmp_pa
     """Step-0 identity, and a loss that falls; with layers as written and compiled."""
     peft = pytest.importorskip("peft")
     llama(torch.bfloat16).save_pretrained(tmp_path)
-    settings = quantize.settings_of(kind, torch.bfloat16)
+    settings = quantize.loading_config(kind, torch.bfloat16)
     model = load_model(str(tmp_path), dtype=torch.bfloat16, key="model.path", quantization=settings)
     adapter = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = Policy(peft.get_peft_model(model, adapter), compile_for=size)

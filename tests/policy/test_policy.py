@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels import token_logps
 from prefopt.policy import Policy, check_supported, disable_dropout
-from prefopt.policy.attention import NAME, describe
+from prefopt.policy.attention import PACKED_ATTENTION, describe_back_ends
 from prefopt.types import STATS, PackedBatch, Preference, TokenizedGroup
 
 peft = pytest.importorskip("peft")
@@ -247,7 +248,7 @@ def test_plain_attention_gives_generation_back() -> None:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
         )
     assert torch.equal(before, after)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == PACKED_ATTENTION
     policy(batch())
 
 
@@ -265,9 +266,9 @@ def test_saved_config_does_not_name_our_attention(tmp_path: Any) -> None:
     model = toy.llama(dtype=torch.float32)
     Policy(model)
     model.save_pretrained(tmp_path)
-    assert NAME not in (tmp_path / "config.json").read_text()
+    assert PACKED_ATTENTION not in (tmp_path / "config.json").read_text()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert loaded.config._attn_implementation != NAME
+    assert loaded.config._attn_implementation != PACKED_ATTENTION
 
 
 def noisy() -> nn.Module:
@@ -371,7 +372,7 @@ def test_adapter_dropout_is_off_too() -> None:
 
 def test_self_check_finds_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that lets an answer see everything before it in the row is caught, in half precision too."""
-    import prefopt.kernels.prefix_attention as door
+    from prefopt.kernels.prefix_attention.backends import BACKENDS
     from prefopt.kernels.prefix_attention.spec import Rule
     from prefopt.types import Segments
 
@@ -379,7 +380,7 @@ def test_self_check_finds_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
         query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, segments: Segments, rule: Rule
     ) -> Tensor:
         whole = Segments((0,), (sum(segments.lengths),), (-1,))
-        return door.dense_attention(query, key, value, sinks, whole, rule)
+        return BACKENDS["dense"].run(query, key, value, sinks, whole, rule)
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = toy.llama(dtype=torch.float32).to(dtype)
@@ -388,7 +389,7 @@ def test_self_check_finds_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
                 parameter.mul_(2)
         policy = Policy(model)
         assert policy.self_check() < 0.5
-        monkeypatch.setitem(door.ATTENTIONS, "segments", leaky)
+        monkeypatch.setitem(BACKENDS, "segments", replace(BACKENDS["segments"], run=leaky))
         with pytest.raises(ModelError, match="differently"):
             policy.self_check()
         monkeypatch.undo()
@@ -503,10 +504,13 @@ def test_a_recipe_knows_every_attention_by_name() -> None:
     """The schema cannot import the kernels, so it repeats their names; check then refuses all others."""
     from typing import get_args
 
-    from prefopt.kernels.prefix_attention import ATTENTIONS
+    from prefopt.kernels.prefix_attention import BACKENDS
     from prefopt.recipe import Model, parse_recipe
 
-    assert get_args(Model.model_fields["attention"].annotation) == ("auto", *ATTENTIONS)
+    names = get_args(Model.model_fields["attention"].annotation)
+    assert names == ("auto", *BACKENDS), (
+        "write the back-ends of backends.py into Model.attention, in their order"
+    )
     text = "{output: o, model: {path: m}, data: {path: d.jsonl}, loss: {name: dpo}, optim: {lr: 1.0e-6}}"
     with pytest.raises(RecipeError, match=r"model\.attention: .*segments"):
         parse_recipe(text, ["model.attention=flash"])
@@ -526,10 +530,10 @@ def test_describe_names_what_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_describe_gives_the_reason_and_the_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: layers with a softcap went to flex, the others to flash attention as it is activated."""
-    assert describe({"varlen": ""}) == "varlen (FA2)"
+    assert describe_back_ends({"varlen": ""}) == "varlen (FA2)"
     used = {"flex": "varlen has no softcap of scores", "varlen": ""}
     monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA3")
-    assert describe(used) == "flex (varlen has no softcap of scores) and varlen (FA3)"
+    assert describe_back_ends(used) == "flex (varlen has no softcap of scores) and varlen (FA3)"
 
 
 @pytest.mark.parametrize("name", ["varlen", "flex"])

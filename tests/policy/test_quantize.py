@@ -76,9 +76,9 @@ def test_what_cannot_be_quantised_is_refused(
     sharded: bool, builtin: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, installed=True)
-    quantize.check_quantization("nf4", GPU, is_sharded=False, is_builtin=False)
+    quantize.check_can_quantize("nf4", GPU, is_sharded=False, is_builtin=False)
     with pytest.raises(RecipeError, match=said) as caught:
-        quantize.check_quantization("nf4", GPU, is_sharded=sharded, is_builtin=builtin)
+        quantize.check_can_quantize("nf4", GPU, is_sharded=sharded, is_builtin=builtin)
     assert str(caught.value).startswith("model.quantization: ") and "\n" not in str(caught.value)
 
 
@@ -105,7 +105,7 @@ def test_a_recipe_asks_the_library_for_what_it_says(
     settings = asked["quantization"]
     assert settings.quantization_method() == "nf4" and settings.bnb_4bit_use_double_quant
     assert settings.bnb_4bit_compute_dtype == compute
-    assert quantize.settings_of("int8", compute).quantization_method() == "llm_int8"
+    assert quantize.loading_config("int8", compute).quantization_method() == "llm_int8"
 
 
 def test_a_checkpoint_that_is_stored_quantised_needs_an_adapter(
@@ -150,7 +150,7 @@ def adapted(folder: Path, kind: str) -> Any:
         str(folder),
         dtype=torch.float32,
         key="model.path",
-        quantization=quantize.settings_of(kind, torch.float32),
+        quantization=quantize.loading_config(kind, torch.float32),
     )
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -228,7 +228,7 @@ def test_a_quantised_head_is_refused(model_folder: Path) -> None:
 def test_compiled_layers_take_quantised_weights(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefopt.policy import compiling
 
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")
     batch = pack(toy.groups(3))
     plain, compiled = (Policy(adapted(model_folder, "nf4"), compile_for=size) for size in (None, 128))
     torch.testing.assert_close(compiled(batch).tokens, plain(batch).tokens, rtol=1e-5, atol=1e-5)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.kernels.linear_logp.choice import IMPLS, Backend, backend_of, mode_of, which_impl
+from prefopt.kernels.linear_logp.choice import LOGP_IMPLS, LogpFunction, backend_of, mode_of, which_impl
 from prefopt.kernels.linear_logp.chunked import MODES
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 from prefopt.types import STATS
 
-__all__ = ["IGNORED", "IMPLS", "MODES", "TokenLogps", "token_logps", "which_impl"]
+__all__ = ["IGNORED", "LOGP_IMPLS", "MODES", "TokenLogps", "token_logps", "which_impl"]
 
 IGNORED = -100
 """The target of a row that must cost nothing: its outputs and its gradient are exactly zero."""
@@ -92,7 +92,7 @@ def token_logps(
 
 
 def _score_kept(
-    backend: Backend,
+    backend: LogpFunction,
     inputs: HeadInputs,
     targets: Tensor,
     spec: Spec,
@@ -114,7 +114,7 @@ def _score_kept(
 
 
 def _score_masked(
-    backend: Backend,
+    backend: LogpFunction,
     inputs: HeadInputs,
     targets: Tensor,
     spec: Spec,

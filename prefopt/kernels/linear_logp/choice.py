@@ -17,9 +17,9 @@ from prefopt.kernels.linear_logp import chunked
 from prefopt.kernels.linear_logp.naive import naive_logps
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
 
-IMPLS = ("naive", "chunked", "fused")
+LOGP_IMPLS = ("naive", "chunked", "fused")
 
-Backend = Callable[[HeadInputs, Tensor, Spec], tuple[Tensor, ...]]
+LogpFunction = Callable[[HeadInputs, Tensor, Spec], tuple[Tensor, ...]]
 
 
 def which_impl(hidden: Tensor, weight: Tensor, impl: str = "auto") -> str:
@@ -34,18 +34,20 @@ def which_impl(hidden: Tensor, weight: Tensor, impl: str = "auto") -> str:
     """
     if impl == "auto":
         return "fused" if hidden.is_cuda and _obstacle(hidden, weight) is None else "chunked"
-    if impl not in IMPLS:
-        raise RecipeError(f"token_logps: there is no impl='{impl}'. Use 'auto' or one of {', '.join(IMPLS)}.")
+    if impl not in LOGP_IMPLS:
+        raise RecipeError(
+            f"token_logps: there is no impl='{impl}'. Use 'auto' or one of {', '.join(LOGP_IMPLS)}."
+        )
     obstacle = _obstacle(hidden, weight) if impl == "fused" else None
     if obstacle is not None:
         raise ValueError(f"token_logps: impl='fused' {obstacle}. Use impl='auto' or 'chunked'.")
     return impl
 
 
-def backend_of(impl: str) -> Backend:
+def backend_of(impl: str) -> LogpFunction:
     """Return the function behind a back-end's name."""
     if impl == "fused":
-        function: Backend = _fused_op().fused_logps
+        function: LogpFunction = _fused_op().fused_logps
         return function
     return naive_logps if impl == "naive" else chunked.chunked_logps
 
@@ -57,9 +59,9 @@ def mode_of(impl: str, inputs: HeadInputs, stats: Sequence[str], mode: str, soft
         ValueError: a mode that cannot serve these inputs.
     """
     if impl == "fused":
-        chosen: str = _fused_op().choose_mode(inputs, stats, mode, softcap)
+        chosen: str = _fused_op().fused_mode(inputs, stats, mode, softcap)
         return chosen
-    return chunked.choose_mode(inputs, stats, mode)
+    return chunked.chunked_mode(inputs, stats, mode)
 
 
 def _obstacle(hidden: Tensor, weight: Tensor) -> str | None:

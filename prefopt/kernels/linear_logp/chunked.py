@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefopt.kernels.linear_logp.gemm import gemm_dtype, project, pull_back
-from prefopt.kernels.linear_logp.gradients import HeadGradients, scatter
+from prefopt.kernels.linear_logp.gradients import HeadGradients, frozen_gradients
 from prefopt.kernels.linear_logp.spec import LOG_ZERO, HeadInputs, Spec, accumulate_dtype
 
 MODES = ("auto", "recompute", "cached", "frozen", "no_grad")
 
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Memory for one chunk of logits; larger chunks make larger and faster matrix products."""
-CACHE_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+CHUNKED_CACHE_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Up to this size ``auto`` keeps the [M, V] matrix instead of computing it again in the backward."""
 MIN_ROWS = 256
 """Fewer rows than this per chunk and the matrix products are bound by reading the weight."""
 
 
-def choose_mode(inputs: HeadInputs, stats: Sequence[str], mode: str) -> str:
+def chunked_mode(inputs: HeadInputs, stats: Sequence[str], mode: str) -> str:
     """Return the way gradients will be got, resolving ``auto``.
 
     Raises:
@@ -45,7 +45,7 @@ def choose_mode(inputs: HeadInputs, stats: Sequence[str], mode: str) -> str:
         return "frozen"
     num_rows = (inputs.hidden if inputs.rows is None else inputs.rows).shape[0]
     size = num_rows * inputs.weight.shape[0] * accumulate_dtype(inputs.hidden, inputs.weight).itemsize
-    return "cached" if size <= _budget(CACHE_BYTES, inputs.hidden) else "recompute"
+    return "cached" if size <= _budget(CHUNKED_CACHE_BYTES, inputs.hidden) else "recompute"
 
 
 def chunked_logps(inputs: HeadInputs, targets: Tensor, spec: Spec) -> tuple[Tensor, ...]:
@@ -283,22 +283,10 @@ class _ChunkedLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.spec.mode == "frozen":
-            grads = _frozen_backward(ctx, upstream[0])
+            grads = frozen_gradients(ctx, upstream[0])
         else:
             grads = _Backward(ctx, upstream).run()
         return (*grads, None, None, None, None)
-
-
-def _frozen_backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    rows, *units = ctx.saved_tensors
-    found: list[Tensor | None] = []
-    for unit, like, wanted in zip(units, ctx.like, ctx.needs_input_grad[0:4:3], strict=True):
-        if upstream is None or unit is None or not wanted:
-            found.append(None)
-        else:
-            shape, dtype = like
-            found.append(scatter(unit * upstream[:, None], rows, shape, dtype))
-    return found[0], None, None, found[1], None
 
 
 class _Backward:

@@ -1,6 +1,6 @@
 """How much memory a call of ``token_logps`` takes, counted from its sizes, for plans made before any run.
 
-Follows ``chunked`` and ``fused_op`` allocation by allocation; numbers per row count only where they stay.
+Follows ``chunked`` and ``fused_passes`` allocation by allocation; numbers per row count only where they stay.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ class HeadCall:
             return "frozen"
         if impl == "chunked":
             return (
-                "cached" if self.logits(self.wide) <= _of(chunked.CACHE_BYTES, self.device) else "recompute"
+                "cached"
+                if self.logits(self.wide) <= _of(chunked.CHUNKED_CACHE_BYTES, self.device)
+                else "recompute"
             )
         loses_logits = "mean_logit" in self.stats and (self.softcap or 0.0) > plans.MAX_STORED_SOFTCAP
         is_exact = not {"entropy", "log_sum_p2"} & set(self.stats) and not loses_logits
         return (
-            "cached" if is_exact and self.logits(self.product.itemsize) <= plans.CACHE_BYTES else "recompute"
+            "cached"
+            if is_exact and self.logits(self.product.itemsize) <= plans.FUSED_CACHE_BYTES
+            else "recompute"
         )
 
     def footprint(self, impl: str) -> Footprint:
@@ -168,7 +172,7 @@ class ChunkedCount:
 
 
 class _Fused:
-    """Count what ``fused_op`` allocates around its Triton kernels."""
+    """Count what ``fused_passes`` allocates around its Triton kernels."""
 
     def __init__(self, call: HeadCall, mode: str) -> None:
         self.call, self.mode, self.size = call, mode, call.product.itemsize

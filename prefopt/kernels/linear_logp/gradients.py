@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,24 @@ class HeadGradients:
             rows(self.dx2, inputs.x2, self.wanted[3]),
             head(self.dw2, inputs.w2, self.wanted[4]),
         )
+
+
+def frozen_gradients(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of hidden, weight, bias, x2 and w2 where the head is frozen.
+
+    Args:
+        ctx: has saved the row index and, of each row, the derivative by ``x`` and by ``x2``, if wanted; its
+            ``like`` tells shape and dtype of hidden and ``x2``.
+        upstream: [M], of the one output.
+    """
+    rows, *units = ctx.saved_tensors
+    found: list[Tensor | None] = []
+    for unit, like, wanted in zip(units, ctx.like, ctx.needs_input_grad[0:4:3], strict=True):
+        if upstream is None or unit is None or not wanted:
+            found.append(None)
+        else:
+            found.append(scatter(unit * upstream[:, None], rows, *like))
+    return found[0], None, None, found[1], None
 
 
 def scatter(values: Tensor, rows: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -64,7 +64,7 @@ class Exps:
         return Exps(self.values[low:high], self.keys[:, low:high], self.block)
 
 
-def score(
+def score_rows(
     head: Head,
     targets: Tensor,
     values: dict[str, Tensor],

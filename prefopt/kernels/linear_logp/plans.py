@@ -15,7 +15,7 @@ import torch
 
 CHUNK_BYTES = 768 << 20
 """Memory for one chunk of the [M, V] matrix: thousands of rows or columns, so that products run at full rate."""
-CACHE_BYTES = 1 << 30
+FUSED_CACHE_BYTES = 1 << 30
 """Up to this size ``auto`` keeps the [M, V] exponentials instead of computing logits twice."""
 MAX_STORED_SOFTCAP = 43.0
 """Logits within 2 * 43 nats of one another have exponentials within the range of bfloat16 and float32."""

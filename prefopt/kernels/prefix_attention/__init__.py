@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve
-from prefopt.kernels.prefix_attention.flex import flex_attention
-from prefopt.kernels.prefix_attention.naive import dense_attention
-from prefopt.kernels.prefix_attention.segments import segment_attention
-from prefopt.kernels.prefix_attention.spec import Backend, Rule
-from prefopt.kernels.prefix_attention.varlen import varlen_attention
+from prefopt.kernels.prefix_attention.backends import BACKENDS
+from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve_backend
+from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
 
-__all__ = ["ATTENTIONS", "tree_attention"]
-
-ATTENTIONS: dict[str, Backend] = {
-    "segments": segment_attention,
-    "dense": dense_attention,
-    "varlen": varlen_attention,
-    "flex": flex_attention,
-}
+__all__ = ["BACKENDS", "tree_attention"]
 
 
 def tree_attention(
@@ -60,6 +50,6 @@ def tree_attention(
             f"Give one packed row [1, H, T, d] covered by its segments."
         )
     problem = problem_of(query, key, value, segments, window=window, softcap=softcap, sinks=sinks)
-    name = resolve(impl, problem, machine_of(query.device)).name
+    name = resolve_backend(impl, problem, machine_of(query.device)).name
     query, key, value = (part.to(problem.dtype) for part in (query, key, value))
-    return ATTENTIONS[name](query, key, value, sinks, segments, Rule(scaling, window, softcap))
+    return BACKENDS[name].run(query, key, value, sinks, segments, Rule(scaling, window, softcap))

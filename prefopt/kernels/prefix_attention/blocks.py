@@ -10,7 +10,7 @@ import numpy.typing as npt
 from prefopt.kernels.prefix_attention.layout import path_starts
 from prefopt.types import Segments
 
-Ints = npt.NDArray[np.int64]
+HostInts = npt.NDArray[np.int64]
 FAR = 2**30
 """A distance no row has, in place of an absent window; twice it still fits an int32."""
 
@@ -21,12 +21,16 @@ class TokenRule:
 
     Tokens are numbered tree by tree, a token directly followed by all that descends from it. So j is i or
     an ancestor of i where ``order[j] <= order[i] <= last[j]``, and i is in reach where ``place[i] <= reach[j]``.
+
+    A prompt of two tokens with answers of one and two, ``P P C R R``, under a window of 3:
+    order 0 1 2 3 4, last 4 4 2 4 4, place 0 1 2 2 3, reach 2 3 4 4 5. Token 4 does not see token 2, since 4 > 2 in
+    ``last``, nor token 0, since its place 3 is beyond the reach 2; it sees 1, 3 and itself.
     """
 
-    order: Ints  # [T]
-    last: Ints  # [T], the largest number among the token's descendants
-    place: Ints  # [T], tokens of its path before it
-    reach: Ints  # [T], the last place that sees it through the window
+    order: HostInts  # [T]
+    last: HostInts  # [T], the largest number among the token's descendants
+    place: HostInts  # [T], tokens of its path before it
+    reach: HostInts  # [T], the last place that sees it through the window
 
     def visible(self) -> npt.NDArray[np.bool_]:
         """Return bool [T, T], for tests and small rows."""
@@ -101,10 +105,10 @@ def block_kinds(segments: Segments, window: int | None, size: int, block: int) -
 class _Pieces:
     """The row cut at the ends of blocks and of segments."""
 
-    row: Ints  # the block that a piece lies in
-    segment: Ints  # -1 behind the last segment
-    first: Ints  # first and last token
-    last: Ints
+    row: HostInts  # the block that a piece lies in
+    segment: HostInts  # -1 behind the last segment
+    first: HostInts  # first and last token
+    last: HostInts
 
 
 def _pieces(segments: Segments, size: int, block: int) -> _Pieces:
@@ -117,8 +121,8 @@ def _pieces(segments: Segments, size: int, block: int) -> _Pieces:
 
 
 def _span(
-    segments: Segments, window: int | None, pieces: _Pieces, node: Ints, token: Ints
-) -> tuple[Ints, Ints]:
+    segments: Segments, window: int | None, pieces: _Pieces, node: HostInts, token: HostInts
+) -> tuple[HostInts, HostInts]:
     """Return the packed [low, high) of the keys in ``node`` that each piece's ``token`` sees; empty where -1."""
     starts, lengths = np.array(segments.starts), np.array(segments.lengths)
     before = np.array(path_starts(segments))
@@ -129,8 +133,8 @@ def _span(
     return starts[node] + low, starts[node] + high
 
 
-def _overlap(low: Ints, high: Ints, count: int, block: int) -> Ints:
+def _overlap(low: HostInts, high: HostInts, count: int, block: int) -> HostInts:
     """Return how many tokens of each of ``count`` blocks lie in each [low, high)."""
     starts = np.arange(count) * block
-    inside: Ints = np.minimum(high[:, None], starts + block) - np.maximum(low[:, None], starts)
+    inside: HostInts = np.minimum(high[:, None], starts + block) - np.maximum(low[:, None], starts)
     return inside.clip(0)

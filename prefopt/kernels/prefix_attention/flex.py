@@ -6,6 +6,7 @@ size, so each size is compiled once.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import cache, lru_cache
 from types import FunctionType
@@ -18,15 +19,17 @@ from torch.nn import functional as F
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask
 
+from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.prefix_attention.blocks import block_kinds, token_rule
+from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.kernels.prefix_attention.layout import upload
-from prefopt.kernels.prefix_attention.spec import Rule
+from prefopt.kernels.prefix_attention.spec import HALF, AttentionProblem, Backend, Machine, Rule, gpu_obstacle
 from prefopt.types import Segments
 
 BLOCK = 128
 """Tokens of a block, of queries and of keys."""
 
-Scores = Callable[
+FilledAttention = Callable[
     [Tensor, Tensor, Tensor, BlockMask, float, float | None, bool], tuple[Tensor, Tensor | None]
 ]
 """q, k, v, mask, scaling, softcap, wants log-sum-exps -> output [1, Hq, T, dv] and log-sum-exps [1, Hq, T]."""
@@ -40,7 +43,7 @@ def flex_attention(
     segments: Segments,
     rule: Rule,
     *,
-    scores: Scores | None = None,
+    attend: FilledAttention | None = None,
 ) -> Tensor:
     """Attend along every token's path under a mask of blocks.
 
@@ -51,7 +54,7 @@ def flex_attention(
         sinks: [Hq] or None.
         segments: the forest.
         rule: scaling, window and softcap.
-        scores: attends in a row that is filled up; None: ``compiled``.
+        attend: attends in a row that is filled up; None: ``compiled_attention``.
 
     Returns:
         [1, T, Hq, dv].
@@ -60,7 +63,7 @@ def flex_attention(
     size = filled_size(num_tokens)
     mask = mask_of(segments, rule.window, size, BLOCK, query.device)
     q, k, v = (_fill(part, size) for part in (query, key, value))
-    out, lse = (compiled if scores is None else scores)(
+    out, lse = (compiled_attention if attend is None else attend)(
         q, k, v, mask, rule.scaling, rule.softcap, sinks is not None
     )
     if sinks is not None:
@@ -88,7 +91,7 @@ def _fill(values: Tensor, size: int) -> Tensor:
     return rows.transpose(0, 1)[None]
 
 
-def attend(
+def filled_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scaling: float, softcap: float | None, wants_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Call FlexAttention; on its own it holds all scores, so it is meant to be compiled."""
@@ -112,24 +115,24 @@ def _bounded(softcap: float) -> Callable[..., Tensor]:
     return bounded
 
 
-def compiled(
+def compiled_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scaling: float, softcap: float | None, wants_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Do what ``attend`` does, compiled at the first call of each kind of problem."""
+    """Do what ``filled_attention`` does, compiled at the first call of each kind of problem."""
     tensors = tuple((part.shape, part.dtype, part.device, part.requires_grad) for part in (q, k, v))
     kind = (tensors, scaling, softcap, wants_lse, torch.is_grad_enabled())
     return _compiled(kind)(q, k, v, mask, scaling, softcap, wants_lse)
 
 
 @cache
-def _compiled(kind: tuple[object, ...]) -> Scores:
-    """Return a copy of ``attend`` for one kind of problem.
+def _compiled(kind: tuple[object, ...]) -> FilledAttention:
+    """Return a copy of ``filled_attention`` for one kind of problem.
 
     Torch counts compilations per code object and gives up after eight, so each kind gets its own.
     """
     name = f"attend_{_compiled.cache_info().currsize}"
-    own = FunctionType(attend.__code__.replace(co_name=name), attend.__globals__, name)
-    function: Scores = torch.compile(own, dynamic=False, fullgraph=True)
+    own = FunctionType(filled_attention.__code__.replace(co_name=name), filled_attention.__globals__, name)
+    function: FilledAttention = torch.compile(own, dynamic=False, fullgraph=True)
     return function
 
 
@@ -179,3 +182,38 @@ def _inside(order: Tensor, last: Tensor, place: Tensor, reach: Tensor) -> Callab
         return (order[j] <= at) & (at <= last[j]) & (place[i] <= reach[j])
 
     return inside
+
+
+def flex_obstacle(problem: AttentionProblem, machine: Machine) -> str | None:
+    """Say why FlexAttention cannot serve ``problem`` on ``machine``, if so."""
+    least = (8, 0) if problem.dtype == torch.bfloat16 else (7, 0)
+    return gpu_obstacle(machine, least) or machine.gap("flex") or _not_for_flex(problem)
+
+
+def _not_for_flex(problem: AttentionProblem) -> str | None:
+    if problem.dtype not in (*HALF, torch.float32):
+        given = str(problem.dtype).removeprefix("torch.")
+        return f"computes in half or single precision only, not in {given}"
+    narrowest = min(problem.width, problem.value_width)
+    return f"needs a head size of 16 or more, not {narrowest}" if narrowest < 16 else None
+
+
+def _missing() -> str | None:
+    if not hasattr(torch_flex, "AuxRequest"):
+        return f"needs a newer FlexAttention than that of torch {torch.__version__}"
+    if importlib.util.find_spec("triton") is None:
+        return "needs Triton, which is not installed"
+    return None
+
+
+def flex_footprint(call: AttentionCall) -> Footprint:
+    """Count ``flex``: operands and their gradients exist once more, laid out token by token."""
+    tokens = call.num_tokens
+    kept = 4 * tokens * call.heads
+    copies = (
+        call.pairs(tokens, call.key_heads, call.itemsize) + tokens * call.heads * call.width * call.itemsize
+    )
+    return Footprint(kept + copies, kept, 2 * kept + copies)
+
+
+BACKEND = Backend("flex", flex_attention, flex_footprint, obstacle=flex_obstacle, missing=_missing)

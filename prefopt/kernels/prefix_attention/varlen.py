@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from prefopt.kernels.prefix_attention.flash_op import FLASH, Sequences, VarlenOp
+from prefopt.kernels.footprint import Footprint
+from prefopt.kernels.prefix_attention.flash_op import FLASH, Sequences, VarlenOp, active_name, missing
+from prefopt.kernels.prefix_attention.footprint import AttentionCall
 from prefopt.kernels.prefix_attention.layout import plan_calls, upload
-from prefopt.kernels.prefix_attention.spec import Rule
+from prefopt.kernels.prefix_attention.spec import HALF, AttentionProblem, Backend, Machine, Rule, gpu_obstacle
 from prefopt.types import Segments
+
+WIDEST = 256
+"""Head size up to which flash attention goes."""
+MOST_GATHERED = 8
+"""Gathered keys per token of the row up to which ``auto`` gathers them.
+
+A prompt with two answers takes at most 2; copying 8 rows for one, forward and backward, is a few per cent of
+the attention to them. That is counted, not timed.
+"""
 
 
 def varlen_attention(
@@ -88,7 +100,12 @@ class _VarlenAttention(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Say which key rows each sequence reads, and where the gradient of each token's row was written."""
+    """Say which key rows each sequence reads, and where the gradient of each token's row was written.
+
+    A prompt of two tokens with answers of one and two, ``P P C R R``, is the sequences ``P P C`` and ``P P R R``:
+    rows 0 1 2 | 0 1 3 4. Token 0 was gathered at 0 and 3, token 1 at 1 and 4, the others once: places
+    0 3 | 1 4 | 2 | 5 | 6, whose offsets are 0 2 4 5 6 7.
+    """
 
     sequences: Sequences
     rows: Tensor | None  # int32 [Tk], the token behind every gathered row; None: the row as it is
@@ -137,3 +154,57 @@ def gather_of(segments: Segments, window: int | None, device: torch.device) -> G
 
 def _ends(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.concatenate([[0], np.cumsum(counts)])
+
+
+def varlen_obstacle(problem: AttentionProblem, machine: Machine) -> str | None:
+    """Say why flash attention cannot serve ``problem`` on ``machine``, if so."""
+    return gpu_obstacle(machine, (8, 0)) or machine.gap("varlen") or _not_for_flash(problem, machine)
+
+
+def _not_for_flash(problem: AttentionProblem, machine: Machine) -> str | None:
+    if problem.dtype not in HALF:
+        return f"computes in half precision only, not in {str(problem.dtype).removeprefix('torch.')}"
+    if problem.has_softcap:
+        return "has no softcap of scores"
+    if problem.has_sinks:
+        return "has no attention sinks"
+    if problem.width != problem.value_width:
+        return f"needs heads of one size but keys have {problem.width} and values {problem.value_width}"
+    if problem.width % 8 or problem.width > WIDEST:
+        return f"needs a head size that is a multiple of 8 up to {WIDEST}, not {problem.width}"
+    # the backward of these widths asks for more shared memory than the other GPUs have
+    if 192 < problem.width <= 224 and machine.capability not in ((8, 0), (9, 0), (10, 0)):
+        return f"has no backward for a head size of {problem.width} on this GPU"
+    return None
+
+
+def copies_too_much(problem: AttentionProblem) -> str | None:
+    """Say how many keys would be gathered for each token, where those are too many for ``auto``."""
+    if problem.gathered <= MOST_GATHERED:
+        return None
+    return f"would copy {problem.gathered:.0f} keys per token"
+
+
+def varlen_footprint(call: AttentionCall) -> Footprint:
+    """Count ``varlen``: the keys and values of a prompt are copied for every answer but the first."""
+    calls = plan_calls(call.segments, call.window, 0)
+    tokens, keys = call.num_tokens, call.keys_read()
+    copied = call.pairs(keys, call.key_heads, call.itemsize) if keys > tokens else 0
+    kept = 4 * tokens * call.heads
+    # flash attention adds up the queries' gradients in float32, with room between sequences, and makes
+    # gradients of keys and values for every head of the queries before it adds them up
+    rows = tokens + 128 * len(calls)
+    sums = 4 * rows * call.heads * (32 * ceil(call.width / 32) + 1)
+    spread = call.pairs(keys, call.heads, call.itemsize) if call.heads != call.key_heads else 0
+    return Footprint(kept + copied, kept, kept + 2 * copied + sums + spread)
+
+
+BACKEND = Backend(
+    "varlen",
+    varlen_attention,
+    varlen_footprint,
+    obstacle=varlen_obstacle,
+    missing=missing,
+    reluctance=copies_too_much,
+    variant=active_name,
+)

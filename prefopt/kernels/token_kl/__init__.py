@@ -8,12 +8,12 @@ from torch import Tensor
 from prefopt.errors import RecipeError
 from prefopt.kernels.linear_logp.chunked import MODES
 from prefopt.kernels.linear_logp.spec import HeadInputs, Spec
-from prefopt.kernels.token_kl.chunked import choose_mode, chunked_kl
+from prefopt.kernels.token_kl.chunked import chunked_kl, kl_mode
 from prefopt.kernels.token_kl.naive import naive_kl
 
-__all__ = ["IMPLS", "token_kl"]
+__all__ = ["KL_IMPLS", "token_kl"]
 
-IMPLS = ("naive", "chunked")
+KL_IMPLS = ("naive", "chunked")
 
 
 def token_kl(
@@ -68,8 +68,8 @@ def token_kl(
         ValueError: shapes that do not fit together.
         RecipeError: an ``impl`` or ``mode`` that does not exist.
     """
-    if impl != "auto" and impl not in IMPLS:
-        raise RecipeError(f"token_kl: there is no impl='{impl}'. Use 'auto' or one of {', '.join(IMPLS)}.")
+    if impl != "auto" and impl not in KL_IMPLS:
+        raise RecipeError(f"token_kl: there is no impl='{impl}'. Use 'auto' or one of {', '.join(KL_IMPLS)}.")
     if mode not in MODES:
         raise RecipeError(f"token_kl: there is no mode='{mode}'. Use one of {', '.join(MODES)}.")
     policy = _inputs("", hidden, weight, bias, lora, rows)
@@ -77,7 +77,7 @@ def token_kl(
         "reference_", reference_hidden, reference_weight, reference_bias, reference_lora, reference_rows
     )
     _check_pair(policy, reference)
-    mode = choose_mode(policy, mode)
+    mode = kl_mode(policy, mode)
     spec = Spec(scale=float(scale), softcap=softcap, stats=(), mode=mode)
     reference_spec = Spec(scale=float(reference_scale), softcap=reference_softcap, stats=(), mode="no_grad")
     if impl == "naive":

@@ -16,21 +16,21 @@ from torch.autograd.function import once_differentiable
 from prefopt.kernels.linear_logp import chunked
 from prefopt.kernels.linear_logp.chunked import Logits, softcap_slope
 from prefopt.kernels.linear_logp.gemm import gemm_dtype
-from prefopt.kernels.linear_logp.gradients import HeadGradients, scatter
+from prefopt.kernels.linear_logp.gradients import HeadGradients, frozen_gradients
 from prefopt.kernels.linear_logp.spec import LOG_ZERO, HeadInputs, Spec, accumulate_dtype
 
 _TILES = 4
 """[rows, V] matrices alive at once: each head's logits and exponentials."""
 
 
-def choose_mode(policy: HeadInputs, mode: str) -> str:
+def kl_mode(policy: HeadInputs, mode: str) -> str:
     """Return the way gradients will be got, resolving ``auto``.
 
     Raises:
         ValueError: ``frozen`` although the head is trained.
     """
     try:
-        return chunked.choose_mode(policy, (), mode)
+        return chunked.chunked_mode(policy, (), mode)
     except ValueError:
         raise ValueError("token_kl: mode='frozen' but the head is trained. Use mode='auto'.") from None
 
@@ -145,7 +145,7 @@ class _ChunkedKl(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         nothing = (None,) * 9  # rows, the reference's six tensors and both specs
         if ctx.spec.mode == "frozen":
-            return *_frozen_backward(ctx, upstream), *nothing
+            return *frozen_gradients(ctx, upstream), *nothing
         tensors = ctx.saved_tensors
         policy = HeadInputs(*tensors[:6])
         total = HeadGradients(policy, ctx.needs_input_grad[:5], ctx.gemm)
@@ -157,12 +157,3 @@ class _ChunkedKl(torch.autograd.Function):
                 part = sweep.chunk(low, high)() if slopes is None else slopes[low:high]
                 total.add(part * upstream[low:high, None], low, high)
             return *total.gather(), *nothing
-
-
-def _frozen_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    rows, *units = ctx.saved_tensors
-    found = [
-        scatter(unit * upstream[:, None], rows, *like) if unit is not None and wanted else None
-        for unit, like, wanted in zip(units, ctx.like, ctx.needs_input_grad[0:4:3], strict=True)
-    ]
-    return found[0], None, None, found[1], None

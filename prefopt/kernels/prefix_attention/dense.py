@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prefopt.kernels.prefix_attention.layout import dense_mask
-from prefopt.kernels.prefix_attention.spec import Rule
+from prefopt.kernels.prefix_attention.spec import Backend, Rule
 from prefopt.types import Segments
 
 
@@ -26,3 +26,6 @@ def dense_attention(
         scores = torch.cat([scores, column], dim=-1)
     weights = scores.softmax(-1)[..., : keys.shape[2]]
     return (weights @ values).transpose(1, 2).to(query.dtype)
+
+
+BACKEND = Backend("dense", dense_attention, footprint=None)  # its scores grow with the square of the tokens

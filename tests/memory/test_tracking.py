@@ -1,4 +1,4 @@
-"""The ledger counts bytes that are alive, on tensors with and without memory."""
+"""The tracker counts bytes that are alive, on tensors with and without memory."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from prefopt.memory.ledger import Ledger, Moment, weightless
+from prefopt.memory.tracking import MemoryTracker, Moment, weightless
 
 
 def test_bytes_are_counted_from_birth_to_death() -> None:
     """A [100] and b [50] in float32: 400, then 600; without a, c [10] makes 200 + 40."""
     known = torch.ones(1000)
-    with Ledger([known], "work") as ledger:
+    with MemoryTracker([known], "work") as tracker:
         a = torch.zeros(100)
         b = a[:50] + 1
         known.add_(1)
         a.view(10, 10)
         del a
         c = torch.zeros(10)
-    assert ledger.moments == [Moment("work", 400, 0), Moment("work", 600, 0), Moment("work", 240, 0)]
+    assert tracker.moments == [Moment("work", 400, 0), Moment("work", 600, 0), Moment("work", 240, 0)]
     assert b.numel() + c.numel() == 60
 
 
 def test_finished_gradients_are_told_apart() -> None:
     """The gradient of 25 numbers takes 100 bytes; it passes by until its parameter has it."""
     weight = nn.Parameter(torch.ones(25))
-    with Ledger([weight], "backward") as ledger:
-        weight.register_post_accumulate_grad_hook(ledger.finish)
+    with MemoryTracker([weight], "backward") as tracker:
+        weight.register_post_accumulate_grad_hook(tracker.finish)
         (weight * 3).sum().backward()
-        ledger.note("end")
-    assert ledger.moments[-1].gradients == 100
-    assert ledger.moments[-1].live <= 8  # a sum and the gradient of one
+        tracker.note("end")
+    assert tracker.moments[-1].gradients == 100
+    assert tracker.moments[-1].live <= 8  # a sum and the gradient of one
 
 
 def test_bytes_without_a_tensor_are_counted_too() -> None:
-    with Ledger([], "work") as ledger:
-        ledger.hold(30)
-        ledger.add_gradients(7)
-        ledger.note("work")
-        ledger.hold(-30)
-        ledger.note("work")
-    assert ledger.moments == [Moment("work", 30, 7), Moment("work", 0, 7)]
+    with MemoryTracker([], "work") as tracker:
+        tracker.hold(30)
+        tracker.add_gradients(7)
+        tracker.note("work")
+        tracker.hold(-30)
+        tracker.note("work")
+    assert tracker.moments == [Moment("work", 30, 7), Moment("work", 0, 7)]
 
 
 def test_the_peak_is_that_of_torchs_own_tracker() -> None:
@@ -57,9 +57,9 @@ def test_the_peak_is_that_of_torchs_own_tracker() -> None:
     theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     model.zero_grad(set_to_none=True)
     known = [*model.parameters(), batch]
-    with Ledger(known, "step") as ledger:
+    with MemoryTracker(known, "step") as tracker:
         model(batch).square().mean().backward()
-    ours = max(moment.live + moment.gradients for moment in ledger.moments) + sum(t.nbytes for t in known)
+    ours = max(moment.live + moment.gradients for moment in tracker.moments) + sum(t.nbytes for t in known)
     assert ours == theirs
 
 
@@ -69,9 +69,9 @@ def test_tensors_without_memory_weigh_as_much() -> None:
     for is_real in (True, False):
         with FakeTensorMode() if not is_real else torch.enable_grad():
             used = model if is_real else weightless(model)
-            with Ledger(used.parameters(), "step") as ledger:
+            with MemoryTracker(used.parameters(), "step") as tracker:
                 used(torch.ones(4, 30)).sum().backward()
-        counts.append(ledger.moments)
+        counts.append(tracker.moments)
         model.zero_grad(set_to_none=True)
     assert counts[0] == counts[1]
 
@@ -91,7 +91,7 @@ def test_a_copy_without_weights_keeps_ties_and_leaves_the_model_alone() -> None:
 
 
 def test_a_condition_on_numbers_that_are_not_there_does_not_hold() -> None:
-    with FakeTensorMode(), Ledger([], "work"):
+    with FakeTensorMode(), MemoryTracker([], "work"):
         positions = torch.arange(10)
         assert not positions.max() + 1 > 5
         assert int(positions.max()) == 1
@@ -101,7 +101,7 @@ def test_a_condition_on_numbers_that_are_not_there_does_not_hold() -> None:
 def test_groups_of_rows_multiply_without_numbers(dtype: torch.dtype) -> None:
     shapes = []
     for is_real in (True, False):
-        with FakeTensorMode() if not is_real else torch.enable_grad(), Ledger([], "work"):
+        with FakeTensorMode() if not is_real else torch.enable_grad(), MemoryTracker([], "work"):
             rows = torch.ones(16, 8, dtype=dtype, requires_grad=True)
             weight = torch.ones(2, 8, 16, dtype=dtype, requires_grad=True)
             ends = torch.ones(2, dtype=torch.int32) * 8

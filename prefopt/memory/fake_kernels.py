@@ -1,4 +1,11 @@
-"""Attention and head without numbers: calls that take the memory their kernels say they take."""
+"""Attention and head without numbers: calls that take the memory their kernels say they take.
+
+Models reach both through the doors that training uses: attention by a name known to transformers, the head
+by ``policy.head.scoring``. A kernel tells its memory as a ``Footprint`` of the most bytes in its forward, those it
+keeps for its backward, and the most in its backward. One of (30, 10, 25) becomes a tensor of 10 bytes that
+lives until the backward is over, one of 20 that dies at once in the forward, and one of 15 in the backward,
+beside operands, results and gradients, which are real in all but their memory.
+"""
 
 from __future__ import annotations
 
@@ -10,100 +17,30 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prefopt.kernels import which_impl
 from prefopt.kernels.footprint import Footprint
 from prefopt.kernels.linear_logp.footprint import HeadCall
 from prefopt.kernels.linear_logp.gemm import product_dtype
-from prefopt.kernels.prefix_attention import choice
+from prefopt.kernels.prefix_attention.choice import common_dtype, footprint_of, resolve_backend
 from prefopt.kernels.prefix_attention.footprint import AttentionCall
-from prefopt.memory.ledger import Ledger
-from prefopt.policy.attention import LAYOUT, register
+from prefopt.kernels.prefix_attention.spec import AttentionProblem
+from prefopt.memory.sample import Sample, Target
+from prefopt.memory.tracking import (
+    BACKWARD,
+    HEAD_BACKWARD,
+    MemoryTracker,
+)
+from prefopt.policy.attention import LAYOUT_ARGUMENT, register_attention
 from prefopt.policy.head import ScoringHead, read_transform, scoring
 from prefopt.policy.wrappers import causal_model, decoder_layers
-from prefopt.types import STATS, PackedBatch, Segments
+from prefopt.types import STATS
 
-NAME = "prefopt_outline"
-FORWARD, REFERENCE, BACKWARD = "forward", "reference", "backward"
-HEAD, REFERENCE_HEAD, HEAD_BACKWARD = "head", "reference head", "head backward"
-"""Phases; the last three are single moments, at which a head's own memory comes on top."""
+FAKE_ATTENTION = "prefopt_fake"
+"""The name by which a model attends without numbers."""
 
 Keep = Literal["no", "yes", "copy"]
 
-_NEW_GPU = choice.Machine("cuda", (9, 0))
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A stretch of a packed row that stands for the data: how it is cut up, and how much of it is scored."""
-
-    segments: Segments
-    num_scored: int
-
-    @classmethod
-    def of(cls, batch: PackedBatch) -> Sample:
-        """Take the layout of a batch."""
-        return cls(batch.segments, sum(batch.lengths))
-
-    @classmethod
-    def uniform(cls, prompt: int = 512, answers: Sequence[int] = (256, 256)) -> Sample:
-        """Take one group: a prompt of so many tokens, shared by answers of so many tokens each."""
-        lengths = (prompt, *answers)
-        starts = tuple(sum(lengths[:at]) for at in range(len(lengths)))
-        return cls(Segments(starts, lengths, (-1, *[0] * len(answers))), sum(answers))
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.segments.lengths)
-
-    def scored(self, tokens: int) -> int:
-        """Return how many tokens a row of ``tokens`` like this one scores."""
-        return round(tokens * self.num_scored / self.num_tokens)
-
-    def twice(self) -> Sample:
-        """Return the same stretch laid end to end with itself."""
-        once, count = self.segments, len(self.segments)
-        again = Segments(
-            starts=(*once.starts, *(start + self.num_tokens for start in once.starts)),
-            lengths=once.lengths * 2,
-            parents=(*once.parents, *(parent if parent < 0 else parent + count for parent in once.parents)),
-        )
-        return Sample(again, 2 * self.num_scored)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a step is planned for: a machine, and what is asked of it; by default a GPU of today."""
-
-    machine: choice.Machine = _NEW_GPU
-    attention: str = "auto"
-    head: str = "fused"
-    autocast: torch.dtype | None = None
-
-    @classmethod
-    def of(
-        cls,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        attention: str = "auto",
-        autocast: torch.dtype | None = None,
-    ) -> Target:
-        """Look at a device that is here.
-
-        Args:
-            device: cpu or cuda.
-            dtype: of the weights.
-            attention: the kernel asked for.
-            autocast: compute in this dtype while weights keep theirs.
-        """
-        like = torch.empty((0, 0), dtype=dtype, device=device)
-        return cls(choice.machine_of(like.device), attention, which_impl(like, like), autocast)
-
-    @property
-    def device(self) -> str:
-        return self.machine.device
-
-
-class Scored(NamedTuple):
+class FakeScores(NamedTuple):
     """What a model made of a row."""
 
     logps: Tensor  # [1, M, 1 + stats]
@@ -113,21 +50,21 @@ class Scored(NamedTuple):
 
 
 @dataclass(slots=True)
-class Row:
-    """A packed row without numbers; stands where attention expects its layout."""
+class FakeRow:
+    """A packed row without numbers; travels down the model in place of the ``AttentionLayout``."""
 
     sample: Sample
     target: Target
-    ledger: Ledger
+    tracker: MemoryTracker
     layers: Callable[[Tensor], Tensor] | None = None  # what is kept of every layer of a reference
     counts: dict[Any, Footprint] = field(default_factory=dict)
 
-    def score(self, model: nn.Module, phase: str, stats: Sequence[str], keep: Keep = "no") -> Scored:
+    def score(self, model: nn.Module, phase: str, stats: Sequence[str], keep: Keep = "no") -> FakeScores:
         """Run a model on the row.
 
         Args:
-            model: attends by ``NAME``.
-            phase: what the ledger calls the moment of the head.
+            model: attends by ``FAKE_ATTENTION``.
+            phase: what the tracker calls the moment of the head.
             stats: wanted beside the log-probs.
             keep: also return the rows that made the log-probs; "copy": with a copy of the head.
         """
@@ -148,12 +85,16 @@ class Row:
                 for each in decoder_layers(core):
                     stack.callback(each.register_forward_hook(remember).remove)
             outputs = model(
-                input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, **{LAYOUT: self}
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=None,
+                use_cache=False,
+                **{LAYOUT_ARGUMENT: self},
             )
         assert head.call is not None
-        return Scored(outputs.logits, head.call, head.kept, tuple(layers))
+        return FakeScores(outputs.logits, head.call, head.kept, tuple(layers))
 
-    def attention(self, problem: choice.Problem, heads: tuple[int, int], window: int | None) -> Footprint:
+    def attention(self, problem: AttentionProblem, heads: tuple[int, int], window: int | None) -> Footprint:
         """Return what attention to this row holds on top of its operands and its result.
 
         Args:
@@ -162,7 +103,7 @@ class Row:
             window: most tokens that a token sees.
 
         Raises:
-            RecipeError: the kernel asked for cannot serve.
+            RecipeError: the kernel asked for cannot serve, or its memory is not planned.
         """
         known = (problem, heads, window)
         if known not in self.counts:
@@ -177,8 +118,9 @@ class Row:
                 self.target.device,
             )
             problem = replace(problem, gathered=call.gathered)
-            chosen = choice.resolve(self.target.attention, problem, self.target.machine, "model.attention:")
-            self.counts[known] = call.footprint(chosen.name)
+            place = "model.attention:"
+            chosen = resolve_backend(self.target.attention, problem, self.target.machine, place)
+            self.counts[known] = footprint_of(chosen.name, call, place)
         return self.counts[known]
 
 
@@ -195,16 +137,16 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Take the memory of attention; the signature is that of transformers' attention interface."""
-    row: Row = kwargs[LAYOUT]
-    dtype = choice.common_dtype(query, key, value)
+    row: FakeRow = kwargs[LAYOUT_ARGUMENT]
+    dtype = common_dtype(query, key, value)
     query, key, value = (part.to(dtype) for part in (query, key, value))
-    problem = choice.Problem(dtype, query.shape[3], value.shape[3], softcap is not None, s_aux is not None)
+    problem = AttentionProblem(dtype, query.shape[3], value.shape[3], softcap is not None, s_aux is not None)
     counts = row.attention(problem, (query.shape[1], key.shape[1]), sliding_window)
     apply: Callable[..., Tensor] = _Attention.apply
     return apply(query, key, value, s_aux, counts, torch.is_grad_enabled()), None
 
 
-register(NAME, _attend)
+register_attention(FAKE_ATTENTION, _attend)
 
 
 class _Attention(torch.autograd.Function):
@@ -241,7 +183,7 @@ def _bytes(like: Tensor, count: int) -> Tensor:
 class _Head(ScoringHead):
     """Stand in for the head during one call of the model, and remember what it would be called with."""
 
-    def __init__(self, row: Row, phase: str, *rest: Any, keep: Keep) -> None:
+    def __init__(self, row: FakeRow, phase: str, *rest: Any, keep: Keep) -> None:
         super().__init__(*rest, keep=keep)
         self.row, self.phase = row, phase
         self.call: HeadCall | None = None
@@ -268,12 +210,12 @@ class _Head(ScoringHead):
             softcap=self.transform.softcap,
             device=self.row.target.device,
         )
-        ledger = self.row.ledger
-        ledger.note(self.phase)
+        tracker = self.row.tracker
+        tracker.note(self.phase)
         keeps_hidden = self.call.mode(self.row.target.head) in ("cached", "recompute")
         shape = (1, self.targets.numel(), 1 + len(self.stats))
         apply: Callable[..., Tensor] = _Logps.apply
-        self.packed = apply(*parts, shape, keeps_hidden, ledger)
+        self.packed = apply(*parts, shape, keeps_hidden, tracker)
         if self.keep != "no":
             self.kept = (flat.detach().index_select(0, self.score_at),)
         if self.keep == "copy":
@@ -284,17 +226,17 @@ class _Head(ScoringHead):
 class _Logps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *parts, shape, keeps_hidden, ledger = args
+        *parts, shape, keeps_hidden, tracker = args
         ctx.save_for_backward(parts[0] if keeps_hidden else None)
-        ctx.ledger = ledger
+        ctx.tracker = tracker
         ctx.like = [None if part is None else (part.shape, part.dtype) for part in parts]
         hidden: Tensor = parts[0]
         return hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.ledger.note(HEAD_BACKWARD)
-        ctx.ledger.phase = BACKWARD
+        ctx.tracker.note(HEAD_BACKWARD)
+        ctx.tracker.phase = BACKWARD
         grads = [
             upstream.new_empty(like[0], dtype=like[1]) if wanted else None
             for like, wanted in zip(ctx.like, ctx.needs_input_grad[:5], strict=True)

@@ -1,8 +1,15 @@
 """Few layers in place of many: of layers that are alike, two from either end run, the others only count.
 
-A layer that is left out hands its input on. It holds, from its forward to its backward, what a layer of its
-kind was seen to hold, and its gradients are there when its backward is over. The outermost layers are not
-looked at: what lies next to them, such as the embeddings, lives and dies with them.
+A layer that is left out returns its input as its output. From its forward to its backward it is counted with
+the bytes that a layer of its kind was seen to hold, and after its backward with its gradients. What is seen
+is seen on the second layer and on the last but one: the outermost two have neighbours, such as the
+embeddings, whose bytes come and go with theirs.
+
+Six layers of one kind, 0 to 5: layers 2 and 3 are left out. A first run, without them, sees 100 bytes alive
+when the forward of layer 1 begins and 130 when that of layer 2 does, so a layer holds 30 after its forward.
+It sees 190 when the backward of layer 4 begins and 162 when that of layer 3 does, so a layer gave up 28: of
+its 30 bytes 2 were gone by then, say a weight cast for the forward alone. In the second run layers 2 and 3
+each add 30 in the forward, take away 2 where it turns, and 28 in the backward.
 """
 
 from __future__ import annotations
@@ -14,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefopt.memory.ledger import Ledger
-from prefopt.memory.stand_ins import FORWARD
+from prefopt.memory.tracking import FORWARD, MemoryTracker
 from prefopt.policy.wrappers import outermost_layers
 
 _PLACES = ("idx", "index", "layer_id", "layer_number")
 """Parts of the names by which layers know their own place, in which alone those of one kind may differ."""
 
 
-class Stack:
-    """Rule the decoder layers of a model without memory.
+class LayerStack:
+    """Stand between the decoder layers of a model without memory, and count for those that do not run.
 
     Args:
         model: its layers are changed in place, so that all but four of each kind are left out.
@@ -40,26 +46,26 @@ class Stack:
         self._forward: dict[int, int] = {}  # bytes alive when a layer's forward begins, by layer
         self._backward: dict[int, int] = {}  # likewise for its backward
         self._held: dict[int, tuple[int, int]] = {}  # by kind, after the forward and before the backward
-        self._ledger: Ledger | None = None
+        self._tracker: MemoryTracker | None = None
         for at, layer in enumerate(layers):
             layer.forward = partial(self._call, at, layer.forward)
 
-    def observe(self, ledger: Ledger) -> None:
+    def observe(self, tracker: MemoryTracker) -> None:
         """Prepare a run that is there to see what layers hold."""
-        self._ledger, self._held, self._forward, self._backward = ledger, {}, {}, {}
+        self._tracker, self._held, self._forward, self._backward = tracker, {}, {}, {}
 
-    def count(self, ledger: Ledger) -> None:
+    def count(self, tracker: MemoryTracker) -> None:
         """Prepare a run in which layers that are left out hold what was seen."""
         self._held = {kind: self._seen(places) for kind, places in self._places.items() if len(places) > 4}
-        self._ledger = ledger
+        self._tracker = tracker
 
     def turn(self) -> None:
         """Give up what no layer holds any more when the forward is over, such as weights cast for it."""
-        assert self._ledger is not None
+        assert self._tracker is not None
         for at, kind in enumerate(self.kinds):
             if self.is_left_out[at] and self._held:
                 after, before = self._held[kind]
-                self._ledger.hold(before - after)
+                self._tracker.hold(before - after)
 
     def _seen(self, places: list[int]) -> tuple[int, int]:
         """Return what a layer was seen to hold after its forward and before its backward."""
@@ -72,16 +78,16 @@ class Stack:
         return after, self._backward[last_but_one] - self._backward[last_but_one - 1]
 
     def _call(self, at: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kind, ledger = self.kinds[at], self._ledger
-        assert ledger is not None
+        kind, tracker = self.kinds[at], self._tracker
+        assert tracker is not None
         # a layer that is computed again in the backward was counted before
-        counts = torch.is_grad_enabled() and ledger.phase == FORWARD
+        counts = torch.is_grad_enabled() and tracker.phase == FORWARD
         if counts:
-            self._forward[at] = ledger.passing
+            self._forward[at] = tracker.passing
         if self.is_left_out[at]:
             hidden, rest = args[0] if args else kwargs["hidden_states"], self._outputs[kind]
             if counts and self._held:
-                ledger.hold(self._held[kind][0])
+                tracker.hold(self._held[kind][0])
         else:
             out = forward(*args, **kwargs)
             hidden, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
@@ -93,18 +99,18 @@ class Stack:
 
     def enter_backward(self, at: int) -> None:
         """Note that the backward of layer ``at`` begins, and count all of it if the layer is left out."""
-        assert self._ledger is not None
-        self._backward[at] = self._ledger.passing
+        assert self._tracker is not None
+        self._backward[at] = self._tracker.passing
         if self.is_left_out[at] and self._held:
-            self._ledger.hold(-self._held[self.kinds[at]][1])
-            self._ledger.add_gradients(self.gradients[at])
+            self._tracker.hold(-self._held[self.kinds[at]][1])
+            self._tracker.add_gradients(self.gradients[at])
 
 
 class _Gate(torch.autograd.Function):
     """Stand behind a layer, to tell when its backward begins."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, stack: Stack, at: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, stack: LayerStack, at: int) -> Tensor:
         ctx.stack, ctx.at = stack, at
         return hidden.view_as(hidden)
 

@@ -10,9 +10,10 @@ import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prefopt.memory import stack
-from prefopt.memory.outline import StepModels, _Run
-from prefopt.memory.stand_ins import Sample, Target
+from prefopt.memory import layer_stack
+from prefopt.memory.fake_step import StepModels, _Run
+from prefopt.memory.sample import Sample, Target
+from prefopt.memory.tracking import FORWARD, MemoryTracker
 from prefopt.policy import Policy
 from prefopt.policy.load import skeleton
 
@@ -82,7 +83,7 @@ def assert_few_stand_for_all(
 ) -> None:
     """Run few layers of each kind, then all, and compare."""
     few = heights(built, Target(autocast=autocast), list(references))
-    monkeypatch.setattr(stack, "_kinds_of", lambda model, layers: list(range(len(layers))))
+    monkeypatch.setattr(layer_stack, "_kinds_of", lambda model, layers: list(range(len(layers))))
     assert few == heights(built, Target(autocast=autocast), list(references))
 
 
@@ -109,15 +110,38 @@ def test_frozen_layers_below_and_above_trained_ones_are_two_kinds() -> None:
     lora = {"target_modules": ["q_proj"], "layers_to_transform": [1, 2]}
     built = model("llama", torch.float32, lora=lora)
     core = built.get_base_model()  # type: ignore[operator]
-    kinds = stack._kinds_of(core, list(core.model.layers))
+    kinds = layer_stack._kinds_of(core, list(core.model.layers))
     # the lowest trained one gets an input without gradient
     assert [kinds.count(kind) for kind in dict.fromkeys(kinds)] == [1, 1, 1, 3]
 
 
 def test_layers_differ_by_their_settings_and_not_by_their_place() -> None:
     built: Any = model("alternating", torch.float32)
-    kinds = stack._kinds_of(built, list(built.model.layers))
+    kinds = layer_stack._kinds_of(built, list(built.model.layers))
     full = [at for at, kind in enumerate(built.config.layer_types) if kind == "full_attention"]
     assert full == [5]
     assert [at for at, kind in enumerate(kinds) if kind == kinds[5]] == full
     assert len(set(kinds)) == 2
+
+
+def test_layers_that_are_left_out_count_as_much_as_those_that_were_seen() -> None:
+    """Layers 2 and 3 of six are left out; 130 - 100 = 30 held after a forward, 190 - 162 = 28 before a backward."""
+    with FakeTensorMode():
+        layers = layer_stack.LayerStack(model("llama", torch.float32))
+        assert layers.is_left_out == [False, False, True, True, False, False]
+        with MemoryTracker([], FORWARD) as tracker:
+            layers.observe(tracker)
+            layers._forward, layers._backward = {1: 100, 2: 130}, {4: 190, 3: 162}
+            layers.count(tracker)
+            hidden = torch.ones(1, 2, 32)
+            held = [tracker.passing]
+            for at in (2, 3):
+                layers._outputs[layers.kinds[at]] = None
+                assert layers._call(at, lambda hidden: 1 / 0, hidden) is hidden
+                held.append(tracker.passing)
+            layers.turn()
+            held.append(tracker.passing)
+            for at in (3, 2):
+                layers.enter_backward(at)
+                held.append(tracker.passing)
+    assert [each - held[0] for each in held] == [0, 30, 60, 56, 28, 0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import EXACT, Family
+from model_families import EXACT, Family
 
 from prefopt.data.packs.pack import group_of, pack
 from prefopt.errors import ModelError
 from prefopt.kernels.linear_logp import chunked
-from prefopt.memory.ledger import Ledger, Moment
-from prefopt.memory.outline import StepModels, _lines, outline
-from prefopt.memory.stand_ins import HEAD_BACKWARD, Sample, Target
+from prefopt.memory.fake_step import StepModels, _lines, run_fake_step
+from prefopt.memory.sample import Sample, Target
+from prefopt.memory.tracking import HEAD_BACKWARD, MemoryTracker, Moment
 from prefopt.policy import Policy
 
 CPU = Target.of("cpu", torch.float32)
@@ -22,19 +22,19 @@ def test_what_a_family_keeps_after_the_forward_is_what_is_alive(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the head's own logits are counted apart
-    monkeypatch.setattr(chunked, "CACHE_BYTES", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(chunked, "CHUNKED_CACHE_BYTES", {"cpu": 0, "cuda": 0})
     policy = Policy(family.build())
     groups = [group_of([*range(3, 28)], [[*range(4, 16)], [*range(5, 18)]], row_id=row) for row in range(4)]
     batch = pack(groups)
-    found = outline(StepModels(policy.model), Sample.of(pack(groups[:1])), CPU)
+    found = run_fake_step(StepModels(policy.model), Sample.of(pack(groups[:1])), CPU)
     policy.model.train()
     policy(batch)  # masks and tables of rotations are made once, and are not counted
     known = [*policy.model.parameters(), *policy.model.buffers()]
-    with Ledger(known, "forward") as ledger:
+    with MemoryTracker(known, "forward") as tracker:
         logps = policy(batch)
-        ledger.note("end")
+        tracker.note("end")
     assert logps.tokens.requires_grad
-    alive = ledger.moments[-1].live
+    alive = tracker.moments[-1].live
     kept = found.lines[HEAD_BACKWARD][0].at(batch.num_tokens)
     # numbers per row, which so small a model has nearly as many of as of hidden states
     assert kept == pytest.approx(alive, rel=0.05)
@@ -55,8 +55,8 @@ def test_a_line_goes_through_both_sizes_and_low_ones_are_left_out() -> None:
 def test_a_size_between_and_beyond_is_on_the_line() -> None:
     policy = Policy(EXACT["qwen3_moe"].build())
     sample = Sample.uniform(24, (12, 12))
-    lines = outline(StepModels(policy.model, ("adapter",)), sample, CPU).lines
-    doubled = outline(StepModels(policy.model, ("adapter",)), sample.twice().twice(), CPU).lines
+    lines = run_fake_step(StepModels(policy.model, ("adapter",)), sample, CPU).lines
+    doubled = run_fake_step(StepModels(policy.model, ("adapter",)), sample.twice().twice(), CPU).lines
     for phase, each in lines.items():
         tops = [max(line.at(tokens) for line in each) for tokens in (48, 480)]
         assert tops == pytest.approx(
@@ -75,5 +75,5 @@ def test_a_model_that_does_something_else_on_longer_rows_is_refused() -> None:
 
     layer.forward = longer
     with pytest.raises(ModelError, match="what it does depends on the tokens"):
-        outline(StepModels(policy.model), Sample.uniform(24, (12,)), CPU)
+        run_fake_step(StepModels(policy.model), Sample.uniform(24, (12,)), CPU)
     assert policy.model.lm_head.forward == plain  # type: ignore[union-attr,operator]
