@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from forks import Fork
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -268,32 +267,21 @@ def test_signals_write_a_checkpoint_and_end_with_their_code(
 
 
 def test_kill_nine_at_any_moment_ends_bit_equal(unbroken: Path, tmp_path: Path) -> None:
-    """SIGKILL at the third line of metrics while every step is saved, then again a moment later."""
-    command = [
-        sys.executable,
-        "-m",
-        "prefopt",
-        "train",
-        *toy.recipe(tmp_path, train__save_every="1"),
-        "--resume",
-    ]
-    for wanted in (2, 4):
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and len(metrics.read_bytes().splitlines()) >= wanted:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (tmp_path / "run" / "final").exists()
-    done = subprocess.run(
-        command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    """SIGKILL at the second line of metrics while every step is saved, then again a moment later."""
+    arguments = ["-m", "prefopt", "train", *toy.recipe(tmp_path, train__save_every="1"), "--resume"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with (tmp_path / "log").open("w+") as log:
+        for wanted in (2, 4):
+            process = Fork(arguments, os.environ, log)
+            deadline = time.monotonic() + 90
+            while process.poll() is None and time.monotonic() < deadline:
+                if metrics.exists() and len(metrics.read_bytes().splitlines()) >= wanted:
+                    break
+                time.sleep(0.002)
+            process.kill()
+            assert process.wait(10) == -signal.SIGKILL, "the run ended before it was killed"
+        assert not (tmp_path / "run" / "final").exists()
+        assert Fork(arguments, os.environ, log).wait(90) == 0, log.read()
     assert without_times(tmp_path) == without_times(unbroken)
     assert same_weights(tmp_path, unbroken)
 
