@@ -184,7 +184,7 @@ def test_every_layout_and_column_stands_on_the_page() -> None:
 
 def test_model_families_are_those_that_are_tested() -> None:
     """Both tables are read from the source of the test, without building a model."""
-    tree = ast.parse((ROOT / "tests" / "policy" / "test_architectures.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tests" / "families.py").read_text(encoding="utf-8"))
     tables = {
         node.targets[0].id: [ast.literal_eval(key) for key in node.value.keys if key is not None]
         for node in tree.body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_architectures import EXACT, Family
+from families import EXACT, Family
 
 from prefopt.data.packs.pack import group_of, pack
 from prefopt.errors import ModelError
