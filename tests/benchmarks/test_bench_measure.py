@@ -241,15 +241,18 @@ def test_work_counts_what_each_layout_computes(task: Task) -> None:
     assert padded["batches_per_step"] == 2 and shared["batches_per_step"] == 1
 
 
-def test_meter_times_steps_after_the_warm_up_and_stops_when_late() -> None:
+def test_meter_times_steps_after_the_warm_up_and_stops_when_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1, 2, 3, ... seconds on a clock of the test's own; two are the warm-up."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     meter = Meter("cpu", warmup=2, seconds=0.0)
-    said = [meter(None) for _ in range(2 + LEAST_STEPS)]
-    assert said == [False] * (1 + LEAST_STEPS) + [True]
-    time.sleep(0.02)
-    meter(None)
+    said = []
+    for step in range(3 + LEAST_STEPS):
+        now += step + 1.0
+        said.append(meter(None))
+    assert said == [False] * (1 + LEAST_STEPS) + [True, True]
     found = meter.result()
-    assert len(found["step_seconds"]) == LEAST_STEPS + 1
-    assert found["step_seconds"][-1] >= 0.02 > found["step_seconds"][0] >= 0
+    assert found["step_seconds"] == [step + 1.0 for step in range(2, 3 + LEAST_STEPS)]
     assert found["graphs"] == found["graphs_while_timed"] == 0
 
 
