@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bench_cases import FOUR, TINY, session
+from lanes import slow_but
 
 from benchmarks._flops import load_of, step_flops
 from benchmarks._ladder import Stage
@@ -71,7 +72,7 @@ def test_adapters_are_compared_with_the_base_under_them(task: Task) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # what TRL and transformers deprecate is not ours to fix
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", slow_but([0], [0, 2]))
 def test_trl_has_the_loss_and_gradient_of_the_truth(task: Task, rank: int) -> None:
     pytest.importorskip("trl", minversion="1.16")
     adapted = replace(task, model=replace(TINY, rank=rank))

@@ -152,6 +152,7 @@ def test_a_contender_trains_in_its_own_process_and_reports(task: Task) -> None:
     assert 0 < result.peak_mib < result.process_mib
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_ends_the_run_with_its_message(task: Task) -> None:
     team = Team(
         {"broken": partial(load_rows, None, vocabulary="many", max_tokens=1)}, Legs(0, 1, 1), "cpu", 1
