@@ -1,16 +1,21 @@
 # Two commands do everything on a fresh machine that has python3 (3.10 or newer, with venv) and make:
 #   make quickstart    set up .venv, train a small model on a built-in task, show before and after
 #   make test          set up .venv with the developers' tools, run the default test lane
+# Versions come from constraints.txt. For others, name a file of your own, or none at all, and a folder for them:
+#   make test VENV=.venv-newest CONSTRAINTS=             the newest of everything
+#   make test VENV=.venv-floor CONSTRAINTS=mine.txt      what mine.txt says
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+CONSTRAINTS ?= constraints.txt
+PIP_FLAGS := --quiet $(addprefix -c ,$(CONSTRAINTS))
 # Processes the tests run in: "auto" is one per core.
 JOBS   ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-interpret lint format types wheel clean
+.PHONY: help quickstart test test-interpret slow lint format types wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -24,6 +29,9 @@ test: $(VENV)/.installed-dev  ## set up, run the default test lane (CPU, no netw
 test-interpret: $(VENV)/.installed-dev  ## run the Triton kernels in the interpreter, on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) -m interpret
 
+slow: $(VENV)/.installed-dev  ## run the slow lane: matrices, sweeps, ranks as processes of their own
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +43,7 @@ format: $(VENV)/.installed-dev  ## rewrite the files in house style
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/mypy
 
-wheel: $(VENV)/.installed-dev  ## build the wheel, install it elsewhere, import it
+wheel: $(VENV)/.installed-dev  ## build sdist and wheel, look into them, use the wheel from elsewhere
 	sh tests/check_wheel.sh $(BIN)/python
 
 clean:  ## delete the environment and everything that tools left behind
@@ -47,10 +55,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The marks record which pyproject and constraints the environment was made from.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e .
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install $(PIP_FLAGS) -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install $(PIP_FLAGS) -e '.[dev]'
 	touch $@ $(VENV)/.installed

@@ -1,14 +1,19 @@
 #!/bin/sh
-# Build the wheel, install it into an empty folder, and import that copy from outside the checkout.
+# Build the sdist and, from it and from the checkout, the wheel; look into both, and use the wheel from elsewhere.
 #   sh tests/check_wheel.sh PYTHON      where PYTHON belongs to an environment with the dependencies
 set -eu
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 repo=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+pip="$python -m pip --quiet --disable-pip-version-check"
 
-"$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$repo"
-"$python" -m pip install --quiet --no-deps --target "$work/site" "$work"/dist/prefopt-*.whl
+$pip install --target "$work/tools" -c "$repo/constraints.txt" hatchling
+(cd "$repo" && PYTHONPATH="$work/tools" "$python" -m hatchling build -t sdist -d "$work/sdist")
+$pip wheel --no-deps --wheel-dir "$work/dist" "$repo"
+$pip wheel --no-deps --wheel-dir "$work/again" "$work"/sdist/prefopt-*.tar.gz
+$pip install --no-deps --target "$work/site" "$work"/dist/prefopt-*.whl
+"$python" "$repo/tests/check_dists.py" "$repo" "$work"/sdist/prefopt-*.tar.gz "$work"/dist/*.whl "$work"/again/*.whl
 cd "$work"
 PYTHONPATH="$work/site" "$python" - "$work/site" <<'CHECK'
 import pkgutil, sys

@@ -14,17 +14,26 @@ from pathlib import Path
 from typing import IO
 
 import torch.distributed as dist
+from forks import Fork
 
 TESTS = Path(__file__).resolve().parent
+Process = subprocess.Popen[bytes] | Fork
 
 
-def launch(world: int, arguments: Sequence[str | Path], timeout: float = 180, **variables: str) -> None:
+def launch(
+    world: int,
+    arguments: Sequence[str | Path],
+    timeout: float = 180,
+    is_fresh: bool = False,
+    **variables: str,
+) -> None:
     """Run ``python arguments`` on every rank and wait; one rank runs without a process group.
 
     Args:
         world: number of ranks.
         arguments: of the interpreter, the script or ``-m`` first.
         timeout: seconds after which every rank is ended.
+        is_fresh: let each rank be an interpreter of its own, with its own imports and hash seed, not a fork.
         variables: environment of the ranks, over that of this process.
 
     Raises:
@@ -39,19 +48,24 @@ def launch(world: int, arguments: Sequence[str | Path], timeout: float = 180, **
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_WORLD_SIZE": str(world)}
-        processes, logs = [], []
+        processes: list[Process] = []
+        logs: list[IO[str]] = []
         for rank in range(world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
             # a file, for a rank whose pipe nobody reads yet would block and hold up the others
-            logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
-            command = [sys.executable, *map(str, arguments)]
-            processes.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stderr=logs[-1]))
-            stack.callback(processes[-1].kill)
+            logs.append(stack.enter_context(tempfile.NamedTemporaryFile("w+")))
+            words, environment = list(map(str, arguments)), {**os.environ, **shared, **own}
+            if is_fresh:
+                process = subprocess.Popen([sys.executable, *words], env=environment, stderr=logs[-1])
+            else:
+                process = Fork(words, environment, logs[-1])
+            processes.append(process)
+            stack.callback(process.kill)
         codes = _wait(processes, time.monotonic() + timeout)
         assert not any(codes), _report(codes, logs)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> list[int]:
+def _wait(processes: Sequence[Process], end: float) -> list[int]:
     """Wait until all ranks are done, one fails or time is up; then end those left, which write where they stood."""
     while any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes) or time.monotonic() > end:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lanes import slow_but
 
 from prefopt.cli import main
 from prefopt.errors import (
@@ -269,7 +270,9 @@ def test_losses_lists_every_loss_and_transform(said: Said) -> None:
     assert all(name in firsts for name in (*LOSSES, *TRANSFORMS, "mixed"))
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *TRANSFORMS, "mixed"])
+@pytest.mark.parametrize(
+    "name", slow_but(("dpo", "kto", "plackett_luce", "with_nll", "mixed"), [*LOSSES, *TRANSFORMS, "mixed"])
+)
 def test_each_loss_explains_itself_with_an_example_that_is_a_valid_recipe(name: str, said: Said) -> None:
     from prefopt.assemble.loss import build_loss
     from prefopt.recipe.strict_yaml import parse_yaml

@@ -156,7 +156,8 @@ def save_rows(path: Path, count: int, seed: int = 0) -> Path:
 def recipe(folder: Path, **changes: str) -> list[str]:
     """Write model, rows and a recipe into ``folder`` and return the arguments of ``prefopt train``.
 
-    ``changes`` are overrides; a double underscore stands for a dot.
+    ``changes`` are overrides; a double underscore stands for a dot. AdamW's eps is of the size of small
+    gradients, so that no step turns the rounding of one near zero into a whole learning rate.
     """
     if not (folder / "recipe.yaml").exists():
         save_model(folder / "model")
@@ -167,7 +168,7 @@ def recipe(folder: Path, **changes: str) -> list[str]:
             f"data: {{path: {folder / 'rows.jsonl'}}}\n"
             "loss: {name: dpo, beta: 0.1}\n"
             "batch: {pairs_per_step: 8, tokens_per_batch: 120, max_tokens: 64}\n"
-            "optim: {lr: 1.0e-3, warmup: 0.2}\n"
+            "optim: {lr: 1.0e-3, warmup: 0.2, eps: 1.0e-4}\n"
             "train: {steps: 6, save_every: 2, keep: 2}\n"
         )
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]

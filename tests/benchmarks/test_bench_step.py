@@ -28,6 +28,7 @@ def task() -> Task:
     return session()._task(Stage(TINY, FOUR, ()), num_steps=2)
 
 
+@pytest.mark.slow
 def test_the_ladder_leaves_out_what_is_not_there_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the last rung: compiling takes longer than a test may."""
     monkeypatch.setattr(_session, "LADDER", LADDER[:-1])

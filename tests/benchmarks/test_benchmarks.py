@@ -152,6 +152,7 @@ def test_a_contender_trains_in_its_own_process_and_reports(task: Task) -> None:
     assert 0 < result.peak_mib < result.process_mib
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_ends_the_run_with_its_message(task: Task) -> None:
     team = Team(
         {"broken": partial(load_rows, None, vocabulary="many", max_tokens=1)}, Legs(0, 1, 1), "cpu", 1
@@ -174,7 +175,8 @@ def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
     path = save("try", {"environment": environment("cpu", 2), "measured": {"x": Measured("x")}}, tmp_path)
     stored = json.loads(path.read_text())
     assert {"commit", "is_dirty", "device", "versions", "threads", "date"} <= stored["environment"].keys()
-    assert stored["environment"]["versions"]["torch"] == torch.__version__
+    # an installer may name a build of the same release otherwise, 2.13.0 or 2.13.0+cpu
+    assert stored["environment"]["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert stored["measured"]["x"]["seconds"] == []
 
 

@@ -10,6 +10,7 @@ import gloo
 import pytest
 import torch
 import toy
+from lanes import slow_but
 from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
@@ -70,28 +71,32 @@ def test_no_reducer_outlives_its_group(
     assert [bool(rank["reducer_lives"]) for rank in results[1]] == [False, False]
 
 
-def prefopt(world: int, arguments: list[str], cache: Path) -> None:
+def prefopt(world: int, arguments: list[str], cache: Path, *, is_fresh: bool) -> None:
     """Run the command line on ``world`` ranks."""
-    gloo.launch(world, ["-m", "prefopt", "train", *arguments], PREFOPT_CACHE=str(cache))
+    gloo.launch(world, ["-m", "prefopt", "train", *arguments], is_fresh=is_fresh, PREFOPT_CACHE=str(cache))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_command_line_on_two_ranks_then_resumed_on_one(tmp_path: Path) -> None:
-    """Steps 1 to 3 on two ranks with a cached reference, 4 to 6 on one: all as on one alone, to float32 sums."""
+@pytest.mark.parametrize("is_fresh", slow_but([False], [False, True]), ids=["forks", "fresh"])
+def test_the_command_line_on_two_ranks_then_resumed_on_one(is_fresh: bool, tmp_path: Path) -> None:
+    """Steps 1 to 3 on two ranks with a cached reference, 4 to 6 on one: all as on one alone, to float32 sums.
+
+    Fresh interpreters differ in their hash seed, which must not matter either.
+    """
     alone, changing = tmp_path / "alone", tmp_path / "changing"
     for folder in (alone, changing):
         folder.mkdir()
     cached = {"reference": "cached", "eval": "{split: 0.2, every: 3}", "train__save_every": "3"}
-    prefopt(1, toy.recipe(alone, **cached), tmp_path / "cache")
-    prefopt(2, toy.recipe(changing, **cached), tmp_path / "cache")
+    prefopt(1, toy.recipe(alone, **cached), tmp_path / "cache", is_fresh=is_fresh)
+    prefopt(2, toy.recipe(changing, **cached), tmp_path / "cache", is_fresh=is_fresh)
     shutil.rmtree(changing / "run" / "final")
     shutil.rmtree(changing / "run" / "checkpoints" / "step-000006")
     state = json.loads((changing / "run" / "run.json").read_text())
     (changing / "run" / "run.json").write_text(json.dumps({**state, "finished": False}))
-    prefopt(1, [*toy.recipe(changing, **cached), "--resume"], tmp_path / "cache")
+    prefopt(1, [*toy.recipe(changing, **cached), "--resume"], tmp_path / "cache", is_fresh=is_fresh)
     for got, expected in zip(metrics(changing), metrics(alone), strict=True):
         assert got.keys() == expected.keys()
         for name in expected.keys() - {"pairs_per_second"}:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 import torch
+from lanes import slow_but
 from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
@@ -191,7 +192,11 @@ def defaults(loss: Loss) -> dict:
 
 ON_PAIRS = [name for name, loss in LOSSES.items() if contract_of(loss).structure == "pairs"]
 CASES = all_cases()
-every_case = pytest.mark.parametrize("loss", CASES.values(), ids=CASES.keys())
+NEIGHBOURS = {f"{outer}({inner}(dpo))" for inner, outer in pairwise(TRANSFORMS)}
+# by default every loss, setting and transform, and each transform inside and around another
+every_case = pytest.mark.parametrize(
+    "loss", slow_but(lambda name: name.count("(") < 2 or name in NEIGHBOURS, CASES)
+)
 
 
 def draw(lengths: Sequence[int], stats: Sequence[str], dtype: torch.dtype, seed: int) -> SeqLogps:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from lanes import slow_but
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -109,8 +110,12 @@ def bytes_of(tensors: Any) -> int:
 # -- what stays -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    slow_but(
+        [("llama", False), ("qwen3", True)], [(family, lora) for family in FAMILIES for lora in (False, True)]
+    ),
+)
 def test_weights_gradients_and_moments_are_counted_to_the_byte(family: str, lora: bool) -> None:
     dtype = torch.bfloat16 if family == "qwen3" else torch.float32
     plan = plan_model_memory(build(family, dtype, lora=lora, real=False).model, SAMPLE, cpu())
@@ -176,7 +181,17 @@ WAYS = [
 """Families, in some dtype, with layers computed again or not, with LoRA or not, under autocast or not."""
 
 
-@pytest.mark.parametrize(("family", "dtype", "checkpoints", "lora", "autocast"), WAYS, ids=str)
+BY_DEFAULT = [
+    *((family, SINGLE, False, False, None) for family in FAMILIES),
+    ("qwen3", HALF, False, False, None),
+    ("llama", SINGLE, True, True, None),
+    ("qwen3", SINGLE, False, False, HALF),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "checkpoints", "lora", "autocast"), slow_but(BY_DEFAULT, WAYS), ids=str
+)
 def test_activations_are_what_autograd_keeps(
     family: str,
     dtype: torch.dtype,

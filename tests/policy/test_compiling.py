@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from lanes import slow_but
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
@@ -160,7 +161,7 @@ def test_adapters_train_and_switch_off() -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("name", ["tdpo", "mapo"])
+@pytest.mark.parametrize("name", slow_but(["mapo"], ["tdpo", "mapo"]))
 def test_losses_that_read_hidden_states_find_them(name: str) -> None:
     """Rows of the reference's head serve as they are; its layers are watched as written, without new graphs.
 
@@ -256,7 +257,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("reference", ["initial", "cached"])
+@pytest.mark.parametrize("reference", slow_but(["initial"], ["initial", "cached"]))
 def test_a_whole_run_is_that_of_layers_as_written(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,7 +419,7 @@ def test_a_table_says_what_it_was_made_of() -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", slow_but([True], [False, True]))
 def test_what_attention_keeps_goes_with_the_graph(
     checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from lanes import slow_but
 from safetensors.torch import load_file, save_file
 
 from prefopt.cli import main
@@ -75,7 +76,7 @@ def rewrite(saved: Path, tensors: dict[str, torch.Tensor] | None) -> None:
     checkpoint.write_json(saved / checkpoint.MANIFEST, {"files": checkpoint._digests(saved)})
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", slow_but(["bco"], [*LOSSES]))
 def test_a_crash_and_resume_end_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved after 2 and 4, crashed in step 6; evaluated on the way, which leaves no trace in what is carried."""
     changes = {"loss": LOSSES[name], "eval": "{split: 0.2, every: 1}"}

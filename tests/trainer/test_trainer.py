@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,12 @@ from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
 
 def trainer_of(
-    loss: Callable[..., LossOutput] = dpo, *, steps: int = 4, seed: int = 0, **changes: object
+    loss: Callable[..., LossOutput] = dpo,
+    *,
+    steps: int = 4,
+    per_step: int = 8,
+    seed: int = 0,
+    **changes: object,
 ) -> Trainer:
     data = toy.table(24)
     options: dict[str, object] = {
@@ -32,15 +38,32 @@ def trainer_of(
         "engine": Engine(cpu=True),
         "seed": seed,
     }
-    return Trainer(toy.policy(), loss, toy.plan(data, budget=120), data, **(options | changes))
+    return Trainer(
+        toy.policy(), loss, toy.plan(data, budget=120, per_step=per_step), data, **(options | changes)
+    )
 
 
-def test_the_first_loss_is_log_two_and_the_loss_falls() -> None:
-    trainer = trainer_of(steps=12)
+def test_the_first_loss_is_log_two_and_falls_as_its_gradient_says() -> None:
+    """AdamW's first step is lr g / (|g| + eps), so on the same rows the loss falls by lr times the sum of g of that.
+
+    float64, and a step so small that its square is a thousandth of it: 1e-3.
+    """
+    settings = OptimSettings(lr=1e-6, warmup=0, clip=None, schedule="constant")
+    trainer = trainer_of(per_step=24, steps=2, optim=settings)
+    falls: list[float] = []
+    real = trainer.optimizer.step
+
+    def step(*args: Any) -> Any:
+        grads = [p.grad.abs() for p in trainer.parameters.values() if p.grad is not None]
+        falls.append(settings.lr * sum((g * g / (g + settings.eps)).sum().item() for g in grads))
+        return real(*args)
+
+    trainer.optimizer.step = step  # type: ignore[method-assign]
     losses = [result.sums.values["loss"].item() / result.units for result in trainer]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-12)
     assert trainer.identity is not None and trainer.identity < 1e-12
-    assert losses[-1] < losses[0] - 0.05
+    assert falls[0] > 1e-6
+    assert losses[0] - losses[1] == pytest.approx(falls[0], rel=1e-3)
 
 
 def test_a_step_reports_means_over_its_pairs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from lanes import slow_but
 
 from prefopt.losses import LOSSES, contract_of, dpo, ipo, sft
 from prefopt.verbs.loss_curves import curves_of
@@ -43,9 +44,10 @@ def test_an_answer_that_is_compared_with_others_of_its_step_costs_the_same_alone
     assert curves_of(LOSSES[name]) is None
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LOSSES if contract_of(LOSSES[n]).structure != "responses" and n not in RELATIVE]
-)
+MARGINAL = [n for n in LOSSES if contract_of(LOSSES[n]).structure != "responses" and n not in RELATIVE]
+
+
+@pytest.mark.parametrize("name", slow_but(("dpo", "simpo", "kto", "plackett_luce", "tdpo", "aot"), MARGINAL))
 def test_every_loss_has_finite_curves_that_move(name: str) -> None:
     curves = curves_of(LOSSES[name], num_points=9)
     assert curves is not None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from forks import Fork
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -268,32 +267,21 @@ def test_signals_write_a_checkpoint_and_end_with_their_code(
 
 
 def test_kill_nine_at_any_moment_ends_bit_equal(unbroken: Path, tmp_path: Path) -> None:
-    """SIGKILL at the third line of metrics while every step is saved, then again a moment later."""
-    command = [
-        sys.executable,
-        "-m",
-        "prefopt",
-        "train",
-        *toy.recipe(tmp_path, train__save_every="1"),
-        "--resume",
-    ]
-    for wanted in (2, 4):
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and len(metrics.read_bytes().splitlines()) >= wanted:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (tmp_path / "run" / "final").exists()
-    done = subprocess.run(
-        command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    """SIGKILL at the first line of metrics while every step is saved, then again a moment later."""
+    arguments = ["-m", "prefopt", "train", *toy.recipe(tmp_path, train__save_every="1"), "--resume"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with (tmp_path / "log").open("w+") as log:
+        for wanted in (1, 3):
+            process = Fork(arguments, os.environ, log)
+            deadline = time.monotonic() + 90
+            while process.poll() is None and time.monotonic() < deadline:
+                if metrics.exists() and len(metrics.read_bytes().splitlines()) >= wanted:
+                    break
+                time.sleep(0.002)
+            process.kill()
+            assert process.wait(10) == -signal.SIGKILL, "the run ended before it was killed"
+        assert not (tmp_path / "run" / "final").exists()
+        assert Fork(arguments, os.environ, log).wait(90) == 0, log.read()
     assert without_times(tmp_path) == without_times(unbroken)
     assert same_weights(tmp_path, unbroken)
 
@@ -358,28 +346,64 @@ def test_another_reference_by_path(tmp_path: Path) -> None:
     assert abs(lines(tmp_path)[0]["loss"] - 0.693147) > 1e-3
 
 
-def test_evaluation_best_and_patience(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A learning rate that destroys the model: the first evaluation stays the best and training stops early."""
+def script_evaluations(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let evaluations compute what they compute, and report these losses in turn."""
+    real, scripted = Trainer.evaluate, iter(losses)
+
+    def evaluate(self: Trainer, *held_out: Any) -> dict[str, float]:
+        return {**real(self, *held_out), "loss": next(scripted)}
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+
+
+def test_evaluation_best_and_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Better, better, equal, worse at patience 2: training stops after 4 of 20 steps and step 2 stays the best."""
     changes = {
         "eval": "{split: 0.2, every: 1, best: true, patience: 2}",
-        "optim": "{lr: 0.5, warmup: 0, schedule: constant}",
         "train__steps": "20",
         "train__save_every": "1",
         "train__keep": "1",
     }
+    script_evaluations(monkeypatch, [0.9, 0.5, 0.5, 0.7])
     assert go(tmp_path, **changes) == 0
     evaluations = [line for line in lines(tmp_path) if "eval/loss" in line]
     assert all("loss" not in line for line in evaluations)
-    losses = [line["eval/loss"] for line in evaluations]
-    best = losses.index(min(losses))
-    assert len(losses) == best + 3 < 20
-    names = [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")]
-    assert f"step-{best + 1:06d}" in names
-    kept = load_file(
-        str(tmp_path / "run" / "checkpoints" / f"step-{best + 1:06d}" / "model" / "model.safetensors")
+    assert [line["eval/loss"] for line in evaluations] == [0.9, 0.5, 0.5, 0.7]
+    kept = {p.name: p for p in checkpoints(tmp_path / "run" / "checkpoints")}
+    assert list(kept) == ["step-000002", "step-000004"]
+    best, last = (load_file(str(path / "model" / "model.safetensors")) for path in kept.values())
+    assert all(torch.equal(best[k], v) for k, v in weights(tmp_path).items())
+    assert any(not torch.equal(last[k], v) for k, v in weights(tmp_path).items())
+    assert "stopping after step 4: no better eval/loss in 2 evaluations; the best was 0.5 after step 2" in (
+        capsys.readouterr().err
     )
-    assert all(torch.equal(kept[k], v) for k, v in weights(tmp_path).items())
-    assert "stopping after step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "stopped_after", "best", "said"),
+    [
+        ([0.5, 0.4, 0.6, 0.3, 0.4, 0.4], 6, 4, "the best was 0.3 after step 4"),  # counts from the best anew
+        ([float("nan"), float("nan")], 2, None, "none was finite"),  # what is not finite is never the best
+    ],
+)
+def test_patience_counts_evaluations_since_the_best(
+    script: list[float],
+    stopped_after: int,
+    best: int | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script_evaluations(monkeypatch, script)
+    changes = {"eval": "{split: 0.2, every: 1, best: true, patience: 2}", "train__steps": "8"}
+    assert go(tmp_path, **changes, train__save_every="null") == 0
+    assert max(line["step"] for line in lines(tmp_path)) == stopped_after
+    state = json.loads((checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.json").read_text())
+    assert state["best_step"] == best
+    assert f"in 2 evaluations; {said}" in capsys.readouterr().err
 
 
 def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:

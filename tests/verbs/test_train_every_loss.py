@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lanes import slow_but
 
 from prefopt.losses import LOSSES, contract_of
 from prefopt.verbs import train
@@ -65,13 +66,17 @@ def two_prompts(number: int) -> dict[str, Any]:
     }
 
 
+BY_DEFAULT = ("dpo", "sft", "kto", "plackett_luce", "joint_prompt", "prompt_contrast", "beta_dynamic")
+"""One loss for each kind of row, and one that carries values from step to step."""
+
+
 def rows_for(name: str) -> Any:
     by_name = {"joint_prompt": two_prompts, "prompt_contrast": contrast}
     by_structure = {"pairs": pair, "responses": pair, "lists": ranked, "sides": labelled}
     return by_name.get(name) or by_structure[contract_of(LOSSES[name]).structure]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", slow_but(BY_DEFAULT, [*LOSSES]))
 def test_trains_five_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logged numbers are finite and the trained weights are no longer those of the start."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
