@@ -120,7 +120,7 @@ def compare_runs(found: Path, expected: Path) -> None:
             assert got[name] == pytest.approx(wanted[name], abs=2e-4), name
     last = Path("run") / "checkpoints" / "step-000006"
     for file in (last / "model" / "model.safetensors", last / "optimizer.safetensors"):
-        # weights moved by up to 3e-3; this is a hundredth of it, and far more than rounding can do under the eps of toy.recipe
+        # a hundredth of how far weights moved, and far more than rounding can do under the eps of toy.recipe
         torch.testing.assert_close(
             load_file(str(found / file)), load_file(str(expected / file)), rtol=1e-3, atol=3e-5
         )
