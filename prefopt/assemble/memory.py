@@ -21,6 +21,7 @@ from prefopt.assemble.model import (
     with_lora,
 )
 from prefopt.errors import ModelError, RecipeError
+from prefopt.kernels.prefix_attention.choice import check_planned
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.policy import Policy
 from prefopt.policy.head import head_of
@@ -52,23 +53,24 @@ def plan_memory(
         ModelError: a model cannot be found, or cannot be run without numbers.
         RecipeError: the attention asked for cannot run on the target, or its memory is not planned.
     """
-    policy = skeleton_of(recipe)
-    model = policy.model
     try:
-        plan = plan_model_memory(
-            model,
-            sample,
-            target,
-            ranks=ranks,
-            references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
-            stats=loss.contract.policy_stats,
-            reference_stats=own_stats(loss.contract.reference_stats),
-            layers=needs_layers(loss.contract.policy_stats),
-            masks=_masks(loss, policy),
-            accumulates=accumulates,
-        )
+        check_planned(recipe.model.attention, "model.attention:")
     except RecipeError as error:
         raise recipe.located(error) from None
+    policy = skeleton_of(recipe)
+    model = policy.model
+    plan = plan_model_memory(
+        model,
+        sample,
+        target,
+        ranks=ranks,
+        references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
+        stats=loss.contract.policy_stats,
+        reference_stats=own_stats(loss.contract.reference_stats),
+        layers=needs_layers(loss.contract.policy_stats),
+        masks=_masks(loss, policy),
+        accumulates=accumulates,
+    )
     return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
 
 

@@ -33,6 +33,7 @@ LLAMA = AttentionProblem(torch.bfloat16, 128, 128, gathered=1.5)
 
 def test_auto_asks_back_ends_of_the_table_and_ends_with_one_that_always_serves() -> None:
     assert set(FASTEST_ON_GPUS) <= set(BACKENDS)
+    assert all(BACKENDS[name].footprint is not None for name in (*FASTEST_ON_GPUS, ELSEWHERE))
     assert (
         BACKENDS[FASTEST_ON_GPUS[-1]].obstacle is BACKENDS[ELSEWHERE].obstacle is BACKENDS["dense"].obstacle
     )

@@ -65,15 +65,25 @@ def obstacle(name: str, problem: AttentionProblem, machine: Machine) -> str | No
     return BACKENDS[name].obstacle(problem, machine)
 
 
+def check_planned(impl: str, place: str = "tree_attention: impl") -> None:
+    """Refuse a back-end that does not say how much memory it takes; ``auto`` takes none of those.
+
+    Raises:
+        RecipeError: it does not say.
+    """
+    if impl in BACKENDS and BACKENDS[impl].footprint is None:
+        raise RecipeError(f"{place} the memory of '{impl}' is not planned. Use 'auto'.")
+
+
 def footprint_of(name: str, call: AttentionCall, place: str = "tree_attention: impl") -> Footprint:
     """Return what one layer's call holds on top of its operands and its result.
 
     Raises:
         RecipeError: the memory of this back-end is not planned.
     """
+    check_planned(name, place)
     count = BACKENDS[name].footprint
-    if count is None:
-        raise RecipeError(f"{place} the memory of '{name}' is not planned. Use 'auto'.")
+    assert count is not None
     return count(call)
 
 
