@@ -17,6 +17,8 @@ from benchmarks.attention.packs import Repeated, draw, pack, truth, visible_pair
 from benchmarks.bench_attention import main
 from benchmarks.shared import results
 from benchmarks.shared.ops import Limits
+from prefopt.kernels.prefix_attention.backends import BACKENDS
+from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.layout import dense_mask
 from prefopt.kernels.prefix_attention.spec import Rule
 from prefopt.types import Segments
