@@ -88,7 +88,7 @@ if [ "$call" = 1 ]; then
   pytest=(-m gpu -v --tb=short --durations=10 -p no:cacheprovider)
   # most of their time goes into compiling, which keeps one core busy
   if [ "$device" = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-n 6); fi
-  part tests "$(share 27)" "$python" -m benchmarks._tests "${pytest[@]}" "${tests[@]}"
+  part tests "$(share 27)" "$python" -m benchmarks.gpu.tests "${pytest[@]}" "${tests[@]}"
   logp=(--device "$device" --threads "$threads" --within "$(share 28)")
   [ -z "$quick" ] || logp+=(--shape 64,32,300 --turns 3)
   part linear_logp "$(share 37)" "$python" -m benchmarks.bench_linear_logp "${logp[@]}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks._flops import Sizes
-from benchmarks._lengths import Workload
-from benchmarks._models import MODELS
-from benchmarks._session import Pace, Session
-from benchmarks._worker import Work
+from benchmarks.step.flops import Sizes
+from benchmarks.step.full_size.session import Pace, Session
+from benchmarks.step.full_size.worker import Work
+from benchmarks.step.models import MODELS
+from benchmarks.step.workloads import Workload
 
 TINY = replace(MODELS["Qwen3-0.6B"], name="tiny", sizes=Sizes(1, 16, 24, 2, 1, 8, 60), dtype="float32")
 FOUR = Workload("4 answers", 10, (4,) * 4, pairs_per_step=2)

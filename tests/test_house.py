@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,10 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def benchmarks() -> list[Path]:
+    return sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Return every module a file imports, and whether only the type checker runs that import."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -180,9 +185,9 @@ def test_importing_prefopt_loads_nothing_heavy() -> None:
     assert run(f"import prefopt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
 
 
-def test_the_loop_imports_without_the_data_and_recipe_vendors() -> None:
-    """On a machine with only torch, transformers and accelerate, losses, kernels and the loop still import."""
-    # yaml, typer and rich come with the hub client, so only the fences above keep them out of these rooms
+def imports_where_little_is_installed(names: Sequence[str]) -> bool:
+    """Import modules as on a machine with only torch, transformers and accelerate."""
+    # yaml, typer and rich come with the hub client, so only the fences keep them out of these rooms
     absent = ["pydantic", "datasets", "pyarrow", "peft", "trl", "deepspeed", "matplotlib", "tensorboard"]
     code = (
         "import sys, importlib, importlib.util\n"
@@ -193,10 +198,21 @@ def test_the_loop_imports_without_the_data_and_recipe_vendors() -> None:
         "sys.meta_path.insert(0, Block())\n"
         "real = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda n, p=None: None if n.split('.')[0] in absent else real(n, p)\n"
-        f"for name in {LIGHT}: importlib.import_module(name)\n"
+        f"for name in {list(names)}: importlib.import_module(name)\n"
         f"print([n for n in absent if n in sys.modules])\n"
     )
-    assert run(code).strip() == "[]"
+    return run(code).strip() == "[]"
+
+
+def test_the_loop_imports_without_the_data_and_recipe_vendors() -> None:
+    assert imports_where_little_is_installed(LIGHT)
+
+
+def test_benchmarks_import_without_the_data_and_recipe_vendors() -> None:
+    """Doors and what is behind them: peers are imported where they are measured."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in benchmarks()]
+    assert "benchmarks.bench_step" in names and "benchmarks.step.full_size.memory" in names
+    assert imports_where_little_is_installed(names)
 
 
 def test_benchmarks_name_no_peer_at_top_level() -> None:
@@ -211,20 +227,37 @@ def test_benchmarks_name_no_peer_at_top_level() -> None:
         "rich",
         "peft",
     }
-    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+    for path in benchmarks():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {
-            (node.module or "").split(".")[0]
-            if isinstance(node, ast.ImportFrom)
-            else node.names[0].name.split(".")[0]
+            name.split(".")[0]
             for node in tree.body
             if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
         }
-        assert not names & peers, f"{path.name} imports {names & peers} at top level"
+        assert not names & peers, f"{path} imports {names & peers} at top level"
+
+
+def test_benchmarks_share_only_what_is_below_them() -> None:
+    """A benchmark imports from its own folder, from those around it, and from shared; nobody imports a door."""
+    for path in benchmarks():
+        here = path.relative_to(ROOT).parts[:-1]
+        for module, _ in imports(path):
+            there = tuple(module.split("."))
+            if there[0] != "benchmarks" or path.name.startswith("bench_"):
+                continue
+            is_around = (ROOT / Path(*there)).with_suffix(".py").is_file() and there[:-1] == here[
+                : len(there) - 1
+            ]
+            assert len(there) > 2 and (there[1] == "shared" or is_around), f"{path} imports {module}"
 
 
 def test_every_file_says_what_it_is() -> None:
-    for path in modules():
+    for path in [*modules(), *benchmarks()]:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
 
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import _runner, bench_attention
-from benchmarks._attention_packs import Repeated, draw, pack, truth, visible_pairs
-from benchmarks.bench_attention import NAMES, REPEATED, main, measure
+from benchmarks.attention import measure as measuring
+from benchmarks.attention.measure import NAMES, REPEATED, measure
+from benchmarks.attention.packs import Repeated, draw, pack, truth, visible_pairs
+from benchmarks.bench_attention import main
+from benchmarks.shared import results
+from benchmarks.shared.ops import Limits
 from prefopt.kernels.prefix_attention.backends import BACKENDS
 from prefopt.kernels.prefix_attention.dense import dense_attention
 from prefopt.kernels.prefix_attention.layout import dense_mask
@@ -64,8 +67,10 @@ def test_a_wrong_or_failing_back_end_is_not_timed(monkeypatch: pytest.MonkeyPatc
         return dense_attention(query, key, value, sinks, whole, rule)
 
     monkeypatch.setitem(BACKENDS, "dense", replace(BACKENDS["dense"], run=leaky))
-    monkeypatch.setattr(bench_attention, "PACKINGS", 2)
-    lines = {line.name: line for line in measure(SHAPE, "small", 30, torch.float32, "cpu", NAMES, (2, 9.0))}
+    monkeypatch.setattr(measuring, "PACKINGS", 2)
+    lines = {
+        line.name: line for line in measure(SHAPE, "small", 30, torch.float32, "cpu", NAMES, Limits(2, 9.0))
+    }
     assert lines["dense"].note.startswith("wrong: output is off by")
     assert lines["varlen"].note == lines["flex"].note == "runs on NVIDIA GPUs only, not on cpu"
     assert not lines["dense"].forward_ms and not lines["flex"].forward_ms
@@ -76,7 +81,7 @@ def test_a_wrong_or_failing_back_end_is_not_timed(monkeypatch: pytest.MonkeyPatc
     assert (lines["segments"].tokens, lines[REPEATED].tokens) == (24, 34)
 
     monkeypatch.setitem(BACKENDS, "dense", replace(BACKENDS["dense"], run=lambda *given: {}["no such"]))
-    (line,) = measure(SHAPE, "small", 30, torch.float32, "cpu", ["dense"], (2, 9.0))
+    (line,) = measure(SHAPE, "small", 30, torch.float32, "cpu", ["dense"], Limits(2, 9.0))
     assert line.note.startswith("failed: KeyError: 'no such'")
 
 
@@ -84,8 +89,8 @@ def test_a_run_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As JSON and as the table on the screen, with the speed relative to repeated prompts."""
-    monkeypatch.setattr(bench_attention, "save", lambda name, record: _runner.save(name, record, tmp_path))
-    monkeypatch.setattr(bench_attention, "PACKINGS", 2)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(measuring, "PACKINGS", 2)
     words = ["--device", "cpu", "--shape", "5,3,4", "--tokens", "30", "--turns", "2", "--threads", "1"]
     assert main(words) == 0
     record = json.loads((tmp_path / "attention_cpu.json").read_text())

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import _runner, bench_linear_logp
-from benchmarks._logp_plot import plot
-from benchmarks._logp_providers import PROVIDERS, Provider, draw, truth
-from benchmarks.bench_linear_logp import Line, main, measure
+from benchmarks import bench_linear_logp
+from benchmarks.bench_linear_logp import main
+from benchmarks.logp.measure import Line, measure
+from benchmarks.logp.plot import plot
+from benchmarks.logp.problem import draw, truth
+from benchmarks.logp.providers import PROVIDERS, Provider
+from benchmarks.shared import results
+from benchmarks.shared.ops import Limits, total_ms
 
 SHAPE = (12, 8, 30)
 EAGER = PROVIDERS["torch eager"]
@@ -55,7 +59,8 @@ def test_a_wrong_or_failing_op_is_not_timed() -> None:
         replace(EAGER, name="elsewhere", devices=("cuda",)),
     ]
     lines = {
-        line.provider: line for line in measure(SHAPE, "trained", torch.float32, "cpu", others, (2, 9.0), 1.0)
+        line.provider: line
+        for line in measure(SHAPE, "trained", torch.float32, "cpu", others, Limits(2, 9.0), 1.0)
     }
     assert lines["doubled"].note == "wrong: a gradient is off by 1 > 0.001"
     assert lines["shifted"].note == "wrong: a log-prob is off by 0.01 > 0.001 nats"
@@ -66,7 +71,7 @@ def test_a_wrong_or_failing_op_is_not_timed() -> None:
     right = lines["torch eager"]
     assert right.note == "" and len(right.forward_ms) == len(right.backward_ms) == 2
     # 4 products of 2 * 12 * 8 * 30 operations
-    assert right.tflops == pytest.approx(4 * 2 * 12 * 8 * 30 / (right.total_ms * 1e9))
+    assert right.tflops == pytest.approx(4 * 2 * 12 * 8 * 30 / (total_ms(right) * 1e9))
     assert right.repeats_bits
 
 
@@ -74,8 +79,7 @@ def test_a_run_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every task, ours and eager, as JSON and as the table on the screen."""
-    monkeypatch.setattr(bench_linear_logp, "RESULTS", tmp_path)
-    monkeypatch.setattr(bench_linear_logp, "save", lambda name, record: _runner.save(name, record, tmp_path))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(bench_linear_logp, "plot", lambda lines, path: f"a plot of {len(lines)}")
     names = ["prefopt", "prefopt cached", "torch eager"]
     words = ["--device", "cpu", "--shape", "12,8,30", "--turns", "2", "--threads", "1", "--only", *names]

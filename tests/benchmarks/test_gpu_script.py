@@ -37,7 +37,7 @@ def stub(tmp_path: Path) -> Path:
         "#!/usr/bin/env bash\n"
         f'echo "$PREFOPT_BENCH_RESULTS $*" >> {tmp_path}/calls\n'
         'case "$*" in\n'
-        "  *_tests*) sleep 30 ;;\n"
+        "  *benchmarks.gpu.tests*) sleep 30 ;;\n"
         '  *bench_attention*) echo "no such thing"; exit 3 ;;\n'
         "  *) echo measured ;;\n"
         "esac\n"
@@ -92,7 +92,7 @@ def test_calls_name_the_parts_and_where_results_go(stub: Path, tmp_path: Path) -
     assert call == f"{out} -m benchmarks.bench_step --device cuda --threads 8 --seconds 88 --out {out}"
     run("1", str(out), PYTHON=str(stub), SECONDS="4", QUICK="1", DEVICE="cpu")
     tests, logp, attention = (tmp_path / "calls").read_text().splitlines()[-3:]
-    assert "-m benchmarks._tests -m gpu" in tests and "tests/kernels/test_fused_gpu.py" in tests
+    assert "-m benchmarks.gpu.tests -m gpu" in tests and "tests/kernels/test_fused_gpu.py" in tests
     assert "bench_linear_logp --device cpu --threads 1" in logp and "--shape 64,32,300" in logp
     assert "bench_attention --device cpu --threads 1" in attention and "--heads small" in attention
 
@@ -106,7 +106,7 @@ def test_tests_that_are_told_to_end_say_what_failed_before(tmp_path: Path) -> No
         "def test_first():\n    assert 2 == 3, 'two is not three'\n"
         f"def test_second():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(60)\n"
     )
-    words = [sys.executable, "-m", "benchmarks._tests", "-v", f"--rootdir={tmp_path}", str(tmp_path)]
+    words = [sys.executable, "-m", "benchmarks.gpu.tests", "-v", f"--rootdir={tmp_path}", str(tmp_path)]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for _ in range(300):
         if begun.exists():
