@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def alphapo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     *,
     beta: Annotated[float, Range(gt=0)] = 2.5,
     gamma: Annotated[float, Range(ge=0)] = 0.1,

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Annotated
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
-from prefopt.losses._contract import RESUMMING, Loss, contract_of, settings_of, signature_of
+from prefopt.losses._compose import RESUMMING, Given, admit, compose, union
+from prefopt.losses._contract import Loss, contract_of, settings_of, signature_of
 from prefopt.losses._terms import Divergence, reshape_ratio
 from prefopt.types import LossOutput, Range
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import COMBINING, RESUMMING
+from prefopt.losses._compose import COMBINING, RESUMMING
 from prefopt.losses.sparse_mask import masked_tdpo
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
@@ -95,7 +95,7 @@ def prior_scaled(loss: Loss) -> Loss:
         gap = _prior_gap(given["chosen_score"], given["rejected_score"])
         scaled = {
             name: _scale_rejected(value, gap) if isinstance(value, PairLogps) else value
-            for name, value in pick(given, signature).items()
+            for name, value in arguments_of(given, signature).items()
         }
         return _with_gap(loss(**scaled), gap)
 

@@ -7,11 +7,11 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._terms import Nll, add_cost, answer_nll, log1mexp, logistic, with_rewards
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
 def orpo(
-    policy: Annotated[PairLogps, Applies("with_nll")],
+    policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,
     mean_chosen_length: Tensor | None = None,
     lam: Annotated[float, Range(ge=0)] = 0.1,

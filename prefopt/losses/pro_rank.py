@@ -10,11 +10,11 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import Norm, stop
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
 def pro_rank(
-    policy: ListLogps,
+    policy: Annotated[ListLogps, Reads("length")],
     *,
     answer_score: Tensor,
     alpha: Annotated[float, Range(ge=0)] = 0.05,

@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import Norm, add_cost
 from prefopt.losses.dpo import dpo
-from prefopt.types import Applies, LossOutput, PairLogps, Range, Roles, SeqLogps
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads, Roles, SeqLogps
 
 Link = Literal["logistic", "nll"]
 
 
 def rationale(
-    policy: Annotated[PairLogps, Roles("rationale"), Applies("with_rationale")],
+    policy: Annotated[PairLogps, Reads("length"), Roles("rationale"), Applies("with_rationale")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -96,7 +96,7 @@ def with_rationale(
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:
-        output = loss(**pick(given, signature))
+        output = loss(**arguments_of(given, signature))
         return _add(output, given["policy"].others["rationale"], **settings)
 
     marked = union("with_rationale", [signature], marks=[Roles("rationale")])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def rdpo_length(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import COMBINING, RESUMMING, Given, admit, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
@@ -155,10 +155,7 @@ def spo_sequential(loss: Loss, *, keep: Annotated[float, Range(ge=0)] = 0.5) -> 
     return _combined(spo_sequential, loss, combine)
 
 
-COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
-"""Transforms that read several references; a loss can contain one of them."""
-
-INSIDE = ("length_desensitized", "f_div", "prior_scaled", "token_weighted", "suffix_from_divergence")
+INSIDE = (*RESUMMING, "f_div", "prior_scaled")
 """Transforms that change what is read of a reference; outside they would reach the first one alone."""
 
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._terms import Norm, log_ratio, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 Divergence = Literal["backward_kl", "forward_kl", "squared"]
 
 
 def reward_aware(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     chosen_score: Tensor,

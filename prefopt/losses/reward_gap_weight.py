@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import scale_loss, stop
 from prefopt.types import LossOutput, Range
@@ -47,6 +47,6 @@ def reward_gap_weight(loss: Loss, *, scale: Annotated[float, Range(gt=0)] = 1.0)
 
     def pay(given: Given) -> LossOutput:
         weight = stop((scale * (given["chosen_score"] - given["rejected_score"])).sigmoid())
-        return scale_loss(loss(**pick(given, signature)), weight, name="reward_gap_weight")
+        return scale_loss(loss(**arguments_of(given, signature)), weight, name="reward_gap_weight")
 
     return compose(reward_gap_weight, loss, union("reward_gap_weight", [signature], added), pay)

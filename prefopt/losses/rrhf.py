@@ -9,11 +9,11 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import answer_nll, stop
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
 def rrhf(
-    policy: ListLogps,
+    policy: Annotated[ListLogps, Reads("length")],
     *,
     answer_score: Tensor,
     alpha: Annotated[float, Range(ge=0)] = 1.0,

@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.losses._contract import RESUMMING
+from prefopt.losses._compose import RESUMMING
 from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
 from prefopt.ragged import on_device
-from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps
+from prefopt.types import LossOutput, PairLogps, Range, Reads, Refuses, SeqLogps
 
 
 def sgdpo(
-    policy: Annotated[PairLogps, Refuses(*RESUMMING, "f_div")],
+    policy: Annotated[PairLogps, Reads("tokens"), Refuses(*RESUMMING, "f_div")],
     reference: PairLogps,
     *,
     pair_seed: Tensor,

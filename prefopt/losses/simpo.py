@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def simpo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     *,
     beta: Annotated[float, Range(gt=0)] = 2.0,
     gamma: Annotated[float, Range(ge=0)] = 1.0,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._contract import COMBINING, RESUMMING
+from prefopt.losses._compose import COMBINING, RESUMMING
 from prefopt.losses._terms import logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import places, reweight
 from prefopt.ragged import on_device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._contract import COMBINING
+from prefopt.losses._compose import COMBINING
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 

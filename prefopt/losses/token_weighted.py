@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import reweight
 from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps, Stats

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import Norm, add_cost, answer_nll, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Roles
+from prefopt.types import LossOutput, PairLogps, Range, Reads, Roles
 
 
 def triple(
-    policy: Annotated[PairLogps, Roles("gold")],
+    policy: Annotated[PairLogps, Reads("length"), Roles("gold")],
     *,
     beta: Annotated[float, Range(gt=0)] = 0.01,
     alpha: Annotated[float, Range(ge=0)] = 1.0,

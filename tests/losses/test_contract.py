@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses import contract_of, dpo, sft, simpo, weighted, with_nll, wpo
-from prefopt.losses._contract import Setting, check_settings
+from prefopt.losses._settings import Setting, check_settings
 from prefopt.types import ListLogps, LossOutput, PairLogps, Range, SeqLogps, Stats
 
 
