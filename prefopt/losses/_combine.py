@@ -53,6 +53,9 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
     Holds up the chosen answer's own likelihood, which a margin alone may let fall. Applied to a loss
     over pairs; weights and tail discounts inside ``loss`` do not reach the added term.
 
+    When:
+        the chosen answers lose likelihood too
+
     Args:
         loss: a loss over pairs.
         alpha: weight of the added term; 1 in iterative reasoning PO, 0.2 in Llama 3, 0.005 in
@@ -93,6 +96,9 @@ def length_desensitized(
 
     Replaces ``total`` and nothing else: lengths, means and likelihood terms stay what they are.
 
+    When:
+        answers grow longer and longer
+
     Args:
         loss: a loss over pairs.
         alpha: weight of the longer answer's tail; 1 changes nothing, 0 cuts it off.
@@ -130,6 +136,9 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
     """Multiply each pair's loss by the likelihood that the policy samples both its answers.
 
     The weight is detached and multiplies exactly what ``loss`` pays; rewards stay as they are.
+
+    When:
+        answers come from other models than the policy
 
     Args:
         loss: a loss over pairs.

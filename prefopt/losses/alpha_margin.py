@@ -31,6 +31,9 @@ def alpha_margin(
 
     ``gamma`` is in units of reward, as for ``simpo``; the authors' gamma_beta_ratio is gamma / beta.
 
+    When:
+        one pair at a time says too little
+
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.
         reference: the same P pairs under the reference.

@@ -25,6 +25,9 @@ def alphapo(
     flattens out. At 0 this is SimPO. Not ``alpha_margin`` (alpha-DPO, an adaptive margin) and not the
     alpha-divergence of f-DPO, which bends the ratio to a reference.
 
+    When:
+        there is no memory for a reference
+
     Args:
         policy: P pairs under the model being trained.
         beta: reward per unit of bent log-prob.

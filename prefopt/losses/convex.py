@@ -38,6 +38,9 @@ def convex(
     mis-ranked pair most and follows label noise most; "savage", which is not convex, gives hopeless
     pairs up. The paper finds that all trade quality against distance alike once beta is tuned for each.
 
+    When:
+        ways to pay for the margin are compared
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

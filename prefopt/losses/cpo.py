@@ -26,6 +26,10 @@ def cpo(
     enough to imitate. Sums favour short answers; ``with_nll(simpo)`` is the form with means (CPO-SimPO).
     Not conservative DPO (cDPO), which is ``dpo`` with ``label_smoothing``.
 
+    When:
+        there is no memory for a reference
+        one stage has to do, from a base model
+
     Args:
         policy: P pairs under the model being trained.
         mean_chosen_length: [] tokens; for "batch_token".

@@ -21,6 +21,9 @@ def dpo_norm(
     dominates the margin. Margins are per token and small, hence a beta some 50 times DPO's. ``simpo``
     does the same without a reference.
 
+    When:
+        answers grow longer and longer
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -28,6 +28,9 @@ def f_div(
     more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
     paper derives it.
 
+    When:
+        answers lose their variety
+
     Args:
         loss: a loss over pairs that compares with a reference.
         divergence: which one; "reverse_kl" changes nothing.

@@ -21,6 +21,9 @@ def ipo(
     has a target, and overshooting costs as much as falling short. With ``norm="mean"`` the margin is
     per token, hence small: beta 0.1 asks for 5 nats per token; 0.5 to 1 is a milder target.
 
+    When:
+        the margin grows without end on clear pairs
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -23,6 +23,9 @@ def ld_dpo(
     For data whose chosen answers are longer, where DPO learns to be wordy. This is
     ``length_desensitized(dpo)``.
 
+    When:
+        answers grow longer and longer
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -22,6 +22,9 @@ def mapo(
     half of each sum is left, so the margin is about half of DPO's at the same beta. ``sparse_mask``
     learns the weights instead.
 
+    When:
+        few tokens matter and the rest is noise
+
     Args:
         policy: P pairs under the model being trained, with the stats ``kl`` and ``activation`` per token.
         reference: the same P pairs under the reference.

@@ -31,6 +31,10 @@ def mappo(
     own: the scores, mapped to [0, 1] in the data, say how bad the rejected answer is. This is
     ``prior_scaled(dpo)``; ``flex`` uses one factor for all pairs.
 
+    When:
+        each row has a score of each answer
+        rejected answers pull too much
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.
@@ -60,6 +64,10 @@ def prior_scaled(loss: Loss) -> Loss:
     MaPPO on any loss over pairs, such as IPO, SimPO or CPO. Applied to policy and reference alike and
     token by token, so sums, means and tail discounts inside ``loss`` all see it; likelihood terms of the
     chosen answer do not. The scores have to be mapped to [0, 1] in the data.
+
+    When:
+        each row has a score of each answer
+        rejected answers pull too much
 
     Args:
         loss: a loss over pairs that reads no per-token statistics.

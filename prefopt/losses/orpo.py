@@ -23,6 +23,10 @@ def orpo(
     reference. The odds ratio weighs little while answers are unlikely, so the likelihood term leads and
     the learning rate is that of fine-tuning (5e-6 to 8e-6 in the paper), not that of DPO.
 
+    When:
+        there is no memory for a reference
+        one stage has to do, from a base model
+
     Args:
         policy: P pairs under the model being trained.
         mean_chosen_length: [] tokens; for "batch_token".

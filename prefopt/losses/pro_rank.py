@@ -27,6 +27,9 @@ def pro_rank(
     likelihood of the best answer is held up by a term that grows with the square of the list. Not the
     preference orchestrator, also written PRO.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         answer_score: [S] score of every answer.

@@ -32,6 +32,9 @@ def rationale(
     ``with_rationale(dpo)``. Its authors' code calls it rdpo; it is neither ``rdpo_length`` (R-DPO) nor
     ``robust`` (robust DPO).
 
+    When:
+        each row has a rationale of the choice
+
     Args:
         policy: P pairs under the model being trained, with a rationale each.
         reference: the same P pairs under the reference; their rationales are not read.
@@ -69,6 +72,9 @@ def with_rationale(
 
     On ``orpo`` with ``norm: mean`` and gamma 1 this is the authors' RORPO, and with ``link: nll`` their
     simple RORPO.
+
+    When:
+        each row has a rationale of the choice
 
     Args:
         loss: a loss over pairs.

@@ -26,6 +26,9 @@ def rdpo_length(
     put the length term in with a minus; that makes long chosen answers pull harder, which is the
     opposite of what the derivation asks for.
 
+    When:
+        answers grow longer and longer
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

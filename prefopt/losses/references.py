@@ -36,6 +36,9 @@ def multi_ref(
     probabilities follows whoever finds an answer least likely, so every other reference is first
     clipped to a band around the last one.
 
+    When:
+        the reference holds training back
+
     Args:
         loss: a loss over pairs that compares with a reference.
         weights: "adaptive" weighs a reference by how far apart it holds the two answers of the pair, as
@@ -92,6 +95,9 @@ def momentum_ref(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 0.3) -> L
     Nesterov's method the step is taken from an extrapolated point; constants cancel in the margin, so
     two references are enough and no weights are mixed.
 
+    When:
+        training goes in rounds, on fresh answers
+
     Args:
         loss: a loss over pairs that compares with a reference.
         alpha: how far beyond the newest one; 0 leaves it as it is.
@@ -124,6 +130,9 @@ def spo_sequential(loss: Loss, *, keep: Annotated[float, Range(ge=0)] = 0.5) -> 
 
     For aligning with one dimension of preference after another: list the policies of earlier rounds from
     the newest to the one that the first round started from.
+
+    When:
+        dimensions of preference are learned one after another
 
     Args:
         loss: a loss over pairs that compares with a reference.

@@ -32,6 +32,9 @@ def reward_aware(
     each pair, less the entropy of the target, so the loss ends at 0 and its values do not compare with
     DPO's. Not ``relative`` (relative PO) nor ``reverse`` (reverse PO), also written RPO.
 
+    When:
+        each row has a score of each answer
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

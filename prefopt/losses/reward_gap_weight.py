@@ -20,6 +20,9 @@ def reward_gap_weight(loss: Loss, *, scale: Annotated[float, Range(gt=0)] = 1.0)
     apart clearly count up to once, ties half. The choice of prompts to sample again, the other half of
     OPTune, is made with the data.
 
+    When:
+        each row has a score of each answer
+
     Args:
         loss: a loss over pairs.
         scale: weight's log-odds per unit of score; the paper's second beta.

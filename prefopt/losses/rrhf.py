@@ -25,6 +25,9 @@ def rrhf(
     order costs nothing, and there is neither a reference nor a margin. The sum over pairs grows with the
     list, the NLL does not.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         answer_score: [S] score of every answer; only their order counts.

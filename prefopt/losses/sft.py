@@ -20,6 +20,9 @@ def sft(
 
     What to run before a preference loss, so that the policy is able to produce answers of this kind.
 
+    When:
+        you begin with answers to imitate, before any preference
+
     Args:
         policy: S answers under the model being trained.
         mean_chosen_length: [] tokens, the mean length of the step's answers; for "batch_token".

@@ -31,6 +31,9 @@ def sgdpo(
     smaller part of the rejected answer leaves the chosen one a smaller margin of its own, and the other
     way round. With all tokens of answers of equal length the value is DPO's and the gradient half of it.
 
+    When:
+        rejected answers pull too much
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -23,6 +23,10 @@ def simpo(
     ``gamma_beta_ratio`` instead: gamma = gamma_beta_ratio * beta. Their ratio 0.5 at beta 2 is gamma
     1.0, the default here; their 0.3 at beta 10 is gamma 3.0.
 
+    When:
+        answers grow longer and longer
+        there is no memory for a reference
+
     Args:
         policy: P pairs under the model being trained.
         beta: reward per nat per token.

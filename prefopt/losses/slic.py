@@ -24,6 +24,9 @@ def slic(
     longer answer starts behind. The likelihood term, not a reference, keeps the policy near its start.
     ``hinge`` is the same idea against a reference.
 
+    When:
+        there is no memory for a reference
+
     Args:
         policy: P pairs under the model being trained.
         mean_chosen_length: [] tokens, the mean length of the step's chosen answers; for "batch_token".

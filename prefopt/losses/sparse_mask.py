@@ -25,6 +25,9 @@ def sparse_mask(
     bounded above, and nothing but ``l1`` holds them down: it sets how many tokens keep a mask above
     zero. The module has a learning rate of its own, ``optim.mask_lr``.
 
+    When:
+        few tokens matter and the rest is noise
+
     Args:
         policy: P pairs under the model being trained, with the stats ``kl`` and ``reward_mask``.
         reference: the same P pairs under the reference.
@@ -62,6 +65,9 @@ def sparse_mask_independent(
     For when tokens that carry the preference should be free to stray while others are held. The two masks
     may part so far that a token's reward counts and its divergence does not; ``sparse_mask`` is the safer
     start.
+
+    When:
+        few tokens matter and the rest is noise
 
     Args:
         policy: P pairs under the model being trained, with the stats ``kl``, ``reward_mask``

@@ -25,6 +25,9 @@ def suffix_from_divergence(loss: Loss, *, length_penalty: Annotated[float, Range
     ``apo_zero``) no longer pay for the shared part. Replaces ``total`` and, where ``loss`` reads it, the
     divergence; lengths, means and likelihood terms stay what they are.
 
+    When:
+        each row has answers that begin alike, as the steps of a solution do
+
     Args:
         loss: a loss over pairs.
         length_penalty: divide each answer's sum by its number of counted tokens to this power; 0 leaves sums,

@@ -26,6 +26,9 @@ def tdpo(
     distribution at every token, so a reference model must be at hand; it costs two more products with
     the head, or four without ``cached``.
 
+    When:
+        answers lose their variety
+
     Args:
         policy: P pairs under the model being trained, with the stat ``kl`` per token.
         reference: the same P pairs under the reference.

@@ -25,6 +25,9 @@ def token_weighted(loss: Loss, *, source: Literal["data", "activations"] = "data
     it, the divergence; lengths, means and likelihood terms stay what they are. Tokens of weight 0 in the
     data need no transform: they are not scored at all.
 
+    When:
+        each row has weights of tokens or turns
+
     Args:
         loss: a loss over pairs, labelled answers or lists.
         source: "data" takes the weights of the rows, 1 for rows without; "activations" weighs a token by

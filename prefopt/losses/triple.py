@@ -24,6 +24,9 @@ def triple(
     without a reference. ``norm: mean`` with a ``gamma`` is the paper's length-controlled TPO-L. Not tree
     PO (``tree``) nor test-time PO, also written TPO.
 
+    When:
+        each row has a gold answer beside the two
+
     Args:
         policy: P pairs under the model being trained, with a gold answer each.
         beta: reward per nat (per token for "mean").

@@ -87,7 +87,7 @@ from prefopt.losses import (
     wpo,
 )
 from prefopt.losses._compose import COMBINING
-from prefopt.losses._contract import Loss, Setting
+from prefopt.losses._contract import Loss, Setting, read_docstring
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.types import (
     OTHER_REFERENCES,
@@ -535,6 +535,18 @@ def test_docstring_tells_what_it_pays_and_where_it_comes_from(function):
     assert text.partition("\n")[0].endswith(".")
     if function is not mixed:
         assert "arXiv" in text.partition("Source:")[2]
+
+
+@pytest.mark.parametrize(
+    "function", [*LOSSES.values(), *TRANSFORMS.values()], ids=lambda function: function.__name__
+)
+def test_docstring_names_its_place_in_the_guide(function):
+    lines = read_docstring(function)[1].get("When", "").splitlines()
+    assert lines, (
+        f"{function.__name__} is not in docs/choosing_a_loss.md. Add a section 'When:' before 'Args:' with a line "
+        "of that page, or a new one, and run: make pages"
+    )
+    assert all(line == line.strip() and line[-1] not in ".;" for line in lines)
 
 
 @pytest.mark.parametrize("name", LOSSES)
