@@ -87,8 +87,9 @@ def check_settings(
     for name in given:
         if name not in settings:
             accepts = ", ".join(settings) or "no settings"
+            hint = did_you_mean(name, settings)
             raise RecipeError(
-                f"{where}.{name}: {owner} has no such setting.{did_you_mean(name, settings)} {owner} accepts: {accepts}."
+                f"{where}.{name}: {owner} has no such setting.{hint} {owner} accepts: {accepts}."
             )
     return {
         name: setting.check(given[name], f"{where}.{name}") if name in given else setting.default

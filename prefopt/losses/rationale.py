@@ -13,7 +13,7 @@ from prefopt.losses._terms import Norm, add_cost
 from prefopt.losses.dpo import dpo
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads, Roles, SeqLogps
 
-Link = Literal["logistic", "nll"]
+RationaleLink = Literal["logistic", "nll"]
 
 
 def rationale(
@@ -22,7 +22,7 @@ def rationale(
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
-    link: Link = "logistic",
+    link: RationaleLink = "logistic",
     norm: Norm = "sum",
 ) -> LossOutput:
     """Pay the DPO loss plus a likelihood term of a text that says why the chosen answer is better.
@@ -65,7 +65,7 @@ def with_rationale(
     loss: Loss,
     *,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
-    link: Link = "logistic",
+    link: RationaleLink = "logistic",
     norm: Norm = "sum",
 ) -> Loss:
     """Add a likelihood term of a text that says why the chosen answer is better.
@@ -109,7 +109,7 @@ def with_rationale(
     return compose(with_rationale, loss, marked, pay)
 
 
-def _add(output: LossOutput, answers: SeqLogps, gamma: float, link: Link, norm: Norm) -> LossOutput:
+def _add(output: LossOutput, answers: SeqLogps, gamma: float, link: RationaleLink, norm: Norm) -> LossOutput:
     logp: Tensor = answers.total if norm == "sum" else answers.mean
     cost = -F.logsigmoid(gamma * logp) if link == "logistic" else -gamma * logp
     return add_cost(output, cost, rationale_cost=cost)

@@ -19,7 +19,7 @@ from prefopt.losses._compose import COMBINING, RESUMMING, Given, admit, compose,
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
-Sums = list[tuple[Tensor, Tensor]]
+SumsByReference = list[tuple[Tensor, Tensor]]
 """Summed log-probs of the chosen and the rejected answers, each [P], by reference."""
 
 
@@ -214,7 +214,7 @@ def _shifted(answers: SeqLogps, total: Tensor) -> SeqLogps:
     return replace(answers, tokens=answers.tokens + part.index_select(0, answers.sequence_of))
 
 
-def _shares(sums: Sums, weights: str) -> list[Tensor]:
+def _shares(sums: SumsByReference, weights: str) -> list[Tensor]:
     if weights == "equal":
         return [torch.full_like(chosen, 1.0 / len(sums)) for chosen, _ in sums]
     gaps = [(chosen - rejected).abs() for chosen, rejected in sums]
@@ -224,11 +224,11 @@ def _shares(sums: Sums, weights: str) -> list[Tensor]:
     return [(gap + floor) / whole for gap in gaps]
 
 
-def _clipped(sums: Sums, epsilon: float) -> Sums:
+def _clipped(sums: SumsByReference, epsilon: float) -> SumsByReference:
     means = [torch.stack(side).mean(0).abs() for side in zip(*sums, strict=True)]
     bands = [epsilon * mean / (means[0] + means[1]) for mean in means]
     last = sums[-1]
-    clipped: Sums = []
+    clipped: SumsByReference = []
     for pair in sums[:-1]:
         chosen, rejected = (
             torch.clamp(value, centre * (1 + band), centre * (1 - band))

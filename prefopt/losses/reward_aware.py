@@ -10,7 +10,7 @@ from torch import Tensor
 from prefopt.losses._terms import Norm, log_ratio, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Reads
 
-Divergence = Literal["backward_kl", "forward_kl", "squared"]
+MarginDivergence = Literal["backward_kl", "forward_kl", "squared"]
 
 
 def reward_aware(
@@ -21,7 +21,7 @@ def reward_aware(
     rejected_score: Tensor,
     beta: Annotated[float, Range(gt=0)] = 0.2,
     eta: Annotated[float, Range(gt=0)] = 1.0,
-    divergence: Divergence = "backward_kl",
+    divergence: MarginDivergence = "backward_kl",
     norm: Norm = "sum",
 ) -> LossOutput:
     """Pay the divergence between the policy's reward margin and the margin of the data's scores.

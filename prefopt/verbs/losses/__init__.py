@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from prefopt.errors import RecipeError
@@ -14,6 +13,7 @@ from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
 from prefopt.verbs.losses.curves import curves_of
 from prefopt.verbs.losses.drawing import draw
 from prefopt.verbs.losses.printing import entries, say, table
+from prefopt.words import did_you_mean
 
 OF_MIXED = "Add up several losses of one kind, each with its weight."
 _UNITS = {"pairs": "pairs", "responses": "answers", "sides": "labelled answers", "lists": "groups of answers"}
@@ -36,9 +36,8 @@ def run(name: str | None = None) -> None:
         say("loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: ipo, weight: 0.2}]}")
     else:
         known = [*LOSSES, *TRANSFORMS, "mixed"]
-        close = get_close_matches(name.lower(), known, n=1)
-        hint = f"Did you mean '{close[0]}'? " if close else ""
-        raise RecipeError(f"losses: there is no loss '{name}'. {hint}There are: {', '.join(known)}.")
+        hint = did_you_mean(name, known)
+        raise RecipeError(f"losses: there is no loss '{name}'.{hint} There are: {', '.join(known)}.")
 
 
 def _list_all() -> None:
