@@ -15,7 +15,7 @@ PIP_FLAGS := --quiet $(addprefix -c ,$(CONSTRAINTS))
 JOBS   ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-interpret slow lint format types wheel clean
+.PHONY: help quickstart test test-interpret slow lint format types pages wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,9 @@ format: $(VENV)/.installed-dev  ## rewrite the files in house style
 
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/mypy
+
+pages: $(VENV)/.installed-dev  ## write the generated pages again, after changing a loss or a recipe key
+	for script in docs/make_*.py; do $(BIN)/python $$script || exit 1; done
 
 wheel: $(VENV)/.installed-dev  ## build sdist and wheel, look into them, use the wheel from elsewhere
 	sh tests/check_wheel.sh $(BIN)/python

@@ -18,14 +18,14 @@ from prefopt.losses import (
     mixed,
     settings_of,
 )
-from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS
+from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
 
 PAGE = Path(__file__).with_name("losses.md")
 
 INTRODUCTION = """\
 # The losses
 
-<!-- Written by docs/make_losses_page.py from prefopt/losses/. Edit those, then run the script. -->
+<!-- Written by docs/make_losses_page.py from prefopt/losses/. Edit those, then run `make pages`. -->
 
 A loss is a pure function of log-probs: it knows no model, device, rank or padding. It returns one cost per unit
 (a pair, an answer or a list of answers), and the trainer multiplies by the row's weight, adds up and divides by
@@ -73,7 +73,9 @@ UNITS = {
     "sides": "labelled answers",
     "lists": "lists of answers",
 }
-_SECTION = re.compile(r"^(Args|Returns|Raises|Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", flags=re.MULTILINE)
+_SECTION = re.compile(
+    r"^(When|Args|Returns|Raises|Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", flags=re.MULTILINE
+)
 
 
 def page() -> str:
@@ -113,6 +115,7 @@ def _loss(name: str) -> str:
 
 
 def _needs(name: str, contract: LossContract) -> Iterable[str]:
+    yield f"- take it when: {'; '.join(contract.when)}"
     yield f"- learns from: {UNITS[contract.structure]}"
     yield f"- reference: {'needed' if contract.needs_reference else 'not used'}"
     yield from (f"- prompts: {PROMPTS[name]}" for name in contract.prompts)
@@ -125,9 +128,9 @@ def _needs(name: str, contract: LossContract) -> Iterable[str]:
     for given, is_required in contract.inputs.items():
         what = "" if is_required else ", if its settings ask for it"
         yield f"- from the trainer{what}: `{given}` {INPUTS[given].shape}, {INPUTS[given].source}"
-    door = f"{name}_loss"
-    if hasattr(functional, door):
-        yield f"- on plain tensors: `prefopt.losses.functional.{door}`"
+    yield f"- reads of an answer: {READS[contract.reads]}"
+    if hasattr(functional, f"{name}_loss"):
+        yield f"- on plain tensors: `prefopt.losses.functional.{name}_loss`"
     yield ""
 
 
@@ -137,7 +140,7 @@ def _transform(name: str, transform: Callable[..., Any]) -> str:
     return "\n".join(
         [
             f"## {name}\n",
-            "A transform.\n",
+            f"A transform. Take it when: {'; '.join(map(str.strip, sections['When'].strip().splitlines()))}\n",
             f"{_summary(transform)}\n",
             *(f"{text}\n" for text in _paragraphs(transform)),
             _settings(settings, sections),

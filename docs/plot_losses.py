@@ -10,7 +10,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from prefopt.losses import LOSSES
-from prefopt.verbs.loss_curves import Curves, curves_of
+from prefopt.verbs.losses.curves import Curves, curves_of
 
 PICTURE = Path(__file__).with_name("losses.png")
 COLUMNS = 7

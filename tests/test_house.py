@@ -45,7 +45,7 @@ FENCES = {
     "pydantic_core": lambda path: path.endswith("/recipe/__init__.py"),
     "typer": lambda path: path.endswith("/cli.py"),
     "rich": lambda path: path.endswith("/cli.py") or "/verbs/" in path,
-    "plotext": lambda path: path.endswith("/verbs/losses.py"),
+    "plotext": lambda path: path.endswith("/verbs/losses/drawing.py"),
     "datasets": lambda path: path.endswith("data/rows/source.py"),
     "pyarrow": lambda path: path.endswith("data/rows/source.py"),
     "yaml": lambda path: path.endswith("/recipe/strict_yaml.py"),

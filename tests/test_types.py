@@ -58,7 +58,7 @@ def test_every_answer_has_a_label(shape):
 
 def test_the_way_to_kto_that_functional_names_works():
     """Equal models: no drift, and half of every answer's cost is left."""
-    with pytest.raises(AttributeError, match=r"LabelledLogps\(answers, is_desirable, \{'kl': mismatched\}\)"):
+    with pytest.raises(AttributeError, match=r"LabelledLogps\(answers, is_desirable, \{'kl': kl\}\)"):
         functional.kto_loss  # noqa: B018
     built = LabelledLogps(answers(), torch.tensor([True, False, True, True]), {"kl": answers(2)})
     assert kto(built, built.detach()).loss.tolist() == [0.5] * 4

@@ -18,7 +18,8 @@ from torch import Tensor
 from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
-from prefopt.losses._contract import Loss, LossContract, check_settings, contract_of, settings_of
+from prefopt.losses._contract import Loss, LossContract, contract_of, settings_of
+from prefopt.losses._settings import check_settings
 from prefopt.types import INPUTS, LossOutput
 from prefopt.words import did_you_mean, spelled
 

@@ -1,14 +1,35 @@
-"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix; and the parts to build more.
+"""From loss to loss: add a likelihood term, discount tails, weight pairs, mix, and close settings.
 
 Compositions nest and never merge: ``with_nll(weighted(dpo))`` weights the preference term only,
-``weighted(with_nll(dpo))`` weights both. What comes out is a loss like any other, with the union of
-its parts' needs as its signature; a transform's own settings are fixed when it is applied, those of
-the wrapped loss stay open until ``bound`` closes them.
+``weighted(with_nll(dpo))`` weights both. By hand, for one pair of one token an answer:
+
+>>> import torch
+>>> from prefopt.losses import bound, dpo, mixed, with_nll
+>>> from prefopt.types import PairLogps, SeqLogps
+>>> def pair(chosen, rejected):
+...     return PairLogps(*(SeqLogps(torch.tensor([nats]), (1,)) for nats in (chosen, rejected)))
+>>> policy, reference = pair(-1.0, -4.0), pair(-2.0, -3.0)
+
+Log-ratios -1 + 2 = 1 and -4 + 3 = -1, at beta 0.5 a margin of 0.5 * (1 + 1) = 1: log(1 + e^-1) = 0.3133.
+
+>>> half = bound(dpo, beta=0.5, label_smoothing=0.0)
+>>> half(policy, reference).loss
+tensor([0.3133])
+
+The chosen answer's one token costs 1 nat more, at alpha 0.2: 0.3133 + 0.2 * 1 = 0.5133.
+
+>>> with_nll(half, alpha=0.2)(policy, reference).loss
+tensor([0.5133])
+
+The sum of both, the second at a quarter: 0.3133 + 0.25 * 0.5133 = 0.4416.
+
+>>> mixed([half, with_nll(half, alpha=0.2)], [1.0, 0.25])(policy, reference).loss
+tensor([0.4416])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import Parameter, Signature
 from typing import Annotated, Any
@@ -16,23 +37,11 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._contract import (
-    RESUMMING,
-    Loss,
-    Setting,
-    base_of,
-    check_settings,
-    contract_of,
-    is_handed_over,
-    marks_of,
-    name_of,
-    settings_of,
-    signature_of,
-)
+from prefopt.losses._compose import Given, admit, arguments_of, compose, named_loss, union
+from prefopt.losses._contract import Loss, base_of, contract_of, name_of, signature_of
+from prefopt.losses._settings import Setting, check_settings
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
-from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Range, Refuses, Roles, Stats
-
-Given = Mapping[str, Any]
+from prefopt.types import LossOutput, Range, Stats
 
 MIX_WEIGHT = Setting(default=1.0, type=float, range=Range(gt=0))
 """What the weight of a loss in ``mixed`` may be."""
@@ -43,6 +52,9 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
 
     Holds up the chosen answer's own likelihood, which a margin alone may let fall. Applied to a loss
     over pairs; weights and tail discounts inside ``loss`` do not reach the added term.
+
+    When:
+        the chosen answers lose likelihood too
 
     Args:
         loss: a loss over pairs.
@@ -72,7 +84,7 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
 
     def pay(given: Given) -> LossOutput:
         cost = answer_nll(given["policy"].chosen, nll, given.get("mean_chosen_length"))
-        return add_cost(loss(**pick(given, signature)), cost, alpha, nll=cost)
+        return add_cost(loss(**arguments_of(given, signature)), cost, alpha, nll=cost)
 
     return compose(with_nll, loss, union("with_nll", [signature], added), pay)
 
@@ -83,6 +95,9 @@ def length_desensitized(
     """Count tokens beyond the length of the pair's shorter answer at ``alpha``.
 
     Replaces ``total`` and nothing else: lengths, means and likelihood terms stay what they are.
+
+    When:
+        answers grow longer and longer
 
     Args:
         loss: a loss over pairs.
@@ -121,6 +136,9 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
     """Multiply each pair's loss by the likelihood that the policy samples both its answers.
 
     The weight is detached and multiplies exactly what ``loss`` pays; rewards stay as they are.
+
+    When:
+        answers come from other models than the policy
 
     Args:
         loss: a loss over pairs.
@@ -183,145 +201,39 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     labels = _labels([name_of(loss) for loss in losses])
 
     def pay(given: Given) -> LossOutput:
-        outputs = [loss(**pick(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
+        outputs = [loss(**arguments_of(given, sig)) for loss, sig in zip(losses, signatures, strict=True)]
         return _add_up(outputs, weights, labels)
 
     terms = [f"{w:g} * {name_of(loss)}" for w, loss in zip(weights, losses, strict=True)]
-    return _named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
+    return named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
 
 
 def bound(loss: Loss, **settings: Any) -> Loss:
     """Close settings of ``loss``: they vanish from its signature and keep these values.
 
+    A loss itself is arithmetic and checks nothing; what comes out of here has been checked, and says so when it is
+    called with plain tensors.
+
     Raises:
-        RecipeError: an unknown setting or an illegal value.
+        RecipeError: an unknown setting or an illegal value; when called, TypeError if the log-probs are not of the
+            loss's type.
     """
     contract = contract_of(loss)
     checked = check_settings(contract.name, contract.settings, settings, contract.name)
     closed = {name: checked[name] for name in settings}
     signature = signature_of(loss)
     left = [p for name, p in signature.parameters.items() if name not in closed]
+    kind = base_of(signature.parameters["policy"])
 
     def pay(given: Given) -> LossOutput:
+        for side in ("policy", "reference"):
+            if side in given and not isinstance(given[side], kind):
+                raise TypeError(
+                    f"{contract.name}: {side} is of type {type(given[side]).__name__}. Build a prefopt.{kind.__name__}."
+                )
         return loss(**given, **closed)
 
-    return _named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
-
-
-def admit(
-    transform: Callable[..., Loss], loss: Loss, structures: Sequence[str] = ("pairs",), **settings: Any
-) -> dict[str, Any]:
-    """Refuse what ``transform`` cannot wrap; return its checked settings."""
-    name, contract = name_of(transform), contract_of(loss)
-    if contract.structure not in structures:
-        raise RecipeError(
-            f"{name}: needs a loss over {' or '.join(structures)}, but {contract.name} learns from "
-            f"{contract.structure}. Remove {name}."
-        )
-    if name in contract.applies:
-        raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")
-    again = [other for other in RESUMMING if name in RESUMMING and other in contract.applies]
-    if again:
-        raise RecipeError(
-            f"{name}: {contract.name} adds up tokens anew by {again[0]}, and one would undo the other. Keep one."
-        )
-    if name in contract.refuses:
-        raise RecipeError(
-            f"{name}: {contract.name} reads tokens that it would not reach. Remove {name}, or apply it first."
-        )
-    return check_settings(name, settings_of(transform), settings, name)
-
-
-def compose(
-    transform: Callable[..., Loss], loss: Loss, signature: Signature, pay: Callable[[Given], LossOutput]
-) -> Loss:
-    """Make the loss that ``transform`` returns: it hands its arguments, by name, to ``pay``.
-
-    Args:
-        transform: gives its name and docstring, and is noted in the signature.
-        loss: what was transformed.
-        signature: of the result, as ``union`` builds it.
-        pay: computes the result.
-    """
-    parameters = dict(signature.parameters)
-    parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)))
-    signature = signature.replace(parameters=list(parameters.values()))
-    return _named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
-
-
-def _named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given], LossOutput]) -> Loss:
-    """Return a function of that name and signature that hands its arguments, by name, to ``pay``."""
-
-    def loss(*args: Any, **kwargs: Any) -> LossOutput:
-        return pay(signature.bind(*args, **kwargs).arguments)
-
-    loss.__name__ = loss.__qualname__ = name
-    loss.__doc__ = doc
-    vars(loss)["__signature__"] = signature
-    return loss
-
-
-def pick(given: Given, signature: Signature) -> dict[str, Any]:
-    """Return those arguments that a function of that signature takes."""
-    return {name: value for name, value in given.items() if name in signature.parameters}
-
-
-def union(
-    owner: str, signatures: Sequence[Signature], added: Sequence[Parameter] = (), marks: Sequence[Any] = ()
-) -> Signature:
-    """Merge parameters by name: markers add up, an input required by one is required.
-
-    Args:
-        owner: who asks, for messages.
-        signatures: of the losses that are put together.
-        added: further parameters.
-        marks: further markers of ``policy``.
-    """
-    merged: dict[str, Parameter] = {}
-    for parameter in [*(p for s in signatures for p in s.parameters.values()), *added]:
-        known = merged.get(parameter.name)
-        if known is None:
-            merged[parameter.name] = parameter
-        elif parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
-            merged[parameter.name] = _mark(known, *marks_of(parameter))
-        elif parameter.name in INPUTS:
-            is_required = parameter.default is Parameter.empty
-            merged[parameter.name] = parameter if is_required else known
-        elif is_handed_over(parameter):
-            raise RecipeError(
-                f"{owner}: more than one part carries '{parameter.name}' from step to step. Keep one of them."
-            )
-        else:
-            raise RecipeError(
-                f"{owner}: more than one part has the setting '{parameter.name}'. "
-                f"Close it first, e.g. bound(loss, {parameter.name}={parameter.default!r})."
-            )
-    merged["policy"] = _mark(merged["policy"], *marks)
-    order = sorted(merged.values(), key=lambda p: (p.kind, p.name == "reference"))
-    return Signature(order, return_annotation=LossOutput)
-
-
-def _mark(parameter: Parameter, *added: Any) -> Parameter:
-    """Return the parameter with further markers; markers of one kind become one, each name once."""
-    names: dict[type, dict[str, None]] = {}
-    for mark in (*marks_of(parameter), *added):
-        field = _NAMES_IN.get(type(mark))
-        names.setdefault(type(mark), {}).update(dict.fromkeys(getattr(mark, field) if field else ()))
-    annotation = base_of(parameter)
-    for kind, found in names.items():
-        if found or kind not in _NAMES_IN:
-            annotation = Annotated[annotation, kind(*found)]
-    return parameter.replace(annotation=annotation)
-
-
-_NAMES_IN = {
-    Stats: "names",
-    Roles: "names",
-    Prompts: "names",
-    Applies: "transforms",
-    Refuses: "transforms",
-}
-"""Markers that hold names, and under which attribute; any other kind is present or not."""
+    return named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
 
 
 def _labels(names: Sequence[str]) -> list[str]:

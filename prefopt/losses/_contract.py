@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from prefopt.errors import RecipeError
+from prefopt.losses._settings import WORDS, Setting
 from prefopt.types import (
     INPUTS,
     MASK_STATS,
     OTHER_REFERENCES,
     PAIRED_STATS,
+    READS,
     STATS,
     Applies,
     Carried,
@@ -33,13 +32,13 @@ from prefopt.types import (
     PairLogps,
     Prompts,
     Range,
+    Reads,
     Refuses,
     Roles,
     SeqLogps,
     Stats,
     WholeStep,
 )
-from prefopt.words import spelled
 
 Loss = Callable[..., LossOutput]
 """A pure function from log-probs to one cost per unit; its signature says the rest."""
@@ -64,66 +63,6 @@ _STRUCTURES_OF = {
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
 
-RESUMMING = ("length_desensitized", "token_weighted", "suffix_from_divergence")
-"""The transforms that add up an answer's tokens anew; of two of them, one would undo the other."""
-
-COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
-"""The transforms that compare with several references at once, whose hidden states are not at hand."""
-
-_WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting of a loss or transform: its default and what it may be."""
-
-    default: Any
-    type: type  # float, int, bool or str
-    range: Range | None = None
-    choices: tuple[str, ...] | None = None
-
-    @property
-    def legal(self) -> str:
-        """Say in words what the setting may be, e.g. "a number > 0"."""
-        if self.choices is not None:
-            return "one of " + ", ".join(self.choices)
-        words = _WORDS[self.type]
-        return words if self.range is None else f"{words} {self.range}"
-
-    def check(self, value: Any, place: str) -> Any:
-        """Return ``value`` in the setting's type, or refuse it.
-
-        Raises:
-            RecipeError: the wrong type, outside the range, or no such choice.
-        """
-        if self.choices is not None:
-            if value not in self.choices or not isinstance(value, str):
-                raise RecipeError(
-                    f"{place}: {spelled(value)} is no choice{_hint(value, self.choices)} Give {self.legal}."
-                )
-            return value
-        if self.type is bool:
-            if not isinstance(value, bool):
-                raise RecipeError(f"{place}: {spelled(value)} is not true or false. Write one of the two.")
-            return value
-        return self._check_number(value, place)
-
-    def _check_number(self, value: Any, place: str) -> float | int:
-        accepted = (int, float) if self.type is float else (int,)
-        if isinstance(value, bool) or not isinstance(value, accepted):
-            raise RecipeError(f"{place}: {spelled(value)} is not {_WORDS[self.type]}. {self._advice(value)}")
-        # a comparison, not math.isfinite: a whole number may be too large for a float
-        if not abs(value) <= sys.float_info.max:
-            raise RecipeError(f"{place}: {spelled(value)} is not finite. Give {self.legal}.")
-        if self.range is not None and value not in self.range:
-            raise RecipeError(f"{place}: {spelled(value)} is out of range. Give {self.legal}.")
-        return self.type(value)  # type: ignore[no-any-return]
-
-    def _advice(self, value: Any) -> str:
-        if isinstance(value, str) and _is_number_text(value):
-            return f"Write {value.strip()} without quotes."
-        return f"Give {self.legal}."
-
 
 @dataclass(frozen=True, slots=True)
 class LossContract:
@@ -145,6 +84,8 @@ class LossContract:
     summary: str  # first line of the docstring
     formula: str  # its Formula section, lines kept
     source: str  # its Source section, as one line
+    when: tuple[str, ...] = ()  # its When section, by line: the places in the guide to losses
+    reads: str = "sum"  # of an answer: a key of types.READS
     applies: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
@@ -184,7 +125,7 @@ def contract_of(loss: Loss) -> LossContract:
     if carried and not is_whole_step:
         raise TypeError(f"loss {name}: it carries '{carried[0]}' over steps. Mark policy with WholeStep().")
     _check_stats(name, positional)
-    summary, formula, source = _read_docstring(loss)
+    summary, sections = read_docstring(loss)
     return LossContract(
         name=name,
         structure=structure,
@@ -194,8 +135,10 @@ def contract_of(loss: Loss) -> LossContract:
         inputs=_inputs(name, structure, keyword),
         settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
-        formula=formula,
-        source=source,
+        formula=sections.get("Formula", ""),
+        source=" ".join(sections.get("Source", "").split()),
+        when=tuple(sections.get("When", "").splitlines()),
+        reads=_reads(positional[0]),
         applies=_marked(positional[0], Applies, "transforms"),
         refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
@@ -232,35 +175,6 @@ def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
     """Read the settings of a transform: its keyword-only parameters."""
     keyword = [p for p in signature_of(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     return {p.name: _setting(name_of(function), p) for p in keyword}
-
-
-def check_settings(
-    owner: str, settings: Mapping[str, Setting], given: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """Fill in defaults and refuse unknown or illegal settings.
-
-    Args:
-        owner: name of the loss or transform, for messages.
-        settings: what exists.
-        given: what was asked for.
-        where: place in the recipe, for messages.
-
-    Returns:
-        A value for every setting, in the order of ``settings``.
-
-    Raises:
-        RecipeError: an unknown setting (with a suggestion) or an illegal value.
-    """
-    for name in given:
-        if name not in settings:
-            accepts = ", ".join(settings) or "no settings"
-            raise RecipeError(
-                f"{where}.{name}: {owner} has no such setting{_hint(name, settings)} {owner} accepts: {accepts}."
-            )
-    return {
-        name: setting.check(given[name], f"{where}.{name}") if name in given else setting.default
-        for name, setting in settings.items()
-    }
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -308,6 +222,12 @@ def stats_of(parameter: Parameter) -> tuple[str, ...]:
     return _marked(parameter, Stats, "names")
 
 
+def _reads(policy: Parameter) -> str:
+    """Return the most that the markers say is read of an answer; a statistic belongs to a token."""
+    said = ("sum", *_marked(policy, Reads, "names"), *("tokens" for _ in stats_of(policy)[:1]))
+    return max(said, key=list(READS).index)
+
+
 def _marked(parameter: Parameter, marker: type, field: str) -> tuple[str, ...]:
     marks = [mark for mark in marks_of(parameter) if isinstance(mark, marker)]
     return tuple(name for mark in marks for name in getattr(mark, field))
@@ -327,29 +247,14 @@ def _setting(owner: str, parameter: Parameter) -> Setting:
     base = base_of(parameter)
     if get_origin(base) is Literal:
         return Setting(default=parameter.default, type=str, choices=get_args(base))
-    if base not in _WORDS:
+    if base not in WORDS:
         raise TypeError(f"{place} is annotated {base!r}. Use float, int, bool or a Literal of strings.")
     legal = next((mark for mark in marks_of(parameter) if isinstance(mark, Range)), None)
     return Setting(default=parameter.default, type=base, range=legal)
 
 
-def _read_docstring(function: Callable[..., Any]) -> tuple[str, str, str]:
+def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Return the first line of a docstring, and its sections by name, dedented, lines kept."""
     text = inspect.getdoc(_unwrap(function)) or ""
-    sections = dict(re.findall(r"^(Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", text, flags=re.MULTILINE))
-    formula = inspect.cleandoc("\n" + sections.get("Formula", ""))
-    source = " ".join(sections.get("Source", "").split())
-    return text.partition("\n")[0], formula, source
-
-
-def _hint(value: Any, known: Iterable[str]) -> str:
-    """End a sentence with the nearest known name, where there is one."""
-    near = get_close_matches(str(value), list(known), n=1)
-    return f". Did you mean '{near[0]}'?" if near else "."
-
-
-def _is_number_text(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    found = re.findall(r"^([A-Z]\w+):\n((?:(?: +.*)?(?:\n|$))+)", text, flags=re.MULTILINE)
+    return text.partition("\n")[0], {name: inspect.cleandoc("\n" + section) for name, section in found}

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from prefopt.losses._step import moving_moments, z_scores
 from prefopt.losses._terms import Norm, log_ratio, logistic, stop, with_rewards
-from prefopt.types import Carried, LossOutput, PairLogps, Range, SeqLogps, WholeStep
+from prefopt.types import Carried, LossOutput, PairLogps, Range, Reads, SeqLogps, WholeStep
 
 
 def alpha_margin(
-    policy: Annotated[PairLogps, WholeStep()],
+    policy: Annotated[PairLogps, Reads("length"), WholeStep()],
     reference: PairLogps,
     *,
     margin_mean: Annotated[Tensor | None, Carried()] = None,
@@ -30,6 +30,9 @@ def alpha_margin(
     the policy tells apart better than the reference does, by the measure of the run, is asked for more.
 
     ``gamma`` is in units of reward, as for ``simpo``; the authors' gamma_beta_ratio is gamma / beta.
+
+    When:
+        one pair at a time says too little
 
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def alphapo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     *,
     beta: Annotated[float, Range(gt=0)] = 2.5,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
@@ -24,6 +24,9 @@ def alphapo(
     falls faster the less likely it is, so the margin is made where answers are unlikely; below 0 it
     flattens out. At 0 this is SimPO. Not ``alpha_margin`` (alpha-DPO, an adaptive margin) and not the
     alpha-divergence of f-DPO, which bends the ratio to a reference.
+
+    When:
+        there is no memory for a reference
 
     Args:
         policy: P pairs under the model being trained.

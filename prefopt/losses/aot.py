@@ -25,6 +25,9 @@ def aot(
     up. With one pair in a step it is DPO, so it wants large steps. Each pair pays for its own quantile of
     the policy's margins; a row's weight multiplies that, and the quantiles count every pair once.
 
+    When:
+        one pair at a time says too little
+
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.
         reference: the same P pairs under the reference.
@@ -65,6 +68,9 @@ def aot_unpaired(
     side's value at its own quantile; with as many answers on one side as on the other this is the sorted
     matching of the paper. Where the counts differ the other side is interpolated between its values. A
     step in which one side is missing has nothing to compare and costs nothing.
+
+    When:
+        each row has a single answer, labelled as wanted or not
 
     Args:
         policy: S answers under the model being trained, all of the optimizer step.

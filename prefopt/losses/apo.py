@@ -19,6 +19,9 @@ def apo_zero(
     revision): their likelihood is asked to rise, not only their lead. Where the policy is already better
     than the data take ``apo_down``. Each term is bounded, so far outliers have no gradient either way.
 
+    When:
+        the chosen answers are better than the policy's own
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.
@@ -50,6 +53,9 @@ def apo_down(
     For chosen answers that are worse than what the policy writes itself, and rejected ones worse still:
     both likelihoods are asked to fall, the rejected one's faster. Where the chosen answers are better
     than the policy take ``apo_zero``.
+
+    When:
+        the chosen answers are worse than the policy's own
 
     Args:
         policy: P pairs under the model being trained.

@@ -25,6 +25,10 @@ def bco(
     The line is the mean of all rewards of the run so far, this step's included, so that what counts is
     to be better than the average answer, not than the reference.
 
+    When:
+        the chosen answers lose likelihood too
+        one pair at a time says too little
+
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.
         reference: the same P pairs under the reference.
@@ -70,6 +74,9 @@ def bco_unpaired(
     For answers that are marked good or bad one by one. The paper's weights for prompts that differ
     between the two sides (underlying distribution matching) need a classifier over embeddings of the
     prompts; they are left out.
+
+    When:
+        each row has a single answer, labelled as wanted or not
 
     Args:
         policy: S answers under the model being trained, all of the optimizer step.

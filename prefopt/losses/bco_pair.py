@@ -17,6 +17,9 @@ def bco_pair(
     below, where DPO asks for their difference alone. Used by itself, and as the quality term of mixed
     preference optimization beside ``dpo`` and ``with_nll``. This is the form without a reward shift.
 
+    When:
+        the chosen answers lose likelihood too
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -35,6 +35,10 @@ def beta_dynamic(
     pairs less. A share ``rho`` of the pairs is left out by chance, the likelier the further their margin
     lies from the moving average.
 
+    When:
+        wrong labels pull hardest
+        one pair at a time says too little
+
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.
         reference: the same P pairs under the reference.

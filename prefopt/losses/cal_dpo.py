@@ -17,6 +17,9 @@ def cal_dpo(
     rise to a target and the rejected one to fall to its opposite. The targets are wide, 250 nats at the
     default beta, so for most of training the squares rule and the learning rate must be small.
 
+    When:
+        the chosen answers lose likelihood too
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

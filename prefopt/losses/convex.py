@@ -11,9 +11,9 @@ from torch import Tensor
 from prefopt.losses._terms import log_ratio, logistic, safe_exp, squared, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
-Link = Literal["logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage"]
+ConvexLink = Literal["logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage"]
 
-_LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
+_LINKS: dict[ConvexLink, Callable[[Tensor], Tensor]] = {
     "logistic": logistic,
     "hinge": lambda margin: (1.0 - margin).clamp(min=0.0),
     "squared": lambda margin: squared(margin, target=1.0),
@@ -28,7 +28,7 @@ def convex(
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
-    link: Link = "logistic",
+    link: ConvexLink = "logistic",
 ) -> LossOutput:
     """Pay a chosen convex function of the reward margin between the chosen and the rejected answer.
 
@@ -37,6 +37,9 @@ def convex(
     ones ask for a margin of one and then stop ("squared" even pulls back); "exponential" punishes a
     mis-ranked pair most and follows label noise most; "savage", which is not convex, gives hopeless
     pairs up. The paper finds that all trade quality against distance alike once beta is tuned for each.
+
+    When:
+        ways to pay for the margin are compared
 
     Args:
         policy: P pairs under the model being trained.

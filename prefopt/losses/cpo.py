@@ -7,11 +7,11 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._terms import Nll, add_cost, answer_nll, logistic, with_rewards
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
 def cpo(
-    policy: Annotated[PairLogps, Applies("with_nll")],
+    policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,
     mean_chosen_length: Tensor | None = None,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -25,6 +25,10 @@ def cpo(
     policy at the chosen answers instead. Made for machine translation, where chosen answers are good
     enough to imitate. Sums favour short answers; ``with_nll(simpo)`` is the form with means (CPO-SimPO).
     Not conservative DPO (cDPO), which is ``dpo`` with ``label_smoothing``.
+
+    When:
+        there is no memory for a reference
+        one stage has to do, from a base model
 
     Args:
         policy: P pairs under the model being trained.

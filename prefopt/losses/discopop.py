@@ -24,6 +24,9 @@ def discopop(
     contains the start of training, so the first steps push the margins down. Keep beta small and expect
     accuracy to dip before it climbs.
 
+    When:
+        ways to pay for the margin are compared
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -23,6 +23,9 @@ def dpo(
     ``label_smoothing`` e the labels are taken to be flipped with probability e (conservative DPO):
     the best margin is then log((1 - e) / e), not infinity.
 
+    When:
+        you begin with preferences
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def dpo_norm(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 5.0,
@@ -20,6 +20,9 @@ def dpo_norm(
     DPO where answers differ much in length: every answer weighs alike, so the longer one no longer
     dominates the margin. Margins are per token and small, hence a beta some 50 times DPO's. ``simpo``
     does the same without a reference.
+
+    When:
+        answers grow longer and longer
 
     Args:
         policy: P pairs under the model being trained.

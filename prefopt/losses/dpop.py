@@ -23,6 +23,9 @@ def dpop(
     first steps stiff; 5 is a milder start. ``with_nll`` is the other way to hold up the chosen answer,
     and pulls at all times.
 
+    When:
+        the chosen answers lose likelihood too
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -29,6 +29,9 @@ def exo_k(
     spreads over it. An answer that the policy has all but given up hardly counts, so start from a policy that
     can rank. On groups of two, "reward" is ``exo_rw`` and "preference" is ``exo_pref``.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         reference: the same groups under the reference.

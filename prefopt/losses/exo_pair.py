@@ -27,6 +27,9 @@ def exo_pref(
     start from a policy that can rank. ``label_smoothing`` sets how far the right side pulls: the best
     margin is log((1 - e) / e), 6.9 at 1e-3.
 
+    When:
+        wrong labels pull hardest
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.
@@ -67,6 +70,9 @@ def exo_rw(
     For pairs with scores of a reward model, where the size of the gap matters and not its sign alone:
     the margin settles at the score gap over ``beta_r``, and a tie asks for no margin at all. Scale
     ``beta_r`` to the scores: a gap of 5 ``beta_r`` is as good as certain.
+
+    When:
+        each row has a score of each answer
 
     Args:
         policy: P pairs under the model being trained.

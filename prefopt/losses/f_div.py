@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Annotated
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
-from prefopt.losses._contract import RESUMMING, Loss, contract_of, settings_of, signature_of
+from prefopt.losses._compose import RESUMMING, Given, admit, compose, union
+from prefopt.losses._contract import Loss, contract_of, settings_of, signature_of
 from prefopt.losses._terms import Divergence, reshape_ratio
 from prefopt.types import LossOutput, Range
 
@@ -27,6 +27,9 @@ def f_div(
     log-ratios takes it: ``dpo``, ``robust``, ``hinge``, ``convex``, ``ipo``, ``exo_pref``, ``discopop`` and
     more. On losses that pay each answer by itself (``apo_zero``, ``bco_pair``, ...) it works, but no
     paper derives it.
+
+    When:
+        answers lose their variety
 
     Args:
         loss: a loss over pairs that compares with a reference.

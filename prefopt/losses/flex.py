@@ -22,6 +22,10 @@ def flex(
     can be had by raising the likelihood of everything. ``mappo`` sets the ratio pair by pair from the
     data's scores.
 
+    When:
+        the reference holds training back
+        rejected answers pull too much
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -24,6 +24,9 @@ def focal(
     exp(-1 / gamma): never in practice at 0.05, but at the very start of training for gamma > 1.44.
     Set ``detach_weight`` to go that high.
 
+    When:
+        wrong labels pull hardest
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -22,6 +22,9 @@ def focal_hard(
     mislabelled ones. ``focal`` (FocalPO) goes the other way; do not confuse the two. The factor is part
     of the gradient, which keeps DPO's direction at every margin.
 
+    When:
+        pairs that are hard but right are given up
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -17,6 +17,9 @@ def hinge(
     all, where DPO's only fades, so the policy stays nearer to the reference on what it has learnt. All
     other pairs pull alike, the hopeless as much as the close ones.
 
+    When:
+        the margin grows without end on clear pairs
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import Norm, log_ratio, squared, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def ipo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -20,6 +20,9 @@ def ipo(
     For labels that are nearly certain, where DPO would push the margin without end: here the margin
     has a target, and overshooting costs as much as falling short. With ``norm="mean"`` the margin is
     per token, hence small: beta 0.1 asks for 5 nats per token; 0.5 to 1 is a milder target.
+
+    When:
+        the margin grows without end on clear pairs
 
     Args:
         policy: P pairs under the model being trained.

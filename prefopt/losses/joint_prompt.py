@@ -22,6 +22,9 @@ def joint_prompt(
     instruction. Ordinary pairs may stand among them, and for those it is ``dpo``. Prompts that differ
     share nothing, so such a pair costs as much as two sequences.
 
+    When:
+        each row has another prompt on each side
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

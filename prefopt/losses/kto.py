@@ -26,6 +26,10 @@ def kto(
     side teach little. Where one kind of answer is rare, raise its weight until weight times number is
     about equal on both sides; the paper keeps the ratio of desirable to undesirable within 1 to 4 / 3.
 
+    When:
+        each row has a single answer, labelled as wanted or not
+        one pair at a time says too little
+
     Args:
         policy: S answers under the model being trained and the mismatched ones as the role ``kl``, all of
             the optimizer step.
@@ -64,6 +68,9 @@ def apo_zero_unpaired(
     KTO with its drift set to zero: good answers are to become likelier than under the reference and bad
     ones less likely. Use it when the good answers are better than what the model writes itself. No
     mismatched answers are scored, and answers do not depend on each other.
+
+    When:
+        each row has a single answer, labelled as wanted or not
 
     Args:
         policy: S answers under the model being trained.

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from prefopt.losses._terms import desensitize
 from prefopt.losses.dpo import dpo
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
 def ld_dpo(
-    policy: Annotated[PairLogps, Applies("length_desensitized")],
+    policy: Annotated[PairLogps, Reads("tokens"), Applies("length_desensitized")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -22,6 +22,9 @@ def ld_dpo(
 
     For data whose chosen answers are longer, where DPO learns to be wordy. This is
     ``length_desensitized(dpo)``.
+
+    When:
+        answers grow longer and longer
 
     Args:
         policy: P pairs under the model being trained.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._contract import COMBINING, RESUMMING
+from prefopt.losses._compose import COMBINING, RESUMMING
 from prefopt.losses.sparse_mask import masked_tdpo
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 
@@ -21,6 +21,9 @@ def mapo(
     layers respond where it is predicted, from 0 for the least of its answer to 1 for the most. About
     half of each sum is left, so the margin is about half of DPO's at the same beta. ``sparse_mask``
     learns the weights instead.
+
+    When:
+        few tokens matter and the rest is noise
 
     Args:
         policy: P pairs under the model being trained, with the stats ``kl`` and ``activation`` per token.

@@ -9,7 +9,7 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
@@ -30,6 +30,10 @@ def mappo(
     rejected answer is often nearly as good as the chosen one and DPO pushes both down. No setting of its
     own: the scores, mapped to [0, 1] in the data, say how bad the rejected answer is. This is
     ``prior_scaled(dpo)``; ``flex`` uses one factor for all pairs.
+
+    When:
+        each row has a score of each answer
+        rejected answers pull too much
 
     Args:
         policy: P pairs under the model being trained.
@@ -60,6 +64,10 @@ def prior_scaled(loss: Loss) -> Loss:
     MaPPO on any loss over pairs, such as IPO, SimPO or CPO. Applied to policy and reference alike and
     token by token, so sums, means and tail discounts inside ``loss`` all see it; likelihood terms of the
     chosen answer do not. The scores have to be mapped to [0, 1] in the data.
+
+    When:
+        each row has a score of each answer
+        rejected answers pull too much
 
     Args:
         loss: a loss over pairs that reads no per-token statistics.
@@ -95,7 +103,7 @@ def prior_scaled(loss: Loss) -> Loss:
         gap = _prior_gap(given["chosen_score"], given["rejected_score"])
         scaled = {
             name: _scale_rejected(value, gap) if isinstance(value, PairLogps) else value
-            for name, value in pick(given, signature).items()
+            for name, value in arguments_of(given, signature).items()
         }
         return _with_gap(loss(**scaled), gap)
 

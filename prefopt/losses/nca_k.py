@@ -25,6 +25,9 @@ def infonca_k(
     the best is wanted nearly as much. Only differences of log-ratios count, so all of them may fall together;
     ``nca_k`` prevents that. With two answers and a small ``tau`` it is ``dpo``.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         reference: the same groups under the reference.
@@ -66,6 +69,9 @@ def nca_k(
 
     As ``infonca_k``, but each answer's own log-ratio counts and not only differences, which keeps the good
     answers' likelihood from sinking. With two answers and a small ``tau`` it is ``nca_pair``.
+
+    When:
+        each row has several answers with scores
 
     Args:
         policy: G groups of answers under the model being trained.

@@ -18,6 +18,9 @@ def nca_pair(
     where the chosen answer is right and not merely better. Both answers are pulled alike at the start;
     the chosen reward then settles at log 2, while the rejected one falls on.
 
+    When:
+        the chosen answers lose likelihood too
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -30,6 +30,9 @@ def offset(
     for less than nothing, so that pairs too close to call hardly pull. ``reverse`` is the same with a
     count from the data in place of scores.
 
+    When:
+        each row has a score of each answer
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

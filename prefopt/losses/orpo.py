@@ -7,11 +7,11 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._terms import Nll, add_cost, answer_nll, log1mexp, logistic, with_rewards
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
 def orpo(
-    policy: Annotated[PairLogps, Applies("with_nll")],
+    policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,
     mean_chosen_length: Tensor | None = None,
     lam: Annotated[float, Range(ge=0)] = 0.1,
@@ -22,6 +22,10 @@ def orpo(
     Starts from a base model: one stage in place of fine-tuning and preference optimization, without a
     reference. The odds ratio weighs little while answers are unlikely, so the likelihood term leads and
     the learning rate is that of fine-tuning (5e-6 to 8e-6 in the paper), not that of DPO.
+
+    When:
+        there is no memory for a reference
+        one stage has to do, from a base model
 
     Args:
         policy: P pairs under the model being trained.

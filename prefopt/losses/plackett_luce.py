@@ -25,6 +25,9 @@ def plackett_luce(
     The sizes of the score gaps do not count (``infonca_k`` and ``pro_rank`` use them), and a mistake at the top
     costs as much as one further down (``tree`` weighs them). Among equal scores the order of the data decides.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         reference: the same groups under the reference.

@@ -27,6 +27,9 @@ def pmpo(
     lower end. Sums over tokens are large numbers, so start with a low learning rate. Meant for answers that
     the reference wrote itself; refresh it when the policy has moved.
 
+    When:
+        each row has a single answer, labelled as wanted or not
+
     Args:
         policy: S labelled answers under the model being trained, with the stat ``kl`` per token.
         reference: the same answers under the reference; of them only the rewards are made.

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import Norm, stop
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
 def pro_rank(
-    policy: ListLogps,
+    policy: Annotated[ListLogps, Reads("length")],
     *,
     answer_score: Tensor,
     alpha: Annotated[float, Range(ge=0)] = 0.05,
@@ -26,6 +26,9 @@ def pro_rank(
     between scores sharpen each comparison, so their scale matters: the authors map scores to [0, 1]. The
     likelihood of the best answer is held up by a term that grows with the square of the list. Not the
     preference orchestrator, also written PRO.
+
+    When:
+        each row has several answers with scores
 
     Args:
         policy: G groups of answers under the model being trained.

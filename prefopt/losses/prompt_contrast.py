@@ -22,6 +22,9 @@ def prompt_contrast(
     kind of answer. The chosen side of every pair is the answer after the first prompt. To train on such rows
     among ordinary pairs, use ``joint_prompt``, which pays the same for both.
 
+    When:
+        each row has one answer under two prompts
+
     Args:
         policy: P answers, each after two prompts, under the model being trained.
         reference: the same under the reference.

@@ -7,22 +7,22 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import Norm, add_cost
 from prefopt.losses.dpo import dpo
-from prefopt.types import Applies, LossOutput, PairLogps, Range, Roles, SeqLogps
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads, Roles, SeqLogps
 
-Link = Literal["logistic", "nll"]
+RationaleLink = Literal["logistic", "nll"]
 
 
 def rationale(
-    policy: Annotated[PairLogps, Roles("rationale"), Applies("with_rationale")],
+    policy: Annotated[PairLogps, Reads("length"), Roles("rationale"), Applies("with_rationale")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
-    link: Link = "logistic",
+    link: RationaleLink = "logistic",
     norm: Norm = "sum",
 ) -> LossOutput:
     """Pay the DPO loss plus a likelihood term of a text that says why the chosen answer is better.
@@ -31,6 +31,9 @@ def rationale(
     answers. Needs fewer pairs for the same result where the explanations are good. This is
     ``with_rationale(dpo)``. Its authors' code calls it rdpo; it is neither ``rdpo_length`` (R-DPO) nor
     ``robust`` (robust DPO).
+
+    When:
+        each row has a rationale of the choice
 
     Args:
         policy: P pairs under the model being trained, with a rationale each.
@@ -62,13 +65,16 @@ def with_rationale(
     loss: Loss,
     *,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
-    link: Link = "logistic",
+    link: RationaleLink = "logistic",
     norm: Norm = "sum",
 ) -> Loss:
     """Add a likelihood term of a text that says why the chosen answer is better.
 
     On ``orpo`` with ``norm: mean`` and gamma 1 this is the authors' RORPO, and with ``link: nll`` their
     simple RORPO.
+
+    When:
+        each row has a rationale of the choice
 
     Args:
         loss: a loss over pairs.
@@ -96,14 +102,14 @@ def with_rationale(
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:
-        output = loss(**pick(given, signature))
+        output = loss(**arguments_of(given, signature))
         return _add(output, given["policy"].others["rationale"], **settings)
 
     marked = union("with_rationale", [signature], marks=[Roles("rationale")])
     return compose(with_rationale, loss, marked, pay)
 
 
-def _add(output: LossOutput, answers: SeqLogps, gamma: float, link: Link, norm: Norm) -> LossOutput:
+def _add(output: LossOutput, answers: SeqLogps, gamma: float, link: RationaleLink, norm: Norm) -> LossOutput:
     logp: Tensor = answers.total if norm == "sum" else answers.mean
     cost = -F.logsigmoid(gamma * logp) if link == "logistic" else -gamma * logp
     return add_cost(output, cost, rationale_cost=cost)

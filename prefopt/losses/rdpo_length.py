@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def rdpo_length(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
@@ -25,6 +25,9 @@ def rdpo_length(
     Not ``robust`` (robust DPO, also written rDPO) and not ``rationale`` (rationale DPO). Some trainers
     put the length term in with a minus; that makes long chosen answers pull harder, which is the
     opposite of what the derivation asks for.
+
+    When:
+        answers grow longer and longer
 
     Args:
         policy: P pairs under the model being trained.

@@ -23,6 +23,9 @@ def ref_scale(
     no reference (``cpo`` with alpha 0 then saves its pass). The margin is not zero at the start of
     training unless gamma is 1.
 
+    When:
+        the reference holds training back
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

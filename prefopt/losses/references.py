@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import COMBINING, RESUMMING, Given, admit, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
-Sums = list[tuple[Tensor, Tensor]]
+SumsByReference = list[tuple[Tensor, Tensor]]
 """Summed log-probs of the chosen and the rejected answers, each [P], by reference."""
 
 
@@ -35,6 +35,9 @@ def multi_ref(
     first and the start last: ``reference: [{path: other}, initial]``. The harmonic mean of sequence
     probabilities follows whoever finds an answer least likely, so every other reference is first
     clipped to a band around the last one.
+
+    When:
+        the reference holds training back
 
     Args:
         loss: a loss over pairs that compares with a reference.
@@ -92,6 +95,9 @@ def momentum_ref(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 0.3) -> L
     Nesterov's method the step is taken from an extrapolated point; constants cancel in the margin, so
     two references are enough and no weights are mixed.
 
+    When:
+        training goes in rounds, on fresh answers
+
     Args:
         loss: a loss over pairs that compares with a reference.
         alpha: how far beyond the newest one; 0 leaves it as it is.
@@ -125,6 +131,9 @@ def spo_sequential(loss: Loss, *, keep: Annotated[float, Range(ge=0)] = 0.5) -> 
     For aligning with one dimension of preference after another: list the policies of earlier rounds from
     the newest to the one that the first round started from.
 
+    When:
+        dimensions of preference are learned one after another
+
     Args:
         loss: a loss over pairs that compares with a reference.
         keep: weight of the earlier rounds' implicit rewards, in units of the present one's beta; 0 is
@@ -155,10 +164,7 @@ def spo_sequential(loss: Loss, *, keep: Annotated[float, Range(ge=0)] = 0.5) -> 
     return _combined(spo_sequential, loss, combine)
 
 
-COMBINING = ("multi_ref", "momentum_ref", "spo_sequential")
-"""Transforms that read several references; a loss can contain one of them."""
-
-INSIDE = ("length_desensitized", "f_div", "prior_scaled", "token_weighted", "suffix_from_divergence")
+INSIDE = (*RESUMMING, "f_div", "prior_scaled")
 """Transforms that change what is read of a reference; outside they would reach the first one alone."""
 
 
@@ -208,7 +214,7 @@ def _shifted(answers: SeqLogps, total: Tensor) -> SeqLogps:
     return replace(answers, tokens=answers.tokens + part.index_select(0, answers.sequence_of))
 
 
-def _shares(sums: Sums, weights: str) -> list[Tensor]:
+def _shares(sums: SumsByReference, weights: str) -> list[Tensor]:
     if weights == "equal":
         return [torch.full_like(chosen, 1.0 / len(sums)) for chosen, _ in sums]
     gaps = [(chosen - rejected).abs() for chosen, rejected in sums]
@@ -218,11 +224,11 @@ def _shares(sums: Sums, weights: str) -> list[Tensor]:
     return [(gap + floor) / whole for gap in gaps]
 
 
-def _clipped(sums: Sums, epsilon: float) -> Sums:
+def _clipped(sums: SumsByReference, epsilon: float) -> SumsByReference:
     means = [torch.stack(side).mean(0).abs() for side in zip(*sums, strict=True)]
     bands = [epsilon * mean / (means[0] + means[1]) for mean in means]
     last = sums[-1]
-    clipped: Sums = []
+    clipped: SumsByReference = []
     for pair in sums[:-1]:
         chosen, rejected = (
             torch.clamp(value, centre * (1 + band), centre * (1 - band))

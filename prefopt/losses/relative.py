@@ -30,6 +30,9 @@ def relative(
     pairs of the optimizer step, so that beta acts like beta / P: raise it with the step. "diagonal" needs
     no embeddings: it pays DPO's loss of the pair itself and, with a fixed weight, that against all others.
 
+    When:
+        one pair at a time says too little
+
     Args:
         policy: P pairs under the model being trained, all of the optimizer step.
         reference: the same P pairs under the reference.

@@ -26,6 +26,9 @@ def reverse(
     under that edited prompt. Serves for any other margin column too. Not ``reward_aware`` (reward-aware
     PO) nor ``relative`` (relative PO), also written RPO.
 
+    When:
+        each row has a margin by which the chosen answer is better
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

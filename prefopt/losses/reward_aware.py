@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._terms import Norm, log_ratio, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
-Divergence = Literal["backward_kl", "forward_kl", "squared"]
+MarginDivergence = Literal["backward_kl", "forward_kl", "squared"]
 
 
 def reward_aware(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     reference: PairLogps,
     *,
     chosen_score: Tensor,
     rejected_score: Tensor,
     beta: Annotated[float, Range(gt=0)] = 0.2,
     eta: Annotated[float, Range(gt=0)] = 1.0,
-    divergence: Divergence = "backward_kl",
+    divergence: MarginDivergence = "backward_kl",
     norm: Norm = "sum",
 ) -> LossOutput:
     """Pay the divergence between the policy's reward margin and the margin of the data's scores.
@@ -31,6 +31,9 @@ def reward_aware(
     the other two the probabilities of preference; "backward_kl" is cDPO with a smoothing of its own for
     each pair, less the entropy of the target, so the loss ends at 0 and its values do not compare with
     DPO's. Not ``relative`` (relative PO) nor ``reverse`` (reverse PO), also written RPO.
+
+    When:
+        each row has a score of each answer
 
     Args:
         policy: P pairs under the model being trained.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, pick, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import scale_loss, stop
 from prefopt.types import LossOutput, Range
@@ -19,6 +19,9 @@ def reward_gap_weight(loss: Loss, *, scale: Annotated[float, Range(gt=0)] = 1.0)
     For online rounds, where pairs are sampled and scored afresh: pairs that the reward model tells
     apart clearly count up to once, ties half. The choice of prompts to sample again, the other half of
     OPTune, is made with the data.
+
+    When:
+        each row has a score of each answer
 
     Args:
         loss: a loss over pairs.
@@ -47,6 +50,6 @@ def reward_gap_weight(loss: Loss, *, scale: Annotated[float, Range(gt=0)] = 1.0)
 
     def pay(given: Given) -> LossOutput:
         weight = stop((scale * (given["chosen_score"] - given["rejected_score"])).sigmoid())
-        return scale_loss(loss(**pick(given, signature)), weight, name="reward_gap_weight")
+        return scale_loss(loss(**arguments_of(given, signature)), weight, name="reward_gap_weight")
 
     return compose(reward_gap_weight, loss, union("reward_gap_weight", [signature], added), pay)

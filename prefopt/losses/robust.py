@@ -22,6 +22,10 @@ def robust(
     in the margin, so the loss may be negative and has no lower bound. Watch the margins, stop early,
     and estimate the rate low rather than high.
 
+    When:
+        each row has a label, a known share of which is flipped
+        wrong labels pull hardest
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import answer_nll, stop
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
 def rrhf(
-    policy: ListLogps,
+    policy: Annotated[ListLogps, Reads("length")],
     *,
     answer_score: Tensor,
     alpha: Annotated[float, Range(ge=0)] = 1.0,
@@ -24,6 +24,9 @@ def rrhf(
     As simple as fine-tuning on the best of several answers, and nearly as steady: a pair in the right
     order costs nothing, and there is neither a reference nor a margin. The sum over pairs grows with the
     list, the NLL does not.
+
+    When:
+        each row has several answers with scores
 
     Args:
         policy: G groups of answers under the model being trained.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from prefopt.losses._terms import Nll, answer_nll
-from prefopt.types import LossOutput, SeqLogps
+from prefopt.types import LossOutput, Reads, SeqLogps
 
 
 def sft(
-    policy: SeqLogps,
+    policy: Annotated[SeqLogps, Reads("length")],
     *,
     mean_chosen_length: Tensor | None = None,
     nll: Nll = "sequence",
@@ -17,6 +19,9 @@ def sft(
     """Pay the negative log-likelihood of each answer, per token.
 
     What to run before a preference loss, so that the policy is able to produce answers of this kind.
+
+    When:
+        you begin with answers to imitate, before any preference
 
     Args:
         policy: S answers under the model being trained.

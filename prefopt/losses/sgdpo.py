@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.losses._contract import RESUMMING
+from prefopt.losses._compose import RESUMMING
 from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
 from prefopt.ragged import on_device
-from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps
+from prefopt.types import LossOutput, PairLogps, Range, Reads, Refuses, SeqLogps
 
 
 def sgdpo(
-    policy: Annotated[PairLogps, Refuses(*RESUMMING, "f_div")],
+    policy: Annotated[PairLogps, Reads("tokens"), Refuses(*RESUMMING, "f_div")],
     reference: PairLogps,
     *,
     pair_seed: Tensor,
@@ -30,6 +30,9 @@ def sgdpo(
     Gives a hold on how far each answer moves. The sampled part (the pilot) carries no gradient: a
     smaller part of the rejected answer leaves the chosen one a smaller margin of its own, and the other
     way round. With all tokens of answers of equal length the value is DPO's and the gradient half of it.
+
+    When:
+        rejected answers pull too much
 
     Args:
         policy: P pairs under the model being trained.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
 def simpo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Reads("length")],
     *,
     beta: Annotated[float, Range(gt=0)] = 2.0,
     gamma: Annotated[float, Range(ge=0)] = 1.0,
@@ -22,6 +22,10 @@ def simpo(
     ``gamma`` is the target margin itself, in units of reward. The authors' code takes
     ``gamma_beta_ratio`` instead: gamma = gamma_beta_ratio * beta. Their ratio 0.5 at beta 2 is gamma
     1.0, the default here; their 0.3 at beta 10 is gamma 3.0.
+
+    When:
+        answers grow longer and longer
+        there is no memory for a reference
 
     Args:
         policy: P pairs under the model being trained.

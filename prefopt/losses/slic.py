@@ -7,11 +7,11 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._terms import Nll, add_cost, answer_nll, with_rewards
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
 def slic(
-    policy: Annotated[PairLogps, Applies("with_nll")],
+    policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,
     mean_chosen_length: Tensor | None = None,
     delta: Annotated[float, Range(gt=0)] = 1.0,
@@ -23,6 +23,9 @@ def slic(
     For a cheap first try without a reference, on pairs of similar length: the log-probs are sums, so a
     longer answer starts behind. The likelihood term, not a reference, keeps the policy near its start.
     ``hinge`` is the same idea against a reference.
+
+    When:
+        there is no memory for a reference
 
     Args:
         policy: P pairs under the model being trained.

@@ -25,6 +25,9 @@ def soft_label(
     Conservative DPO (``dpo`` with ``label_smoothing``) gives every pair the same certainty;
     ``reward_aware`` takes it from two scores.
 
+    When:
+        each row has a probability that its label is right
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._contract import COMBINING, RESUMMING
+from prefopt.losses._compose import COMBINING, RESUMMING
 from prefopt.losses._terms import logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
 
@@ -24,6 +24,9 @@ def sparse_mask(
     tokens count, for reward and divergence alike, and is trained along with the policy. Masks are not
     bounded above, and nothing but ``l1`` holds them down: it sets how many tokens keep a mask above
     zero. The module has a learning rate of its own, ``optim.mask_lr``.
+
+    When:
+        few tokens matter and the rest is noise
 
     Args:
         policy: P pairs under the model being trained, with the stats ``kl`` and ``reward_mask``.
@@ -62,6 +65,9 @@ def sparse_mask_independent(
     For when tokens that carry the preference should be free to stray while others are held. The two masks
     may part so far that a token's reward counts and its divergence does not; ``sparse_mask`` is the safer
     start.
+
+    When:
+        few tokens matter and the rest is noise
 
     Args:
         policy: P pairs under the model being trained, with the stats ``kl``, ``reward_mask``

@@ -34,6 +34,9 @@ def spo_selfsup(
     hidden states, and neither their recipe nor their code is public. Their results say nothing of this
     loss. Not sequential PO (``spo_sequential``), also written SPO.
 
+    When:
+        each row has a margin by which the chosen answer is better
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the reference.

@@ -26,6 +26,10 @@ def sppo(
     another scale ask for other targets. Targets are in nats of the whole answer, up to 500 at the
     default beta, and are meant to be approached, not reached.
 
+    When:
+        each row has a score of each answer
+        training goes in rounds, on fresh answers
+
     Args:
         policy: P pairs under the model being trained.
         reference: the same P pairs under the policy that wrote them.
@@ -59,6 +63,9 @@ def sppo_hard(
 
     ``sppo`` for pairs without win probabilities: the chosen answer counts as always winning, the
     rejected one as always losing.
+
+    When:
+        the margin grows without end on clear pairs
 
     Args:
         policy: P pairs under the model being trained.

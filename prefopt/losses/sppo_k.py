@@ -23,6 +23,9 @@ def sppo_k(
     The objective of SPPO with all samples of a prompt, of which ``sppo`` takes the best and the worst: on
     groups of two the two agree. The scores must be probabilities of beating the policy's own samples.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         reference: the same groups under the policy that wrote them.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import places, reweight
 from prefopt.ragged import on_device
@@ -24,6 +24,9 @@ def suffix_from_divergence(loss: Loss, *, length_penalty: Annotated[float, Range
     ``length_penalty``, the margin; losses that pay each answer by itself (``nca_pair``, ``bco_pair``,
     ``apo_zero``) no longer pay for the shared part. Replaces ``total`` and, where ``loss`` reads it, the
     divergence; lengths, means and likelihood terms stay what they are.
+
+    When:
+        each row has answers that begin alike, as the steps of a solution do
 
     Args:
         loss: a loss over pairs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._contract import COMBINING
+from prefopt.losses._compose import COMBINING
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 
@@ -25,6 +25,9 @@ def tdpo(
     it is not pushed up to widen the margin, and is the authors' choice. Needs the reference's whole
     distribution at every token, so a reference model must be at hand; it costs two more products with
     the head, or four without ``cached``.
+
+    When:
+        answers lose their variety
 
     Args:
         policy: P pairs under the model being trained, with the stat ``kl`` per token.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._combine import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import reweight
 from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps, Stats
@@ -24,6 +24,9 @@ def token_weighted(loss: Loss, *, source: Literal["data", "activations"] = "data
     weights from the reference's activations, as in ``mapo``. Replaces ``total`` and, where ``loss`` reads
     it, the divergence; lengths, means and likelihood terms stay what they are. Tokens of weight 0 in the
     data need no transform: they are not scored at all.
+
+    When:
+        each row has weights of tokens or turns
 
     Args:
         loss: a loss over pairs, labelled answers or lists.

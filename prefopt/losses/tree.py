@@ -30,6 +30,9 @@ def tree(
     The paper's adaptive step reward, which weighs each step by how alike its hidden states are to those of
     the best answer's step, is not part of this: it needs the hidden states inside the loss.
 
+    When:
+        each row has several answers with scores
+
     Args:
         policy: G groups of answers under the model being trained.
         reference: the same groups under the reference.

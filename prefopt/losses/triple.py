@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import Norm, add_cost, answer_nll, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Roles
+from prefopt.types import LossOutput, PairLogps, Range, Reads, Roles
 
 
 def triple(
-    policy: Annotated[PairLogps, Roles("gold")],
+    policy: Annotated[PairLogps, Reads("length"), Roles("gold")],
     *,
     beta: Annotated[float, Range(gt=0)] = 0.01,
     alpha: Annotated[float, Range(ge=0)] = 1.0,
@@ -23,6 +23,9 @@ def triple(
     not asked to imitate a chosen answer that is merely the better of two. One stage from a base model,
     without a reference. ``norm: mean`` with a ``gamma`` is the paper's length-controlled TPO-L. Not tree
     PO (``tree``) nor test-time PO, also written TPO.
+
+    When:
+        each row has a gold answer beside the two
 
     Args:
         policy: P pairs under the model being trained, with a gold answer each.

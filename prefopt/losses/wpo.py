@@ -22,6 +22,9 @@ def wpo(
     For pairs written by other models: those that look like the policy's own output count fully, far
     ones hardly, which brings off-policy training nearer to on-policy. This is ``weighted(dpo)``.
 
+    When:
+        answers come from other models than the policy
+
     Args:
         policy: P pairs under the model being trained, with the stat ``log_sum_p2`` per token.
         reference: the same P pairs under the reference.

@@ -43,6 +43,14 @@ PROMPTS = {
 """What a loss over pairs may say of prompts; without a word both answers of a pair reply to one prompt."""
 
 
+READS = {
+    "sum": "the sum of its log-probs",
+    "length": "the sum of its log-probs, and its length",
+    "tokens": "the log-probs of its single tokens",
+}
+"""What a loss may read of an answer, the least first; what is said of one says the ones before it too."""
+
+
 class InputSpec(NamedTuple):
     """Describe one tensor that a trainer can hand to a loss besides log-probs."""
 
@@ -84,6 +92,23 @@ class Stats:
                 raise ValueError(
                     f"Stats: there is no per-token statistic '{name}'. Choose from {', '.join(TOKEN_STATS)}."
                 )
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Mark a loss that reads more of an answer than its sum: ``Annotated[PairLogps, Reads("length")]``.
+
+    "length": its sum and its length, "tokens": single tokens, which ``Stats`` says already. Sums, and lengths where
+    they are read, are all that the function of plain tensors of such a loss takes.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if name not in READS:
+                raise ValueError(f"Reads: there is no '{name}' of an answer. Choose from {', '.join(READS)}.")
         object.__setattr__(self, "names", names)
 
 

@@ -86,11 +86,12 @@ from prefopt.losses import (
     with_rationale,
     wpo,
 )
-from prefopt.losses._contract import Loss, Setting
+from prefopt.losses._compose import COMBINING
+from prefopt.losses._contract import Loss, Setting, read_docstring
 from prefopt.losses._terms import recording_stops, replaying_stops
-from prefopt.losses.references import COMBINING
 from prefopt.types import (
     OTHER_REFERENCES,
+    READS,
     STATS,
     TOKEN_STATS,
     LabelledLogps,
@@ -452,6 +453,38 @@ def test_stats_it_does_not_ask_for_do_not_matter(loss):
     assert all(torch.equal(clean[name], dirty[name]) for name in clean)
 
 
+def alike(side: SeqLogps, has_lengths: bool) -> SeqLogps:
+    """The same totals, of equal tokens: as many as there were, or one an answer."""
+    if not has_lengths:
+        return SeqLogps(tokens=side.total, lengths=(1,) * len(side))
+    mean = side.total / side.length
+    return SeqLogps(mean[side.sequence_of], side.lengths, replaced_total=side.total)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if not contract_of(LOSSES[n]).policy_stats])
+def test_it_says_what_it_reads_of_an_answer(name):
+    """The least that gives what the loss pays, at its defaults and with every setting moved."""
+
+    def is_enough(has_lengths: bool) -> bool:
+        for loss in (loss for case, loss in CASES.items() if case.split("-")[0] == name):
+            given = arguments(loss)
+            seen = {
+                key: value
+                if isinstance(value, Tensor)
+                else with_sides(value, [alike(side, has_lengths) for side in sides_of(value)])
+                for key, value in given.items()
+            }
+            # equal tokens round the mean once more
+            if not torch.allclose(loss(**seen).loss, loss(**given).loss, rtol=1e-12, atol=1e-12):
+                return False
+        return True
+
+    read = "sum" if is_enough(False) else "length" if is_enough(True) else "tokens"
+    assert contract_of(LOSSES[name]).reads == read, (
+        f'{name} reads {READS[read]}. Mark policy: Reads("{read}")'
+    )
+
+
 @every_case
 def test_what_it_asks_for_matters(loss):
     """Each tensor that the contract names changes the loss or a metric when it changes; scores change places.
@@ -502,6 +535,18 @@ def test_docstring_tells_what_it_pays_and_where_it_comes_from(function):
     assert text.partition("\n")[0].endswith(".")
     if function is not mixed:
         assert "arXiv" in text.partition("Source:")[2]
+
+
+@pytest.mark.parametrize(
+    "function", [*LOSSES.values(), *TRANSFORMS.values()], ids=lambda function: function.__name__
+)
+def test_docstring_names_its_place_in_the_guide(function):
+    lines = read_docstring(function)[1].get("When", "").splitlines()
+    assert lines, (
+        f"{function.__name__} is not in docs/choosing_a_loss.md. Add a section 'When:' before 'Args:' with a line "
+        "of that page, or a new one, and run: make pages"
+    )
+    assert all(line == line.strip() and line[-1] not in ".;" for line in lines)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from torch import Tensor
 
+from prefopt import losses
 from prefopt.errors import RecipeError
 from prefopt.losses import contract_of, dpo, sft, simpo, weighted, with_nll, wpo
-from prefopt.losses._contract import Setting, check_settings
-from prefopt.types import ListLogps, LossOutput, PairLogps, Range, SeqLogps, Stats
+from prefopt.losses._settings import Setting, check_settings
+from prefopt.types import ListLogps, LossOutput, PairLogps, Range, Reads, SeqLogps, Stats
 
 
 def example(
@@ -177,3 +180,29 @@ def test_unknown_settings_come_with_the_nearest_name_and_the_list():
     ):
         check_settings("dpo", settings, {"betta": 0.1}, "loss")
     assert check_settings("dpo", settings, {"beta": 1}, "loss") == {"beta": 1.0, "label_smoothing": 0.0}
+
+
+def test_type_checkers_take_every_name_of_the_room_for_public():
+    """They cannot read the computed ``__all__``; what they go by is ``import dpo as dpo``."""
+    source = ast.parse(Path(losses.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in source.body if isinstance(node, ast.ImportFrom)]
+    public = {alias.asname for node in imports for alias in node.names if alias.name == alias.asname}
+    for name in {*losses.__all__} - {"LOSSES", "TRANSFORMS"}:
+        assert name in public, f"Write in {losses.__file__}: import {name} as {name}"
+    assert public <= {*losses.__all__}
+
+
+def test_what_is_read_of_an_answer_is_its_sum_unless_the_signature_says_more():
+    """A transform may change tokens in ways that the sum does not show; ``bound`` changes none."""
+    read = {"sum": dpo, "length": simpo, "tokens": wpo}
+    assert {name: contract_of(loss).reads for name, loss in read.items()} == {name: name for name in read}
+    assert contract_of(with_nll(dpo)).reads == "tokens"
+    assert contract_of(losses.bound(simpo, beta=1.0)).reads == "length"
+    assert (
+        contract_of(losses.mixed([losses.bound(dpo, beta=0.1), losses.bound(simpo, beta=2.0)], [1, 1])).reads
+        == "length"
+    )
+    with pytest.raises(
+        ValueError, match=r"^Reads: there is no 'word' of an answer\. Choose from sum, length, tokens\.$"
+    ):
+        Reads("word")

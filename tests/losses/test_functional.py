@@ -1,16 +1,31 @@
 """The plain-tensor door gives what the losses give, and says where it cannot."""
 
 import inspect
+import re
 
 import pytest
 import torch
 
+import prefopt.types
 from prefopt.errors import RecipeError
-from prefopt.losses import LOSSES, contract_of, cpo, functional, ipo, rdpo_length, reward_aware, simpo
-from prefopt.losses._door import LENGTHS, SUMS, _stand_in
-from prefopt.types import INPUTS
+from prefopt.losses import (
+    LOSSES,
+    contract_of,
+    cpo,
+    dpo,
+    functional,
+    hinge,
+    ipo,
+    rdpo_length,
+    reward_aware,
+    simpo,
+    with_nll,
+)
+from prefopt.losses._on_sums import LENGTHS, SUMS, _stand_in, instead, on_sums
+from prefopt.types import INPUTS, MASK_STATS, PAIRED_STATS, STATS, LossOutput, PairLogps
 
-WITHOUT_DOOR = ("wpo", "ld_dpo", "sgdpo", "triple", "rationale", "sft", *functional.LISTS)
+LISTS = ("plackett_luce", "pro_rank", "rrhf", "infonca_k", "nca_k", "exo_k", "tree", "sppo_k")
+WITHOUT_DOOR = ("wpo", "ld_dpo", "sgdpo", "triple", "rationale", "sft", *LISTS)
 WITHOUT_DOOR += ("tdpo", "mapo", "sparse_mask", "sparse_mask_independent", "pmpo")
 WITHOUT_DOOR += ("relative", "bco", "beta_dynamic", "alpha_margin")
 WITHOUT_DOOR += ("aot_unpaired", "bco_unpaired", "kto", "apo_zero_unpaired")
@@ -142,6 +157,60 @@ def test_every_loss_is_here_with_its_defaults_or_says_what_to_build(name):
     assert given == {key: setting.default for key, setting in contract_of(LOSSES[name]).settings.items()}
 
 
+@pytest.mark.parametrize("name", WITHOUT_DOOR)
+def test_what_it_says_to_build_instead_can_be_built(name):
+    """The code of the message, run with what it names: four rows of three tokens, one prompt a pair of rows."""
+    told = instead(contract_of(LOSSES[name]))
+    values, answers, call = re.fullmatch(
+        r"Build (.*?)(?:, each by (.*))? from per-token log-probs.* and call (prefopt\.losses\..*\)).*\.",
+        told,
+    ).groups()
+    logps = -torch.arange(1.0, 13.0, dtype=torch.float64).view(4, 3) / 12
+    around = torch.full((4, 3), 0.5, dtype=torch.float64)
+    given = dict.fromkeys((*STATS, *PAIRED_STATS, *MASK_STATS), around) | {
+        "pair_seed": torch.tensor([1, 2]),
+        "answer_score": torch.tensor([1.0, 0.0, 0.5, 2.0]),
+        "desirable_share": torch.tensor(0.5),
+        "prompt_embedding": torch.eye(2).double(),
+        "mean_chosen_length": torch.tensor(3.0),
+    }
+    names = {
+        **vars(prefopt.types),
+        "prefopt": prefopt,
+        "given": given,
+        "logps": logps,
+        "mask": torch.ones(4, 3),
+    }
+    names |= {"is_desirable": torch.tensor([True, False] * 2), "group_sizes": (2, 2), "carried": {}}
+    if answers:
+        exec(f"chosen = rejected = answers = gold = rationale = kl = {filled(answers)}", names)
+    exec(f"policy = reference = {filled(values)}\nloss = {filled(call)}.loss", names)
+    assert names["loss"].isfinite().all()
+
+
+def filled(code):
+    return re.sub(r"(\w+)=\.\.\.", r"\1=given['\1']", code)
+
+
+def test_a_loss_of_ones_own_is_made_a_function_of_sums(sums):
+    """Twice the margin of dpo at beta 0.1 is dpo at beta 0.2; a transform of tokens is refused."""
+
+    def twice(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1) -> LossOutput:
+        return dpo(policy, reference, beta=2 * beta)
+
+    same(functional.on_sums(twice)(**sums), functional.dpo_loss(**sums, beta=0.2))
+    with pytest.raises(
+        ValueError, match=r"with_nll\(dpo\): It reads the log-probs of its single tokens\. Build"
+    ):
+        on_sums(with_nll(dpo))
+
+
+def test_a_loss_that_is_added_to_the_table_is_here(sums, monkeypatch):
+    monkeypatch.setitem(LOSSES, "mine", hinge)
+    assert "mine_loss" in dir(functional)
+    same(functional.mine_loss(**sums), functional.hinge_loss(**sums))
+
+
 def test_other_names_are_ordinary_attribute_errors():
     with pytest.raises(AttributeError, match="label_smoothing above 0"):
         _ = functional.cdpo_loss
@@ -195,7 +264,7 @@ def test_stand_ins_have_the_totals_means_and_lengths_of_the_answers(sums, policy
 
 def test_the_gradient_passes_through_sums_and_means(sums, lengths):
     """CPO at alpha 1: each chosen sum gets -0.1 * sigmoid(-m) - 1 / length."""
-    chosen, rejected = (sums[name].requires_grad_() for name in SUMS[:2])
+    chosen, rejected = (sums[name].requires_grad_() for name in list(SUMS)[:2])
     functional.cpo_loss(chosen, rejected, **lengths).sum().backward()
     pull = 0.1 * torch.sigmoid(-0.1 * (chosen - rejected)).detach()
     torch.testing.assert_close(chosen.grad, -pull - 1.0 / lengths["chosen_lengths"], rtol=1e-14, atol=0.0)

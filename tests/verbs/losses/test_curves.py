@@ -8,7 +8,7 @@ import pytest
 from lanes import slow_but
 
 from prefopt.losses import LOSSES, contract_of, dpo, ipo, sft
-from prefopt.verbs.loss_curves import curves_of
+from prefopt.verbs.losses.curves import curves_of
 
 
 def test_dpo_is_the_logistic_of_a_tenth_of_the_margin() -> None:

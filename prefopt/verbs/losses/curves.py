@@ -19,10 +19,10 @@ NATS = -2.0
 """Log-prob of every token at margin 0."""
 WIDTHS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Half-widths of the axis that are tried, in nats."""
-STATS = {"log_sum_p2": -3.0, "logsumexp": 5.0, "entropy": 2.0, "kl": 0.01, "weight": 1.0}
-STATS |= {"activation": 1.0, "reward_mask": 1.0, "kl_mask": 1.0}
+EXAMPLE_STATS = {"log_sum_p2": -3.0, "logsumexp": 5.0, "entropy": 2.0, "kl": 0.01, "weight": 1.0}
+EXAMPLE_STATS |= {"activation": 1.0, "reward_mask": 1.0, "kl_mask": 1.0}
 """Every token's statistics; what is not named here is zero."""
-INPUTS: dict[str, Tensor] = {
+EXAMPLE_INPUTS: dict[str, Tensor] = {
     "chosen_score": torch.ones(1, dtype=torch.float64),
     "rejected_score": torch.zeros(1, dtype=torch.float64),
     "pair_margin": torch.ones(1, dtype=torch.float64),
@@ -109,7 +109,7 @@ def _point(
     loss: Loss, contract: LossContract, make: Callable[..., Any], margin: float
 ) -> tuple[float, float]:
     moved = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
-    given = {name: INPUTS[name] for name in contract.inputs}
+    given = {name: EXAMPLE_INPUTS[name] for name in contract.inputs}
     start = torch.zeros((), dtype=torch.float64)
     sides = [make(contract, moved)] + ([make(contract, start)] if contract.needs_reference else [])
     output: LossOutput = loss(*sides, **given)
@@ -134,5 +134,5 @@ def _side(is_desirable: bool, contract: LossContract, margin: Tensor) -> Labelle
 def _answers(contract: LossContract, lifted: Sequence[Tensor]) -> SeqLogps:
     tokens = [(NATS + by / LENGTH).expand(LENGTH) for by in lifted]
     names = {*contract.policy_stats, *contract.reference_stats}
-    stats = {name: [torch.full_like(part, STATS.get(name, 0.0)) for part in tokens] for name in names}
+    stats = {name: [torch.full_like(part, EXAMPLE_STATS.get(name, 0.0)) for part in tokens] for name in names}
     return SeqLogps.from_ragged(tokens, **stats)

@@ -1,0 +1,105 @@
+"""The settings of losses and transforms: what each may be, and the refusal of anything else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.errors import RecipeError
+from prefopt.types import Range
+from prefopt.words import did_you_mean, spelled
+
+WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
+"""What a setting of a type is, in messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a loss or transform: its default and what it may be."""
+
+    default: Any
+    type: type  # float, int, bool or str
+    range: Range | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def legal(self) -> str:
+        """Say in words what the setting may be, e.g. "a number > 0"."""
+        if self.choices is not None:
+            return "one of " + ", ".join(self.choices)
+        words = WORDS[self.type]
+        return words if self.range is None else f"{words} {self.range}"
+
+    def check(self, value: Any, place: str) -> Any:
+        """Return ``value`` in the setting's type, or refuse it.
+
+        Raises:
+            RecipeError: the wrong type, outside the range, or no such choice.
+        """
+        if self.choices is not None:
+            if value not in self.choices or not isinstance(value, str):
+                raise RecipeError(
+                    f"{place}: {spelled(value)} is no choice.{did_you_mean(value, self.choices)} Give {self.legal}."
+                )
+            return value
+        if self.type is bool:
+            if not isinstance(value, bool):
+                raise RecipeError(f"{place}: {spelled(value)} is not true or false. Write one of the two.")
+            return value
+        return self._check_number(value, place)
+
+    def _check_number(self, value: Any, place: str) -> float | int:
+        accepted = (int, float) if self.type is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise RecipeError(f"{place}: {spelled(value)} is not {WORDS[self.type]}. {self._advice(value)}")
+        # a comparison, not math.isfinite: a whole number may be too large for a float
+        if not abs(value) <= sys.float_info.max:
+            raise RecipeError(f"{place}: {spelled(value)} is not finite. Give {self.legal}.")
+        if self.range is not None and value not in self.range:
+            raise RecipeError(f"{place}: {spelled(value)} is out of range. Give {self.legal}.")
+        return self.type(value)  # type: ignore[no-any-return]
+
+    def _advice(self, value: Any) -> str:
+        if isinstance(value, str) and _is_number_text(value):
+            return f"Write {value.strip()} without quotes."
+        return f"Give {self.legal}."
+
+
+def check_settings(
+    owner: str, settings: Mapping[str, Setting], given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Fill in defaults and refuse unknown or illegal settings.
+
+    Args:
+        owner: name of the loss or transform, for messages.
+        settings: what exists.
+        given: what was asked for.
+        where: place in the recipe, for messages.
+
+    Returns:
+        A value for every setting, in the order of ``settings``.
+
+    Raises:
+        RecipeError: an unknown setting (with a suggestion) or an illegal value.
+    """
+    for name in given:
+        if name not in settings:
+            accepts = ", ".join(settings) or "no settings"
+            hint = did_you_mean(name, settings)
+            raise RecipeError(
+                f"{where}.{name}: {owner} has no such setting.{hint} {owner} accepts: {accepts}."
+            )
+    return {
+        name: setting.check(given[name], f"{where}.{name}") if name in given else setting.default
+        for name, setting in settings.items()
+    }
+
+
+def _is_number_text(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

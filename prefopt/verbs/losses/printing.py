@@ -1,0 +1,40 @@
+"""How the verb ``losses`` writes: lines as they are, tables ruled on a terminal and aligned elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def say(text: str) -> None:
+    """Print a text as it stands; a terminal breaks the lines."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: ruled on a terminal and as wide as that, one line a row elsewhere."""
+    if sys.stdout.isatty():
+        ruled = Table(*heads)
+        for row in rows:
+            ruled.add_row(*map(Text, row))
+        Console().print(ruled)
+        return
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    for row in [heads, *rows]:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def entries(head: str, found: Sequence[tuple[str, str, str]]) -> None:
+    """Print, for a terminal of any width, a heading and then names with a sentence and a remark each."""
+    listed = Table(head, "", box=None, padding=(0, 2, 0, 0), title_justify="left")
+    listed.columns[0].no_wrap = True
+    for name, sentence, remark in found:
+        text = Text(sentence)
+        if remark:
+            text.append(f"\n{remark}", style="dim")
+        listed.add_row(Text(name, style="bold"), text)
+    Console().print(listed)
