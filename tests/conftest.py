@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+seed_torch = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
 POISONED = ("prefopt.kernels", "prefopt.policy")
 """Rooms whose fresh tensors hold NaN in tests, so that an output cell nobody wrote cannot hide."""
 
@@ -38,9 +40,7 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  third-party code under test draws from it
     # torch.manual_seed also notes a stack trace for every kind of device that is not there, some milliseconds a test
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(0)
+    seed_torch(0)
 
 
 def _poisoned(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

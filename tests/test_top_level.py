@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "PKG-INFO").exists():
     pytest.skip("a source distribution holds no links", allow_module_level=True)
 
-ROOMS = sorted(path.name for path in (ROOT / "prefopt" / "kernels").iterdir() if (path / "naive.py").exists())
+ROOMS = sorted(
+    path.name for path in (ROOT / "prefopt" / "kernels").iterdir() if (path / "__init__.py").exists()
+)
 LINKS = {"losses": "prefopt/losses", **{f"kernels/{room}": f"../prefopt/kernels/{room}" for room in ROOMS}}
 
 STAND_IN = """

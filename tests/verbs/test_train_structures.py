@@ -96,7 +96,8 @@ def recipe(folder: Path, loss: str, **extra: str) -> Path:
         "data": f"{{path: {folder / 'rows.jsonl'}}}",
         "loss": loss,
         "batch": "{pairs_per_step: 4, tokens_per_batch: 400, max_tokens: 300}",
-        "optim": "{lr: 3.0e-3, warmup: 0}",
+        # eps of the size of small gradients: no step turns the rounding of one near zero into a learning rate
+        "optim": "{lr: 3.0e-3, warmup: 0, eps: 1.0e-4}",
         "train": "{steps: 5}",
     }
     path.write_text("".join(f"{key}: {value}\n" for key, value in (lines | extra).items()))
