@@ -140,7 +140,7 @@ def _one(
             return _moving(entry, recipe, engine)
         case "adapter_off":
             is_start = recipe.model.adapter is None
-            return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
+            return AdapterOffReference(policy, is_start=is_start)
         case "initial":
             return _initial(recipe, policy, engine)
         case "cached":
@@ -217,9 +217,9 @@ def _by_path(reference: ReferenceModel, key: str, recipe: Recipe, engine: Engine
 
 def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
     if recipe.model.adapter is not None:
-        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
+        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER)
     if recipe.model.lora is not None:
-        return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
+        return AdapterOffReference(policy, is_start=True)
     start = build_model.load_start(recipe)
     return FrozenReference(_frozen(start, engine, recipe), is_start=True)
 

@@ -9,7 +9,7 @@ from prefopt.assemble import model as assemble_model
 from prefopt.assemble import reference as assemble_reference
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
-from prefopt.reference import MovingReference, Reference, models_of
+from prefopt.reference import Reference
 from prefopt.run import resume
 from prefopt.run.resume import Origin
 from prefopt.trainer import Trainer
@@ -40,7 +40,7 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
         lambda live: _score_all(live, job, loaded),
         is_resumed=saved is not None,
     )
-    policies = (policy, *models_of(reference))
+    policies = (policy, *(() if reference is None else reference.models()))
     for other in policies[1:]:
         _check_fits(other, loaded)
     trainer = _trainer(job, loaded, policy, reference, start_step=origin.step if origin is not None else 0)
@@ -109,9 +109,9 @@ def _facts(loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dic
     """Return what must be the same when the run is resumed, besides the recipe."""
     trained = trainer.parameters
     frozen = trainer.engine.unwrap(trainer.policy.model).named_parameters()
-    # one that moves is part of the checkpoint, which has a digest of its own
-    kept = [] if isinstance(reference, MovingReference) else models_of(reference)
-    other = ((f"{i}.{n}", p) for i, policy in enumerate(kept) for n, p in policy.model.named_parameters())
+    # those that move are part of the checkpoint, which has a digest of its own
+    fixed = () if reference is None else reference.fixed_models()
+    other = ((f"{i}.{n}", p) for i, each in enumerate(fixed) for n, p in each.model.named_parameters())
     return {
         "rows": resume.rows_digest(loaded.data.train),
         "evaluation rows": resume.rows_digest(loaded.data.held_out),
