@@ -9,6 +9,7 @@ from typing import Any
 from prefopt.recipe import SCHEMA, Recipe
 from prefopt.recipe.diff import FREE
 from prefopt.recipe.names import NOT_YET, OTHER_NAMES
+from prefopt.recipe.references import NAMED_BLOCKS
 
 PAGE = Path(__file__).with_name("recipe.md")
 
@@ -52,8 +53,8 @@ HEADINGS = {
     "": "Top level",
     "data.*": "data, and eval.data",
     "model.lora": "model.lora",
+    **{block.__name__: f"reference, {kind}" for kind, block in NAMED_BLOCKS.items()},
     "ReferenceModel": "reference, another model",
-    "MovingReference": "reference, moving",
 }
 
 LOSS = """\

@@ -33,6 +33,8 @@ LEVELS = [
 DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 """The rooms of ``data``, each knowing only those before it."""
 
+_SCHEMA = ("/recipe/__init__.py", "/recipe/blocks.py", "/recipe/references.py")
+
 FENCES = {
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
     "transformers": lambda path: (
@@ -41,8 +43,8 @@ FENCES = {
     "peft": lambda path: "/policy/" in path or _builds(path),
     "accelerate": lambda path: path.endswith("/engine/__init__.py"),
     "deepspeed": lambda path: path.endswith("/engine/__init__.py"),
-    "pydantic": lambda path: path.endswith("/recipe/__init__.py") or _builds(path),
-    "pydantic_core": lambda path: path.endswith("/recipe/__init__.py"),
+    "pydantic": lambda path: path.endswith(_SCHEMA) or _builds(path),
+    "pydantic_core": lambda path: path.endswith("/recipe/blocks.py"),
     "typer": lambda path: path.endswith("/cli.py"),
     "rich": lambda path: path.endswith("/cli.py") or "/verbs/" in path,
     "plotext": lambda path: path.endswith("/verbs/losses/drawing.py"),

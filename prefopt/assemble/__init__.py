@@ -13,7 +13,8 @@ import numpy as np
 
 from prefopt import demo
 from prefopt.assemble.loss import BoundLoss, build_loss
-from prefopt.assemble.model import DTYPES, references_of
+from prefopt.assemble.model import DTYPES
+from prefopt.assemble.references import are_live
 from prefopt.data.packs.loader import stream
 from prefopt.data.packs.plan import Plan
 from prefopt.data.prepare import Prepared, prepare
@@ -24,7 +25,7 @@ from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.errors import DataError, RecipeError
 from prefopt.losses import LossContract
-from prefopt.recipe import DataSource, MovingReference, Optim, Recipe, ReferenceModel, parse_recipe
+from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.reference.cache import LogpCache
@@ -53,7 +54,7 @@ def filled(recipe: Recipe, loss: BoundLoss) -> Recipe:
     """Return the recipe with what its loss and its reference are where it leaves them out."""
     found: dict[str, Any] = {"loss": dict(loss.settings)}
     if recipe.reference is None and loss.contract.needs_reference:
-        (found["reference"],) = references_of(recipe)
+        (found["reference"],) = recipe.references
     return recipe.model_copy(update=found)
 
 
@@ -88,8 +89,7 @@ def loss_of(recipe: Recipe) -> BoundLoss:
                 f"line out."
             )
         )
-    is_cached = reference == "cached" or (isinstance(reference, ReferenceModel) and reference.cached)
-    if loss.contract.row_stats and (is_cached or isinstance(reference, tuple)):
+    if loss.contract.row_stats and not are_live(recipe.references):
         message = needs_live_reference(loss.contract.name, loss.contract.row_stats)
         raise recipe.located(RecipeError(message))
     return loss
@@ -343,6 +343,5 @@ def _short(value: Any) -> str:
             return value or "the default one"
         case tuple():
             return f"[{', '.join(map(_short, value))}]"
-        case MovingReference():
-            return "{name: moving}"
-    return f"{{path: {value.path}}}"
+    first = next(iter(type(value).model_fields))
+    return f"{{{first}: {getattr(value, first)}}}"

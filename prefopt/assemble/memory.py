@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from prefopt import demo
 from prefopt.assemble.loss import BoundLoss
-from prefopt.assemble.model import (
-    DTYPES,
-    REFERENCE_ADAPTER,
-    named_references,
-    ready,
-    references_of,
-    source_of,
-    with_lora,
-)
-from prefopt.errors import ModelError, RecipeError
+from prefopt.assemble.model import DTYPES
+from prefopt.assemble.references import footprints, has_copy
+from prefopt.assemble.references.kind import Skeletons
+from prefopt.assemble.skeleton import skeleton_of
+from prefopt.errors import RecipeError
 from prefopt.kernels.prefix_attention.choice import check_planned
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.policy import Policy
 from prefopt.policy.head import head_of
-from prefopt.policy.load import load_config, skeleton, skeleton_adapter
 from prefopt.policy.wrappers import causal_model
-from prefopt.recipe import MovingReference, Recipe, ReferenceModel
+from prefopt.recipe import Recipe
 from prefopt.reference import own_stats
 from prefopt.trainer.weighting import TokenMasks, needs_layers
 from prefopt.types import LEARNED_MASKS
@@ -59,12 +50,14 @@ def plan_memory(
         raise recipe.located(error) from None
     policy = skeleton_of(recipe)
     model = policy.model
+    compared = recipe.references if loss.contract.needs_reference else ()
+    skeletons = Skeletons(recipe.model, model, copy=lambda: skeleton_of(recipe).model)
     plan = plan_model_memory(
         model,
         sample,
         target,
         ranks=ranks,
-        references=list(_references(recipe, model)) if loss.contract.needs_reference else [],
+        references=list(footprints(compared, skeletons)),
         stats=loss.contract.policy_stats,
         reference_stats=own_stats(loss.contract.reference_stats),
         layers=needs_layers(loss.contract.policy_stats),
@@ -72,21 +65,6 @@ def plan_memory(
         accumulates=accumulates,
     )
     return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
-
-
-def skeleton_of(recipe: Recipe) -> Policy:
-    """Build the model to train as ``policy_of`` does, but with weights that take no memory."""
-    settings = recipe.model
-    base = _skeleton(settings.path, "model.path", DTYPES[settings.dtype], **source_of(settings))
-    model = base
-    if settings.lora is not None:
-        with torch.device("meta"):
-            model = with_lora(recipe, base)
-    elif settings.adapter is not None:
-        model = skeleton_adapter(base, settings.adapter, key="model.adapter", is_trainable=True)
-        if not {"initial", "cached"}.isdisjoint(named_references(recipe)):
-            skeleton_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
-    return ready(recipe, base, model, compile_for=None)
 
 
 def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan:
@@ -101,11 +79,10 @@ def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan
     ]
     bits, compute = BITS[settings.quantization], DTYPES[settings.autocast or settings.dtype]
     saved = sum(round(each.weight.nbytes - each.weight.numel() * bits / 8) for each in layers)
-    moving = any(isinstance(entry, MovingReference) for entry in references_of(recipe))
     return replace(
         plan,
         weights=plan.weights - saved,
-        references=plan.references - (saved if moving and plan.references else 0),
+        references=plan.references - (saved if has_copy(recipe.references) and plan.references else 0),
         unpacked=max((each.weight.numel() for each in layers), default=0) * compute.itemsize,
     )
 
@@ -117,36 +94,3 @@ def _masks(loss: BoundLoss, policy: Policy) -> nn.Module | None:
         return None
     with torch.device("meta"):
         return TokenMasks(*policy.depth_and_width, wanted)
-
-
-def _references(recipe: Recipe, model: nn.Module) -> Iterator[nn.Module | str]:
-    """Yield what scores beside the policy in every step, in the words of ``plan_model_memory``."""
-    for entry in references_of(recipe):
-        match entry:
-            case ReferenceModel(cached=False):
-                yield _skeleton_of_reference(entry, DTYPES[recipe.model.dtype])
-            case MovingReference():
-                yield skeleton_of(recipe).model
-            case "adapter_off":
-                yield "adapter_off"
-            case "initial" if recipe.model.adapter is not None:
-                yield "adapter"
-            case "initial":
-                yield "adapter_off" if recipe.model.lora is not None else model
-
-
-def _skeleton_of_reference(reference: ReferenceModel, dtype: torch.dtype) -> nn.Module:
-    model = _skeleton(reference.path, "reference.path", dtype, revision=reference.revision)
-    if reference.adapter is not None:
-        model = skeleton_adapter(model, reference.adapter, key="reference.adapter")
-    return Policy(model).model
-
-
-def _skeleton(path: str, key: str, dtype: torch.dtype, **source: Any) -> Any:
-    if demo.is_builtin(path):
-        with torch.device("meta"):
-            return demo.build_model(path).to(dtype)  # type: ignore[arg-type]
-    config = load_config(path, key=key, **source)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{key}: {path!r} stores its weights quantised, so their memory is not planned.")
-    return skeleton(config, dtype=dtype, trust_remote_code=bool(source.get("trust_remote_code")))

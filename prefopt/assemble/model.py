@@ -19,7 +19,7 @@ from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
 from prefopt.policy.quantize import is_quantized
-from prefopt.recipe import Model, MovingReference, Recipe, ReferenceModel
+from prefopt.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def check_model(recipe: Recipe) -> None:
     """
     settings = recipe.model
     if not demo.is_builtin(settings.path):
-        load_config(settings.path, key="model.path", **source_of(settings))
+        load_config(settings.path, key="model.path", **files_of(settings))
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
@@ -55,7 +55,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
     settings = recipe.model
     if demo.is_builtin(settings.path):
         return _with_template(recipe, demo.build_tokenizer())
-    return _with_template(recipe, load_tokenizer(settings.path, key="model.path", **source_of(settings)))
+    return _with_template(recipe, load_tokenizer(settings.path, key="model.path", **files_of(settings)))
 
 
 def _with_template(recipe: Recipe, tokenizer: Any) -> Any:
@@ -73,7 +73,7 @@ def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
         weights: a ``model`` folder of a checkpoint to start from instead of the recipe's weights.
     """
     adapted = recipe.model.lora is not None or recipe.model.adapter is not None
-    base = _load_model(recipe, None if adapted else weights)
+    base = _load_model(recipe.model, recipe.seed, None if adapted else weights)
     if is_quantized(base) and not adapted:
         raise recipe.located(
             ModelError(
@@ -108,7 +108,7 @@ def ready(recipe: Recipe, base: Any, model: Any, *, compile_for: int | None) -> 
         raise recipe.located(error) from None
 
 
-def check_quantization(recipe: Recipe, engine: Engine) -> None:
+def check_few_bits(recipe: Recipe, engine: Engine) -> None:
     """Refuse ``model.quantization`` where this machine, this launch or this model cannot serve it.
 
     Raises:
@@ -131,15 +131,6 @@ def check_quantization(recipe: Recipe, engine: Engine) -> None:
 def compiled_tokens(recipe: Recipe) -> int | None:
     """Return for rows of how many tokens layers are compiled, if they are."""
     return recipe.batch.tokens_per_batch if recipe.model.compile else None
-
-
-def references_of(recipe: Recipe) -> tuple[str | ReferenceModel | MovingReference, ...]:
-    """Return what a recipe compares with when its loss needs a reference, one entry or several."""
-    if isinstance(recipe.reference, tuple):
-        return recipe.reference
-    if recipe.reference is not None:
-        return (recipe.reference,)
-    return ("adapter_off",) if recipe.model.lora is not None else ("initial",)
 
 
 def save_model(
@@ -166,15 +157,14 @@ def save_model(
     tokenizer.save_pretrained(str(folder))
 
 
-def load_start(recipe: Recipe) -> Any:
-    """Load the weights that training starts from, without an adapter."""
-    return _load_model(recipe, None)
+def load_start(settings: Model, seed: int) -> Any:
+    """Load the weights that training starts from, without an adapter; ``seed`` makes those that are built in."""
+    return _load_model(settings, seed, None)
 
 
-def _load_model(recipe: Recipe, weights: Path | None) -> Any:
-    settings = recipe.model
+def _load_model(settings: Model, seed: int, weights: Path | None) -> Any:
     if demo.is_builtin(settings.path) and weights is None:
-        model: Any = demo.build_model(settings.path, recipe.seed)
+        model: Any = demo.build_model(settings.path, seed)
         return model.to(DTYPES[settings.dtype])
     dtype = DTYPES[settings.dtype]
     if weights is not None:
@@ -186,7 +176,7 @@ def _load_model(recipe: Recipe, weights: Path | None) -> Any:
         dtype=dtype,
         key="model.path",
         quantization=_quantization(settings),
-        **source_of(settings),
+        **files_of(settings),
     )
 
 
@@ -196,7 +186,7 @@ def _quantization(settings: Model) -> Any:
     return quantize.loading_config(settings.quantization, DTYPES[settings.autocast or settings.dtype])
 
 
-def source_of(settings: Model) -> dict[str, Any]:
+def files_of(settings: Model) -> dict[str, Any]:
     """Return which of a model's files to load and how, as the functions that load them take it."""
     return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
 
@@ -209,7 +199,7 @@ def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
     source = str(weights) if weights is not None else settings.adapter
     assert source is not None
     model = load_adapter(base, source, key="model.adapter", is_trainable=True)
-    if settings.adapter is not None and not {"initial", "cached"}.isdisjoint(named_references(recipe)):
+    if settings.adapter is not None and recipe.keeps_start_adapter:
         load_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
         model.set_adapter("default")
     return model
@@ -237,11 +227,6 @@ def with_lora(recipe: Recipe, base: Any) -> Any:
             return get_peft_model(base, config)
     except ValueError as error:
         raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
-
-
-def named_references(recipe: Recipe) -> set[str]:
-    """Return the references that a recipe calls by a name."""
-    return {entry for entry in references_of(recipe) if isinstance(entry, str)}
 
 
 def _enable_checkpointing(model: Any) -> None:

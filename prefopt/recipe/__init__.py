@@ -13,9 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PrivateAttr,
@@ -24,51 +22,33 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from prefopt.errors import PrefoptError, RecipeError
+from prefopt.recipe.blocks import Block, Count, Decay, Text, wrong
 from prefopt.recipe.explain import explain, missing_file
 from prefopt.recipe.names import Schema
 from prefopt.recipe.overrides import apply_overrides
+from prefopt.recipe.references import FROM_START, Entry, References, check_fit
 from prefopt.recipe.strict_yaml import Document, dump_yaml, parse_yaml, read_yaml
 
 AnyError = TypeVar("AnyError", bound=PrefoptError)
 
-Text = Annotated[str, Field(pattern=r"\S")]
-Count = Annotated[int, Field(ge=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 Tracker = Literal[
     "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
 ]
-
-
-def _wrong(message: str, key: str | None = None) -> PydanticCustomError:
-    """Refuse a block; ``key`` names the setting in it that is to blame."""
-    # braces would be taken for fields of a template
-    return PydanticCustomError("rule", "{message}", {"message": message, "key": key})
-
-
-def _without(block: Any, other: type[BaseModel], why: str) -> Any:
-    """Refuse a setting of another form of the same block."""
-    misplaced = (
-        next((key for key in block if key in other.model_fields), None) if isinstance(block, dict) else None
-    )
-    if misplaced is not None:
-        raise _wrong(why, misplaced)
-    return block
 
 
 def _share_or_count(value: float) -> float:
     if value < 1:
         return value
     if value != int(value):
-        raise _wrong(f"{value:g} is neither a share below 1 nor a whole number. Give one of the two.")
+        raise wrong(f"{value:g} is neither a share below 1 nor a whole number. Give one of the two.")
     return int(value)
 
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
-        raise _wrong("is an empty list. Give at least one entry.")
+        raise wrong("is an empty list. Give at least one entry.")
     return values
 
 
@@ -78,14 +58,6 @@ def _listed(value: Any) -> Any:
 
 
 ShareOrCount = Annotated[float, Field(ge=0), AfterValidator(_share_or_count)]
-
-
-class Block(BaseModel):
-    """A block of a recipe; a setting's docstring is its documentation everywhere."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
 
 
 class Lora(Block):
@@ -138,17 +110,17 @@ class Model(Block):
     @model_validator(mode="after")
     def _check(self) -> Model:
         if self.lora is not None and self.adapter is not None:
-            raise _wrong(
+            raise wrong(
                 "adapter goes on from an existing adapter, lora makes a new one. Keep one.", "adapter"
             )
         if self.quantization is not None and self.lora is None and self.adapter is None:
-            raise _wrong(
+            raise wrong(
                 f"{self.quantization} weights cannot be trained. Set model.lora or model.adapter.",
                 "quantization",
             )
         pinned = self.revision is not None and len(self.revision) == 40 and not set(self.revision) - _HEX
         if self.trust_remote_code and not pinned and not Path(self.path).is_dir():
-            raise _wrong(
+            raise wrong(
                 "runs code from the model's repository, so it needs a fixed version. "
                 "Set model.revision to the full commit (40 hexadecimal digits).",
                 "trust_remote_code",
@@ -159,44 +131,6 @@ class Model(Block):
 _HEX = frozenset("0123456789abcdef")
 TILE = 128
 """Rows of compiled layers are multiples of it, as tiles of matrix products are."""
-
-
-class ReferenceModel(Block):
-    """A reference that is not the model at the start of training."""
-
-    path: Text
-    """Hub id or local folder."""
-    revision: Text | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: Text | None = None
-    """Path or hub id of an adapter on top of it."""
-    cached: bool = False
-    """Score all data once before training, then let the model go."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stands_still(cls, block: Any) -> Any:
-        return _without(
-            block, MovingReference, "belongs to a moving reference. Add name: moving, or take it out."
-        )
-
-
-class MovingReference(Block):
-    """A copy of the policy that follows it while training (TR-DPO, arXiv 2404.09656)."""
-
-    name: Literal["moving"]
-    """moving."""
-    every: Count = 512
-    """Optimizer steps between two updates."""
-    mix: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of the policy in an update, the rest is the old reference; 1 replaces it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_copy(cls, block: Any) -> Any:
-        return _without(
-            block, ReferenceModel, "does not go with name: moving, a copy of the policy that stays in memory."
-        )
 
 
 class DataSource(Block):
@@ -259,11 +193,11 @@ class Eval(Block):
     @model_validator(mode="after")
     def _check(self) -> Eval:
         if (self.split is None) == (self.data is None):
-            raise _wrong(
+            raise wrong(
                 "needs either split (a share of the training data) or data (its own sources), not both."
             )
         if self.metric != "loss" and not self.best and self.patience is None:
-            raise _wrong("has no effect without eval.best or eval.patience. Set one of them.", "metric")
+            raise wrong("has no effect without eval.best or eval.patience. Set one of them.", "metric")
         return self
 
 
@@ -329,34 +263,11 @@ class Train(Block):
     @model_validator(mode="after")
     def _check(self) -> Train:
         if self.epochs is not None and self.steps is not None:
-            raise _wrong(
+            raise wrong(
                 f"epochs ({self.epochs}) and steps ({self.steps}) are both given. Keep one; on the command "
                 f"line, train.epochs=null takes the other away."
             )
         return self
-
-
-ReferenceName = Literal["initial", "adapter_off", "cached", "none"]
-ListedReference = Annotated[
-    Annotated[Literal["initial", "adapter_off", "cached"], Tag("<name>")]
-    | Annotated[ReferenceModel, Tag("<block>")],
-    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<block>"),
-]
-
-
-def _two_or_more(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(values) < 2:
-        raise _wrong("lists fewer than two references. Write a single one without the brackets.")
-    return values
-
-
-def _kind_of_reference(value: Any) -> str:
-    if isinstance(value, str):
-        return "<name>"
-    if isinstance(value, (list, tuple)):
-        return "<list>"
-    is_moving = isinstance(value, MovingReference) or (isinstance(value, dict) and "name" in value)
-    return "<moving>" if is_moving else "<block>"
 
 
 class Recipe(Block):
@@ -368,21 +279,7 @@ class Recipe(Block):
     """Folder for checkpoints, metrics and the final model."""
     model: Model
     """The model to train and how it computes."""
-    reference: (
-        Annotated[
-            Annotated[ReferenceName, Tag("<name>")]
-            | Annotated[ReferenceModel, Tag("<block>")]
-            | Annotated[MovingReference, Tag("<moving>")]
-            | Annotated[
-                tuple[ListedReference, ...],
-                Field(strict=False),
-                AfterValidator(_two_or_more),
-                Tag("<list>"),
-            ],
-            Discriminator(_kind_of_reference),
-        ]
-        | None
-    ) = None
+    reference: References | None = None
     """A name, {path: ...}, {name: moving} or a list. Left out: adapter_off with lora, else initial."""
     data: Sources
     """Rows to train on: one source or a list."""
@@ -407,27 +304,17 @@ class Recipe(Block):
     @classmethod
     def _named(cls, loss: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(loss.get("name"), str):
-            raise _wrong("names no loss. Write name: dpo, say; `prefopt losses` lists all.")
+            raise wrong("names no loss. Write name: dpo, say; `prefopt losses` lists all.")
         return loss
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        listed = self.reference if isinstance(self.reference, tuple) else (self.reference,)
-        if "adapter_off" in listed and self.model.lora is None and self.model.adapter is None:
-            raise _wrong(
-                "adapter_off takes the model without its adapter, but none is trained. "
-                "Write initial, or set model.lora or model.adapter.",
-                "reference",
-            )
-        if isinstance(self.reference, MovingReference) and self.reference.mix < 1 and self._trains_adapter:
-            raise _wrong(
-                f"moving with mix {self.reference.mix:g} would average the factors of an adapter, which is not the "
-                f"average of what they add. Set mix: 1, or train all weights.",
-                "reference",
-            )
+        check_fit(
+            self.references, trains_adapter=self.model.lora is not None or self.model.adapter is not None
+        )
         tokens = self.batch.tokens_per_batch
         if self.model.compile and tokens % TILE:
-            raise _wrong(
+            raise wrong(
                 f"tokens_per_batch is {tokens}, but model.compile needs a multiple of {TILE}. "
                 f"Write {max(1, round(tokens / TILE)) * TILE}.",
                 "batch",
@@ -435,8 +322,20 @@ class Recipe(Block):
         return self
 
     @property
-    def _trains_adapter(self) -> bool:
-        return self.model.lora is not None or self.model.adapter is not None
+    def references(self) -> tuple[Entry, ...]:
+        """What a loss that needs a reference compares with, the default filled in: one entry, several, or none."""
+        if isinstance(self.reference, tuple):
+            return self.reference
+        if self.reference == "none":
+            return ()
+        if self.reference is not None:
+            return (self.reference,)
+        return ("adapter_off",) if self.model.lora is not None else ("initial",)
+
+    @property
+    def keeps_start_adapter(self) -> bool:
+        """Whether the adapter that training goes on from also stays as it is, for a reference."""
+        return self.model.adapter is not None and not FROM_START.isdisjoint(self.references)
 
     def __eq__(self, other: object) -> bool:
         # where a setting was written is not part of what it says

@@ -22,7 +22,7 @@ from prefopt.engine import Engine
 from prefopt.errors import NonFiniteError, RecipeError
 from prefopt.losses import LossContract, contract_of
 from prefopt.policy import Policy
-from prefopt.reference import MovingReference, Reference, check_rows
+from prefopt.reference import Reference, check_rows
 from prefopt.trainer.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
 from prefopt.trainer.identity import check_logps, check_loss
 from prefopt.trainer.metrics import Sums, divide, pack_sums
@@ -225,7 +225,7 @@ class Trainer:
             self.optimizer.step()
             self.carried = self._to_carry
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.reference, MovingReference):
+        if self.reference is not None:
             self.reference.follow(self.parameters, step.index + 1)
         return sums, norm, bool(found)
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt.errors import ResumeError
-from prefopt.reference import MovingReference
 from prefopt.trainer import Trainer
 from prefopt.trainer.optim import load_state_tensors, state_tensors
 
@@ -28,8 +27,8 @@ def state_files(trainer: Trainer) -> Files:
         files["masks"] = trainer.masks.state_dict()
     if trainer.contract.carried:
         files["carried"] = trainer.carried
-    if isinstance(trainer.reference, MovingReference) and trainer.engine.is_main:
-        files["reference"] = trainer.reference.state(trainer.parameters)
+    if trainer.reference is not None and trainer.reference.moves and trainer.engine.is_main:
+        files["reference"] = trainer.reference.state()
     return files
 
 
@@ -53,8 +52,8 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
         if carried and carried.keys() != set(trainer.contract.carried):
             raise _lacks(checkpoint, "carried", f"{', '.join(trainer.contract.carried)}")
         trainer.carried = {name: value.to(trainer.engine.device) for name, value in carried.items()}
-    if isinstance(trainer.reference, MovingReference):
-        trainer.reference.load_state(_read(checkpoint, "reference"), trainer.parameters)
+    if trainer.reference is not None and trainer.reference.moves:
+        trainer.reference.load_state(_read(checkpoint, "reference"))
 
 
 def _read(checkpoint: Path, name: str) -> dict[str, Tensor]:

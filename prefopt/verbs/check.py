@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prefopt import assemble as build
 from prefopt.assemble import model as build_model
-from prefopt.assemble import reference as build_reference
+from prefopt.assemble import references as build_references
 from prefopt.assemble.loss import BoundLoss
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
@@ -55,7 +55,7 @@ def run(
     loss = build.loss_of(loaded)
     build_model.check_model(loaded)
     tokenizer = build_model.tokenizer_of(loaded)
-    build_reference.check_references(loaded, loss, tokenizer)
+    build_references.check_references(loaded, loss, tokenizer, is_sharded=fsdp)
     data = build.data_of(loaded, tokenizer, loss)
     _show_recipe(console, loaded, loss)
     for report in filter(None, (data.report, data.eval_report)):
@@ -94,8 +94,8 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
     console.print(build.filled(recipe, loss).to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
-    used = build_reference.describe(recipe) if loss.contract.needs_reference else "not used"
-    console.print(f"reference {used}", markup=False)
+    entries = recipe.references if loss.contract.needs_reference else ()
+    console.print(f"reference {build_references.describe_references(entries)}", markup=False)
     console.rule("data")
 
 

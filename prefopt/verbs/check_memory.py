@@ -14,6 +14,7 @@ from prefopt import demo
 from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.memory import plan_memory
+from prefopt.assemble.references import lighter
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
@@ -195,8 +196,8 @@ def _changes(recipe: Recipe, ranks: Ranks) -> Iterator[list[str]]:
     if not settings.checkpointing:
         yield ["model.checkpointing=true"]
     if settings.lora is None and settings.adapter is None:
-        if build_model.references_of(recipe) == ("initial",):
-            yield ["reference=cached"]
+        if (name := lighter(recipe.references)) is not None:
+            yield [f"reference={name}"]
         half = [] if settings.dtype == "bfloat16" else ["model.dtype=bfloat16", "model.autocast=null"]
         yield ["model.lora={rank: 16}", *half]
     if settings.quantization is None and not ranks.is_sharded and not demo.is_builtin(settings.path):

@@ -16,6 +16,7 @@ from torch import nn
 from prefopt import assemble as build
 from prefopt.assemble import memory as build_memory
 from prefopt.assemble import model as build_model
+from prefopt.assemble.skeleton import skeleton_of
 from prefopt.errors import ModelError, RecipeError
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target
 from prefopt.recipe import Recipe, load_recipe
@@ -69,7 +70,7 @@ def test_a_skeleton_is_the_policy_without_its_weights(changes: dict[str, str], t
     recipe = recipe_of(tmp_path, **{key: v.replace("{folder}", str(tmp_path)) for key, v in changes.items()})
     real = build_model.policy_of(recipe)
     without_weights(tmp_path)
-    found = build_memory.skeleton_of(recipe)
+    found = skeleton_of(recipe)
     assert facts(found.model) == facts(real.model)
     assert found.drops == real.drops
     for one, other in zip(found.model.modules(), real.model.modules(), strict=True):

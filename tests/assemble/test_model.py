@@ -13,8 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from prefopt.assemble import model as build_model
-from prefopt.assemble import reference as build_reference
+from prefopt.assemble import references as build_references
 from prefopt.assemble.loss import build_loss
+from prefopt.assemble.references.path import check_tokenizer, load
 from prefopt.cli import main
 from prefopt.data.packs.pack import pack
 from prefopt.engine import Engine
@@ -122,7 +123,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     other = recipe_of(tmp_path, reference=f"{{path: {tmp_path / 'model'}, adapter: {adapter}}}")
     assert not isinstance(other.reference, str) and other.reference is not None
     with pytest.raises(ModelError, match=rf"^reference\.adapter: .*{words}"):
-        build_reference._load(other.reference, "reference", other)
+        load(other.reference, "reference", torch.float32, other.seed)
 
 
 @pytest.mark.filterwarnings("ignore")  # peft warns about adapters on heads
@@ -139,7 +140,7 @@ def test_adapters_that_save_more_than_lora_load_whole(settings: dict[str, object
     """Files of adapters on the head or the embedding also hold base weights."""
     recipe = recipe_of(tmp_path)
     config = peft.LoraConfig(task_type="CAUSAL_LM", **({"r": 2, "target_modules": ["q_proj"]} | settings))
-    first = peft.get_peft_model(build_model._load_model(recipe, None), config)
+    first = peft.get_peft_model(build_model.load_start(recipe.model, recipe.seed), config)
     first.save_pretrained(tmp_path / "adapter")
     again = build_model.policy_of(recipe_of(tmp_path, model__adapter=str(tmp_path / "adapter")))
     stored = peft.get_peft_model_state_dict(first, save_embedding_layers=False)
@@ -286,8 +287,8 @@ def path_reference(folder: Path, model: str = "other") -> Recipe:
 def built(recipe: Recipe) -> Reference | None:
     policy = build_model.policy_of(recipe)
     loss = build_loss({"name": "dpo"})
-    build_reference.check_references(recipe, loss, build_model.tokenizer_of(recipe))
-    return build_reference.reference_of(
+    build_references.check_references(recipe, loss, build_model.tokenizer_of(recipe), is_sharded=False)
+    return build_references.reference_of(
         recipe, policy, Engine(cpu=True), loss, lambda _: pytest.fail("no cache")
     )
 
@@ -344,9 +345,9 @@ def test_tokens_that_one_tokenizer_alone_knows_are_no_difference(tmp_path: Path)
     recipe = path_reference(tmp_path)
     longer = toy.tokenizer()
     longer.add_tokens(["extra"])
-    assert build_reference.check_tokenizer(recipe.reference, longer) is None
+    assert check_tokenizer(recipe.reference, longer) is None
     longer.save_pretrained(tmp_path / "other")
-    assert build_reference.check_tokenizer(recipe.reference, toy.tokenizer()) is None
+    assert check_tokenizer(recipe.reference, toy.tokenizer()) is None
 
 
 def test_a_reference_without_a_tokenizer_is_taken_and_said(
@@ -362,4 +363,4 @@ def test_a_reference_without_a_tokenizer_is_taken_and_said(
 def test_a_builtin_reference_of_another_model_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, reference="{path: 'builtin:tiny'}")
     with pytest.raises(ModelError, match=r"has another tokenizer than model\.path"):
-        build_reference.check_tokenizer(recipe.reference, toy.tokenizer())
+        check_tokenizer(recipe.reference, toy.tokenizer())

@@ -41,7 +41,7 @@ def lora() -> nn.Module:
 
 def reference_of(policy: Policy, engine: Engine, *, is_base: bool) -> LiveReference:
     if is_base:
-        return AdapterOffReference(policy, is_start=False, unwrap=engine.unwrap)
+        return AdapterOffReference(policy, is_start=False)
     other = toy.policy(seed=1)
     other.model = engine.place(other.model)
     return FrozenReference(other, is_start=False)

@@ -51,7 +51,7 @@ def test_without_the_package_it_is_refused_in_one_line(
 ) -> None:
     pretend(monkeypatch, installed=False)
     with pytest.raises(RecipeError, match=r"model.quantization: nf4 needs bitsandbytes") as caught:
-        build_model.check_quantization(recipe_of(tmp_path, model__lora__rank="2"), engine)
+        build_model.check_few_bits(recipe_of(tmp_path, model__lora__rank="2"), engine)
     assert "pip install 'prefopt[quantization]'" in str(caught.value) and "\n" not in str(caught.value)
 
 

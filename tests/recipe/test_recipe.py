@@ -13,9 +13,10 @@ import pytest
 from prefopt.assemble import loss_of
 from prefopt.assemble.loss import build_loss
 from prefopt.errors import ModelError, RecipeError
-from prefopt.recipe import SCHEMA, Recipe, ReferenceModel, load_recipe, parse_recipe
+from prefopt.recipe import SCHEMA, Recipe, load_recipe, parse_recipe
 from prefopt.recipe.diff import FREE, diff_recipes
 from prefopt.recipe.names import NOT_YET, OTHER_NAMES
+from prefopt.recipe.references import ReferenceModel
 from prefopt.recipe.strict_yaml import dump_yaml, parse_yaml
 from prefopt.words import nearest
 
@@ -83,7 +84,7 @@ def with_change(path: tuple[Any, ...], change: Any) -> str:
 def every_setting() -> Iterator[tuple[Any, ...]]:
     """The path of every setting of the schema, list entries as 0; one block of its kind stands for all.
 
-    Of references that is the one by path; ``test_build_reference`` holds the others.
+    Of references that is the one by path; ``test_references`` holds the others.
     """
     for block, keys in SCHEMA.blocks.items():
         if block.startswith(("eval.data", "reference.*")):

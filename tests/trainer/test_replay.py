@@ -18,6 +18,7 @@ from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.policy import Policy
+from prefopt.reference import Reference
 from prefopt.trainer import Trainer
 from prefopt.trainer.optim import OptimSettings
 from prefopt.trainer.replay import lay_out
@@ -186,7 +187,7 @@ def test_rounding_does_not_trip_the_first_check() -> None:
     assert trainer.identity is not None and 1e-13 < trainer.identity < 1e-11
 
 
-class Nudged:
+class Nudged(Reference):
     """The start of training, but for a little noise, or a lot of it in the pack of one row."""
 
     is_start = True

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefopt import assemble
 from prefopt.assemble import model as assemble_model
-from prefopt.assemble import reference as assemble_reference
+from prefopt.assemble import references as assemble_references
 from prefopt.errors import RecipeError
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run import resume as resuming
@@ -75,7 +75,8 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
         job.say(f"{job.folder.path}: the run is finished; there is nothing left to do.")
         return job.folder.final
     tokenizer = assemble_model.tokenizer_of(job.recipe)
-    assemble_reference.check_references(job.recipe, job.loss, tokenizer)
+    is_sharded = job.engine.sharding is not None
+    assemble_references.check_references(job.recipe, job.loss, tokenizer, is_sharded=is_sharded)
     loaded = load(job, tokenizer)
     built = build(job, loaded, tokenizer, origin)
     progress = open_folder(job, loaded, built, origin, overwrite=overwrite)

@@ -6,10 +6,10 @@ from typing import Any
 
 from prefopt import assemble
 from prefopt.assemble import model as assemble_model
-from prefopt.assemble import reference as assemble_reference
+from prefopt.assemble import references as assemble_references
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
-from prefopt.reference import MovingReference, Reference, models_of
+from prefopt.reference import Reference
 from prefopt.run import resume
 from prefopt.run.resume import Origin
 from prefopt.trainer import Trainer
@@ -26,13 +26,13 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     Raises:
         PrefoptError: the model, its reference or the data do not go together.
     """
-    assemble_model.check_quantization(job.recipe, job.engine)
+    assemble_model.check_few_bits(job.recipe, job.engine)
     saved = origin.checkpoint if origin is not None else None
     policy = assemble_model.policy_of(job.recipe, saved / "model" if saved is not None else None)
     _check_fits(policy, loaded)
     policy.model = job.engine.place(policy.model)
     _check_scores(policy, job)
-    reference = assemble_reference.reference_of(
+    reference = assemble_references.reference_of(
         job.recipe,
         policy,
         job.engine,
@@ -40,7 +40,7 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
         lambda live: _score_all(live, job, loaded),
         is_resumed=saved is not None,
     )
-    policies = (policy, *models_of(reference))
+    policies = (policy, *(() if reference is None else reference.models()))
     for other in policies[1:]:
         _check_fits(other, loaded)
     trainer = _trainer(job, loaded, policy, reference, start_step=origin.step if origin is not None else 0)
@@ -63,7 +63,7 @@ def _trainer(
         reference=reference,
         optim=assemble.optim_of(recipe),
         engine=job.engine,
-        masks=assemble_reference.masks_of(recipe, job.loss, reference),
+        masks=assemble_references.masks_of(job.loss, reference, recipe.seed),
         share_prompts=recipe.batch.share_prompts,
         on_nonfinite=recipe.train.on_nonfinite,
         start_step=start_step,
@@ -109,9 +109,9 @@ def _facts(loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dic
     """Return what must be the same when the run is resumed, besides the recipe."""
     trained = trainer.parameters
     frozen = trainer.engine.unwrap(trainer.policy.model).named_parameters()
-    # one that moves is part of the checkpoint, which has a digest of its own
-    kept = [] if isinstance(reference, MovingReference) else models_of(reference)
-    other = ((f"{i}.{n}", p) for i, policy in enumerate(kept) for n, p in policy.model.named_parameters())
+    # those that move are part of the checkpoint, which has a digest of its own
+    fixed = () if reference is None else reference.fixed_models()
+    other = ((f"{i}.{n}", p) for i, each in enumerate(fixed) for n, p in each.model.named_parameters())
     return {
         "rows": resume.rows_digest(loaded.data.train),
         "evaluation rows": resume.rows_digest(loaded.data.held_out),
@@ -127,10 +127,10 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
     first = loaded.plan.step(0)
     unit = UNIT_NAMES[job.loss.contract.structure]
     choices = ", ".join(f"{key} {value}" for key, value in trainer.policy.describe().items())
-    compared = "not used" if trainer.reference is None else assemble_reference.describe(job.recipe)
+    entries = job.recipe.references if trainer.reference is not None else ()
     lines = [
         f"loss {job.loss.describe()}, divided by all {unit} of a step",
-        f"reference {compared}",
+        f"reference {assemble_references.describe_references(entries)}",
         f"model {job.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
         f"{len(loaded.data.train):,} groups, {loaded.num_steps:,} steps of {trainer.units(first.totals)} {unit}",
         f"{job.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",

@@ -12,7 +12,10 @@ import torch
 import toy
 from safetensors.torch import load_file
 
+from prefopt.assemble import references
 from prefopt.cli import main
+from prefopt.recipe import load_recipe
+from prefopt.recipe.references import KINDS
 from prefopt.trainer import Trainer
 
 MULTI = "{name: dpo, with: [{name: multi_ref}]}"
@@ -136,3 +139,48 @@ def test_what_cannot_be_compared_is_one_line(
     assert go(tmp_path, **changes) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and words in message, message
+
+
+# --- the table of kinds -------------------------------------------------------------------------------
+
+
+def test_every_kind_that_a_recipe_knows_has_its_file_and_every_file_its_kind() -> None:
+    folder = Path(references.__file__).parent
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "kind"}
+    assert files == set(references.KINDS) == set(KINDS)
+
+
+def test_a_kind_without_its_assembly_is_named_at_import() -> None:
+    with pytest.raises(AssertionError, match="a recipe knows the reference 'other', but there is no file"):
+        references._find("other")
+    with pytest.raises(AssertionError, match=r"prefopt\.assemble\.references\.kind holds no KIND"):
+        references._find("kind")
+
+
+@pytest.mark.parametrize(
+    ("reference", "words", "is_live"),
+    [
+        ("null", "initial", True),
+        ("cached", "cached", False),
+        ("{path: a/b}", "a/b", True),
+        ("{path: a/b, cached: true}", "a/b, cached", False),
+        ("{name: moving, every: 8}", "moving (every 8 steps, mix 0.6)", True),
+        ("[{path: a/b}, initial]", "a/b and initial", False),
+    ],
+)
+def test_a_reference_is_described_and_known_to_be_live(
+    reference: str, words: str, is_live: bool, tmp_path: Path
+) -> None:
+    path, *overrides = toy.recipe(tmp_path, reference=reference)
+    entries = load_recipe(path, overrides).references
+    assert references.describe_references(entries) == words
+    assert references.are_live(entries) == is_live
+
+
+def test_a_moving_reference_is_refused_by_check_where_weights_are_spread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = toy.recipe(tmp_path, reference="{name: moving}")
+    assert main(["check", *arguments, "--gpu-memory", "80", "--gpus", "2", "--fsdp"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "reference.name: moving keeps a whole copy of the weights on every rank" in message

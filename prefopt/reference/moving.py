@@ -1,0 +1,51 @@
+"""A copy of the policy that follows it while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.errors import CorruptError
+from prefopt.policy import Policy
+from prefopt.reference.frozen import FrozenReference
+
+
+class MovingReference(FrozenReference):
+    """Score with a copy of the policy that follows it: TR-DPO (Gorbatovski et al., 2024, arXiv 2404.09656).
+
+    Args:
+        policy: a copy of the policy at the start of training, with the same parameters to train.
+        every: optimizer steps between two updates.
+        mix: share of the policy in an update; 1 replaces the copy.
+    """
+
+    moves = True
+
+    def __init__(self, policy: Policy, *, every: int, mix: float) -> None:
+        self.every, self.mix = every, mix
+        self._moving = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+        super().__init__(policy, is_start=True)
+
+    @torch.no_grad()
+    def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
+        if done % self.every:
+            return
+        assert trained.keys() == self._moving.keys(), "the reference is no copy of the policy"
+        for name, parameter in trained.items():
+            own = self._moving[name]
+            own.lerp_(parameter.to(own.dtype), self.mix)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: own.detach().cpu().contiguous() for name, own in self._moving.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        own = self._moving
+        if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in state):
+            raise CorruptError(
+                "checkpoint: its moving reference does not have the weights of this model. Start anew."
+            )
+        for name, value in state.items():
+            own[name].copy_(value)

@@ -1,0 +1,59 @@
+"""Several references at once, for the transforms that combine them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from prefopt.policy import Policy
+from prefopt.reference.base import Reference
+from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
+
+
+class SeveralReferences(Reference):
+    """Score with several references: the first one's log-probs, those of the others as statistics.
+
+    The second one's are ``stats["reference_2"]``, and so on, as the transforms that combine them read it.
+    """
+
+    is_start = False
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        assert 2 <= len(references) <= 1 + len(OTHER_REFERENCES)
+        self.references = tuple(references)
+        self.moves = any(each.moves for each in references)
+
+    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+        first, *others = self.references
+        found = first(batch, stats=own_stats(stats))
+        further = {name: other(batch).tokens for name, other in zip(OTHER_REFERENCES, others, strict=False)}
+        return replace(found, stats={**found.stats, **further})
+
+    def models(self) -> Iterator[Policy]:
+        for each in self.references:
+            yield from each.models()
+
+    def fixed_models(self) -> Iterator[Policy]:
+        for each in self.references:
+            yield from each.fixed_models()
+
+    def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
+        for each in self.references:
+            each.follow(trained, done)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of all that move, their names behind the number of the reference."""
+        states = enumerate(each.state() for each in self.references)
+        return {f"{at}.{name}": value for at, state in states for name, value in state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for at, each in enumerate(self.references):
+            start = f"{at}."
+            each.load_state({n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
+
+
+def own_stats(stats: Collection[str]) -> tuple[str, ...]:
+    """Return the statistics that one reference is asked for: all but the log-probs of others."""
+    return tuple(name for name in stats if name not in OTHER_REFERENCES)

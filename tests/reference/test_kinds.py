@@ -1,0 +1,122 @@
+"""Kinds of reference: each scores outside the graph and leaves the policy as it was; those that move say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import toy
+from peft import LoraConfig, get_peft_model
+
+from prefopt.data.packs.pack import pack
+from prefopt.errors import CorruptError
+from prefopt.policy import Policy
+from prefopt.reference import (
+    AdapterOffReference,
+    FrozenAdapterReference,
+    FrozenReference,
+    LiveReference,
+    MovingReference,
+    SelfReference,
+    SeveralReferences,
+)
+from prefopt.trainer.optim import trainable
+
+
+def adapted() -> Policy:
+    """The small Llama with two adapters of random factors; ``default`` is the trained one."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(1)
+    model = get_peft_model(toy.llama(), config)
+    model.add_adapter("reference", config)
+    model.set_adapter("default")
+    return Policy(model)
+
+
+def moving(every: int = 1, mix: float = 1.0) -> MovingReference:
+    return MovingReference(toy.policy(), every=every, mix=mix)
+
+
+LIVE: dict[str, Callable[[], LiveReference]] = {
+    "frozen": lambda: FrozenReference(toy.policy(), is_start=True),
+    "moving": moving,
+    "itself": lambda: SelfReference(toy.policy()),
+    "adapter off": lambda: AdapterOffReference(adapted(), is_start=False),
+    "frozen adapter": lambda: FrozenAdapterReference(adapted()),
+}
+
+
+def standing(policy: Policy) -> dict[str, object]:
+    modes = {f"{name}.training": module.training for name, module in policy.model.named_modules()}
+    flags = {name: p.requires_grad for name, p in policy.model.named_parameters()}
+    active = getattr(policy.model, "active_adapter", None)
+    return {"model": policy.model, "adapter": active, **modes, **flags}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_scoring_leaves_everything_as_it_was_even_after_an_error(name: str) -> None:
+    reference = LIVE[name]()
+    if name not in ("frozen", "moving"):
+        reference.policy.model.train()
+    before = standing(reference.policy)
+    batch = pack(toy.groups(3))
+    found = reference(batch, stats=("entropy",))
+    rows, _ = reference.with_rows(batch, stats=("entropy",))
+    assert not found.tokens.requires_grad and torch.equal(found.tokens, rows.tokens)
+    assert standing(reference.policy) == before
+    with pytest.raises(RuntimeError, match="inside"), reference.scoring():
+        raise RuntimeError("inside")
+    assert standing(reference.policy) == before
+
+
+def test_adapters_off_active_and_frozen_are_three_models() -> None:
+    policy, batch = adapted(), pack(toy.groups(3))
+    off, frozen = AdapterOffReference(policy, is_start=False), FrozenAdapterReference(policy)
+    seen = [each(batch).tokens for each in (off, frozen, SelfReference(policy))]
+    assert torch.equal(seen[0], toy.policy()(batch).tokens.detach())
+    assert not any(torch.allclose(seen[a], seen[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_reference_that_stays_has_no_state_and_does_not_follow(name: str) -> None:
+    reference = LIVE[name]()
+    if reference.moves:
+        assert reference.state() and not list(reference.fixed_models())
+        return
+    before = {n: p.clone() for n, p in reference.policy.model.named_parameters()}
+    reference.follow({n: torch.nn.Parameter(p + 1) for n, p in before.items()}, done=1)
+    assert all(torch.equal(p, before[n]) for n, p in reference.policy.model.named_parameters())
+    assert reference.state() == {} and list(reference.fixed_models()) == list(reference.models())
+
+
+def test_several_follow_and_are_saved_one_by_one() -> None:
+    """The first moves all the way after every step, the third a quarter of the way after every second one."""
+    one, other = moving(), moving(every=2, mix=0.25)
+    several = SeveralReferences([one, toy.reference(seed=1), other])
+    policy = toy.policy(seed=2)
+    trained = trainable(policy.model)
+    assert several.moves and len(list(several.models())) == 3 and len(list(several.fixed_models())) == 1
+    several.follow(trained, done=1)
+    batch = pack(toy.groups(3))
+    assert torch.equal(several(batch).tokens, policy(batch).tokens.detach())
+    several.follow(trained, done=2)
+    start = dict(toy.policy().model.named_parameters())
+    state = several.state()
+    assert len(state) == 2 * len(trained)
+    for name, parameter in trained.items():
+        assert torch.equal(state[f"0.{name}"], parameter)
+        expected = 0.75 * start[name] + 0.25 * parameter
+        torch.testing.assert_close(state[f"2.{name}"], expected, rtol=1e-12, atol=1e-12)  # float64
+    again = SeveralReferences([moving(), toy.reference(seed=1), moving(every=2, mix=0.25)])
+    again.load_state(state)
+    assert torch.equal(again(batch).stats["reference_3"], several(batch).stats["reference_3"])
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    reference = moving()
+    state = reference.state()
+    name = next(iter(state))
+    for wrong in ({}, state | {name: state[name][:1]}):
+        with pytest.raises(CorruptError, match="does not have the weights of this model"):
+            reference.load_state(wrong)
