@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -95,7 +95,7 @@ class Prefopt:
         self.engine = Engine(
             cpu=task.device == "cpu", autocast=torch.bfloat16 if task.model.autocast else None
         )
-        self.policy.model = self.engine.prepare(self.policy.model)
+        self.policy.place(self.engine)
         self.reference = self._reference(model)
         if self.way.is_cached:
             self.reference = self._cached(self.reference)
@@ -119,7 +119,7 @@ class Prefopt:
         if is_trained and self.way.recomputes:
             recompute_layers(model)
         if self.way.layout == "padded":
-            return cast("Policy", PaddedPolicy(model))
+            return PaddedPolicy(model)
         tokens = self.task.tokens_per_batch if self.way.compiles else None
         return Policy(model, attention=self.way.attention, compile_for=tokens)
 

@@ -140,7 +140,7 @@ def _one(
             return _moving(entry, recipe, engine)
         case "adapter_off":
             is_start = recipe.model.adapter is None
-            return AdapterOffReference(policy, is_start=is_start, unwrap=engine.unwrap)
+            return AdapterOffReference(policy, is_start=is_start)
         case "initial":
             return _initial(recipe, policy, engine)
         case "cached":
@@ -217,9 +217,9 @@ def _by_path(reference: ReferenceModel, key: str, recipe: Recipe, engine: Engine
 
 def _initial(recipe: Recipe, policy: Policy, engine: Engine) -> Reference:
     if recipe.model.adapter is not None:
-        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER, unwrap=engine.unwrap)
+        return FrozenAdapterReference(policy, adapter=REFERENCE_ADAPTER)
     if recipe.model.lora is not None:
-        return AdapterOffReference(policy, is_start=True, unwrap=engine.unwrap)
+        return AdapterOffReference(policy, is_start=True)
     start = build_model.load_start(recipe)
     return FrozenReference(_frozen(start, engine, recipe), is_start=True)
 
@@ -234,7 +234,7 @@ def _moving(settings: Moving, recipe: Recipe, engine: Engine) -> MovingReference
             )
         )
     copy = build_model.policy_of(recipe)
-    copy.model = engine.place(copy.model)
+    copy.place(engine)
     return MovingReference(copy, every=settings.every, mix=settings.mix)
 
 
@@ -252,5 +252,5 @@ def _load(reference: ReferenceModel, key: str, recipe: Recipe) -> Any:
 
 def _frozen(model: Any, engine: Engine, recipe: Recipe) -> Policy:
     policy = Policy(model, attention=recipe.model.attention, compile_for=build_model.compiled_tokens(recipe))
-    policy.model = engine.place(policy.model)
+    policy.place(engine)
     return policy

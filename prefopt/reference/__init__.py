@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prefopt.errors import CorruptError, ModelError, RecipeError
 from prefopt.policy import Policy, RowStates
+from prefopt.policy.wrappers import without_engine
 from prefopt.reference.cache import LogpCache
 from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
 
@@ -152,14 +153,14 @@ class SelfReference:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
-        with _scoring(self.policy, self.policy.model):
+        with self.policy.bare():
             return self.policy(batch, stats=stats).detach()
 
     @torch.no_grad()
     def with_rows(
         self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
     ) -> Scored:
-        with _scoring(self.policy, self.policy.model):
+        with self.policy.bare():
             return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
@@ -174,24 +175,20 @@ class AdapterOffReference:
         policy: Policy,
         *,
         is_start: bool,
-        unwrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         self.policy = policy
         self.is_start = is_start
-        self._unwrap = unwrap
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
-        model = self._unwrap(self.policy.model)
-        with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
+        with self.policy.bare() as model, model.disable_adapter():  # type: ignore[operator]
             return self.policy(batch, stats=stats).detach()
 
     @torch.no_grad()
     def with_rows(
         self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
     ) -> Scored:
-        model = self._unwrap(self.policy.model)
-        with _scoring(self.policy, model), model.disable_adapter():  # type: ignore[operator]
+        with self.policy.bare() as model, model.disable_adapter():  # type: ignore[operator]
             return self.policy.with_rows(batch, stats=stats, layers=layers)
 
 
@@ -205,27 +202,23 @@ class FrozenAdapterReference:
         policy: Policy,
         adapter: str = "reference",
         trained: str = "default",
-        unwrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         self.policy = policy
         self.adapter = adapter
         self.trained = trained
-        self._unwrap = unwrap
-        if adapter not in getattr(unwrap(policy.model), "peft_config", {}):
+        if adapter not in getattr(without_engine(policy.model), "peft_config", {}):
             raise ModelError(f"reference: the model has no adapter '{adapter}'. Load it before training.")
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
-        model = self._unwrap(self.policy.model)
-        with _scoring(self.policy, model), self._switched(model):
+        with self.policy.bare() as model, self._switched(model):
             return self.policy(batch, stats=stats).detach()
 
     @torch.no_grad()
     def with_rows(
         self, batch: PackedBatch, *, stats: Collection[str] = (), layers: Reduce | None = None
     ) -> Scored:
-        model = self._unwrap(self.policy.model)
-        with _scoring(self.policy, model), self._switched(model):
+        with self.policy.bare() as model, self._switched(model):
             return self.policy.with_rows(batch, stats=stats, layers=layers)
 
     @contextmanager
@@ -308,16 +301,3 @@ def fill_cache(
         if not skip_known or not all(key in cache for key in batch.keys):
             cache.put(batch.keys, reference(batch, stats=cache.stats))
         progress(batch.num_tokens)
-
-
-@contextmanager
-def _scoring(policy: Policy, model: nn.Module) -> Iterator[None]:
-    """Score with the bare model in evaluation mode, then restore wrapper and mode."""
-    wrapped, was_training = policy.model, model.training
-    policy.model = model
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        policy.model = wrapped

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -112,7 +113,7 @@ class Trainer:
         self.settings = optim or OptimSettings()
         self.num_steps, self.start_step, self.seed = num_steps, start_step, seed
         self.share_prompts, self.on_nonfinite = share_prompts, on_nonfinite
-        self.policy.model = self.engine.prepare(policy.model)
+        self.policy.wrap(self.engine)
         self.masks = None if masks is None else masks.to(self.engine.device)
         self.parameters = trainable(self.engine.unwrap(self.policy.model))
         self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
@@ -170,16 +171,10 @@ class Trainer:
         """Return how many units the loss of one step is averaged over."""
         return num_units(self.contract.structure, totals)
 
-    @torch.no_grad()
     def evaluate(self, plan: Plan, groups: Groups) -> dict[str, float]:
         """Return the mean loss and metrics over all steps of a plan's first epoch, weights untouched."""
-        wrapped = self.policy.model
-        self.policy.model = self.engine.unwrap(wrapped)
-        self.policy.model.eval()
-        if self.masks is not None:
-            self.masks.eval()
         sums, totals = Sums(), plan.epoch_totals(0)
-        try:
+        with self.policy.evaluating(), self._masks_still():
             for step in stream(
                 plan,
                 groups,
@@ -197,13 +192,20 @@ class Trainer:
                 for batch in step.packs:
                     part, _ = self._forward(self._on_device(batch), totals, step.index)
                     sums.merge(part, is_ghost=batch.is_ghost)
-        finally:
-            self.policy.model = wrapped
-            wrapped.train()
-            if self.masks is not None:
-                self.masks.train()
         names, vector = sums.vector()
         return divide(names, self.engine.sum(vector), self.units(totals))
+
+    @contextmanager
+    def _masks_still(self) -> Iterator[None]:
+        """Score without dropout in the token weights for the block."""
+        was_training = self.masks is not None and self.masks.training
+        try:
+            if self.masks is not None:
+                self.masks.eval()
+            yield
+        finally:
+            if self.masks is not None:
+                self.masks.train(was_training)
 
     def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
         # a rank with nothing but ghosts in the first step must not check the moved weights of a later one

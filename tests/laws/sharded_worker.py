@@ -195,9 +195,7 @@ def build(model: nn.Module, engine: Engine, dtype: torch.dtype, compile_for: int
     policy.seen = {}
     has_adapter = hasattr(model, "peft_config")
     reference = (
-        AdapterOffReference(policy, is_start=False, unwrap=engine.unwrap)
-        if has_adapter
-        else toy.reference(seed=1, dtype=dtype)
+        AdapterOffReference(policy, is_start=False) if has_adapter else toy.reference(seed=1, dtype=dtype)
     )
     return Trainer(
         policy,

@@ -41,9 +41,9 @@ def lora() -> nn.Module:
 
 def reference_of(policy: Policy, engine: Engine, *, is_base: bool) -> LiveReference:
     if is_base:
-        return AdapterOffReference(policy, is_start=False, unwrap=engine.unwrap)
+        return AdapterOffReference(policy, is_start=False)
     other = toy.policy(seed=1)
-    other.model = engine.place(other.model)
+    other.place(engine)
     return FrozenReference(other, is_start=False)
 
 
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
         data = toy.table(24)
         plan = toy.plan(data, budget=80, per_step=9, world=engine.world)
         policy = Policy(lora()) if has_adapter else toy.policy()
-        policy.model = engine.place(policy.model)
+        policy.place(engine)
         trainer = Trainer(
             policy,
             loss,

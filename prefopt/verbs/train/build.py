@@ -30,7 +30,7 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     saved = origin.checkpoint if origin is not None else None
     policy = assemble_model.policy_of(job.recipe, saved / "model" if saved is not None else None)
     _check_fits(policy, loaded)
-    policy.model = job.engine.place(policy.model)
+    policy.place(job.engine)
     _check_scores(policy, job)
     reference = assemble_reference.reference_of(
         job.recipe,
