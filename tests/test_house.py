@@ -67,13 +67,16 @@ PUBLIC = [
     "PackedBatch",
     "PairLogps",
     "Plan",
+    "PlannedSteps",
     "Policy",
     "Preference",
+    "Reader",
     "Reference",
     "Segments",
     "SeqLogps",
     "Step",
     "StepResult",
+    "Steps",
     "TokenizedGroup",
     "Totals",
     "Trainer",
@@ -83,6 +86,7 @@ PUBLIC = [
     "kernels",
     "losses",
     "metrics",
+    "step_of",
 ]
 
 LIGHT = [

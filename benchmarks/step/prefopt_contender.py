@@ -20,6 +20,7 @@ from benchmarks.step.usual_way import PaddedPolicy, head_as
 from benchmarks.step.workloads import rows_of
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.kernels import which_impl
@@ -105,13 +106,11 @@ class Prefopt:
         return Trainer(
             self.policy,
             partial(dpo, beta=self.task.beta),
-            plan,
-            table,
+            PlannedSteps(plan, table, self.share_prompts),
             num_steps=num_steps,
             reference=self.reference,
             optim=OptimSettings(lr=lr, schedule="constant", warmup=0, clip=1.0),
             engine=self.engine,
-            share_prompts=self.share_prompts,
             seed=self.task.seed,
         )
 
