@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt import data, kernels, losses
     from prefopt.data.packs.plan import Plan
-    from prefopt.data.packs.steps import PlannedSteps, Reader, Steps, step_of
+    from prefopt.data.packs.steps import PlannedSteps, Reader, Steps, build_step
     from prefopt.policy import Policy
     from prefopt.reference import (
         AdapterOffReference,
@@ -67,7 +67,7 @@ _HOME = {
     "TokenizedGroup": "types",
     "Totals": "types",
     "Trainer": "trainer",
-    "step_of": "data.packs.steps",
+    "build_step": "data.packs.steps",
 }
 _MODULES = {
     "checkpoint": "run.checkpoint",
@@ -103,12 +103,12 @@ __all__ = [
     "Totals",
     "Trainer",
     "__version__",
+    "build_step",
     "checkpoint",
     "data",
     "kernels",
     "losses",
     "metrics",
-    "step_of",
 ]
 
 

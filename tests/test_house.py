@@ -81,12 +81,12 @@ PUBLIC = [
     "Totals",
     "Trainer",
     "__version__",
+    "build_step",
     "checkpoint",
     "data",
     "kernels",
     "losses",
     "metrics",
-    "step_of",
 ]
 
 LIGHT = [

@@ -21,7 +21,7 @@ from prefopt.losses import LossContract
 from prefopt.policy import Policy
 from prefopt.reference import MovingReference, Reference, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
-from prefopt.trainer.evaluate import evaluate
+from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Sums, divide
 from prefopt.trainer.objective import Objective
@@ -203,7 +203,7 @@ class Trainer:
 
     def evaluate(self, steps: CountedSteps) -> dict[str, float]:
         """Return the mean loss and metrics over one pass of a source, weights untouched."""
-        return evaluate(steps, self.reader, self.scorer, self.objective)
+        return means_of_pass(steps, self.reader, self.scorer, self.objective)
 
     def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
         found = self.accumulator.run(step)

@@ -11,12 +11,14 @@ from prefopt.data.packs.steps import CountedSteps, Reader, read
 from prefopt.errors import RecipeError
 from prefopt.trainer.metrics import Sums, divide
 from prefopt.trainer.objective import Objective
-from prefopt.trainer.replay import gather_both
+from prefopt.trainer.replay import gather_scores
 from prefopt.trainer.scoring import Scorer
 from prefopt.types import Step, Totals
 
 
-def evaluate(steps: CountedSteps, reader: Reader, scorer: Scorer, objective: Objective) -> dict[str, float]:
+def means_of_pass(
+    steps: CountedSteps, reader: Reader, scorer: Scorer, objective: Objective
+) -> dict[str, float]:
     """Return the mean loss and metrics over one pass of a source.
 
     Args:
@@ -64,7 +66,7 @@ def charge_whole(step: Step, totals: Totals, scorer: Scorer, objective: Objectiv
     assert step.layout is not None, "asked for, and checked where it was read"
     layout = step.layout.to(scorer.engine.device, non_blocking=True)
     found = [scorer.both(scorer.on_device(batch)) for batch in step.packs]
-    policy, reference = gather_both(layout, step.packs, found, scorer.engine)
+    policy, reference = gather_scores(layout, step.packs, found, scorer.engine)
     return objective.charge(layout.batch, policy, reference, totals, step.index).sums
 
 

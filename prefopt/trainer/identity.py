@@ -11,11 +11,11 @@ from torch import Tensor
 from prefopt.errors import ModelError
 from prefopt.trainer.arrange import origin_of_unit
 from prefopt.trainer.objective import Objective
-from prefopt.trainer.replay import gather
+from prefopt.trainer.replay import gather_logps
 from prefopt.trainer.scoring import Scorer, Scores
 from prefopt.types import LossOutput, PackedBatch, SeqLogps, StepLayout
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+LARGEST_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Most that a first loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
 
 
@@ -64,7 +64,7 @@ class StartCheck:
         """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
         if self.scorer.policy.drops:
             still = [self.scorer.still(self.scorer.on_device(batch)) for batch in packs]
-            policy = gather(layout, packs, still, self.scorer.engine)
+            policy = gather_logps(layout, packs, still, self.scorer.engine)
         self.found = check_logps(layout.batch, policy, reference, self.scorer.dtype)
 
 
@@ -118,7 +118,7 @@ def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype
 
 
 def _judge(gap: float, dtype: torch.dtype, origin: str, what: str) -> float:
-    if gap > TOLERANCE[dtype]:
+    if gap > LARGEST_GAP[dtype]:
         raise ModelError(
             f"{origin}: before the first step policy and reference are the same weights, yet {what}. "
             f"Check that the reference is the model that training starts from."

@@ -25,7 +25,7 @@ from prefopt.trainer.scoring import Scores
 from prefopt.types import PackedBatch, SeqLogps, StepLayout
 
 
-def gather(
+def gather_logps(
     layout: StepLayout, packs: Sequence[PackedBatch], scores: Sequence[SeqLogps], engine: Engine
 ) -> SeqLogps:
     """Put what the packs of all ranks scored into the order of the plan, outside the graph.
@@ -44,13 +44,13 @@ def gather(
     return SeqLogps(tokens, layout.batch.lengths, dict(zip(names, stats, strict=True)))
 
 
-def gather_both(
+def gather_scores(
     layout: StepLayout, packs: Sequence[PackedBatch], scores: Sequence[Scores], engine: Engine
 ) -> tuple[SeqLogps, SeqLogps | None]:
-    """Put the log-probs of policy and reference into the order of the plan; see ``gather``."""
-    policy = gather(layout, packs, [part.policy for part in scores], engine)
+    """Put the log-probs of policy and reference into the order of the plan; see ``gather_logps``."""
+    policy = gather_logps(layout, packs, [part.policy for part in scores], engine)
     others = [part.reference for part in scores if part.reference is not None]
-    return policy, gather(layout, packs, others, engine) if others else None
+    return policy, gather_logps(layout, packs, others, engine) if others else None
 
 
 def share_out(layout: StepLayout, values: Tensor, packs: Sequence[PackedBatch]) -> list[Tensor]:
@@ -116,7 +116,7 @@ class Replay:
             + (0.0 if part.reference is None else part.reference.tokens.detach().sum())
             for part in scores
         ]
-        policy, reference = gather_both(self.layout, self.packs, scores, self.engine)
+        policy, reference = gather_scores(self.layout, self.packs, scores, self.engine)
         self._leaves = [values.requires_grad_() for values in (policy.tokens, *policy.stats.values())]
         return policy, reference
 

@@ -296,8 +296,7 @@ def test_a_pack_that_does_not_fit_is_not_halved(monkeypatch: pytest.MonkeyPatch)
     trainer = Trainer(
         Policy(toy.llama(), compile_for=256),
         build_loss({"name": "simpo"}),
-        toy.plan(data, budget=256),
-        data,
+        PlannedSteps(toy.plan(data, budget=256), data),
         num_steps=1,
         engine=Engine(cpu=True),
     )

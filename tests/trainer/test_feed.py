@@ -19,7 +19,7 @@ from torch import Tensor
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs import steps as steps_module
 from prefopt.data.packs.plan import Plan
-from prefopt.data.packs.steps import PlannedSteps, Reader, step_of
+from prefopt.data.packs.steps import PlannedSteps, Reader, build_step
 from prefopt.engine import Engine
 from prefopt.errors import RecipeError
 from prefopt.losses import dpo
@@ -83,7 +83,7 @@ class Generated:
         index = start
         while self.length is None or index < self.length:
             drawn = [groups[int(i)] for i in plan.groups(index)]
-            yield self.change(step_of(drawn, index, tokens_per_batch=60, reader=reader))
+            yield self.change(build_step(drawn, index, tokens_per_batch=60, reader=reader))
             index += 1
 
 

@@ -141,7 +141,7 @@ class PlannedSteps:
             )
 
 
-def step_of(
+def build_step(
     groups: Sequence[TokenizedGroup],
     index: int,
     *,
@@ -205,7 +205,7 @@ def _check(step: Step, index: int, reader: Reader) -> None:
     if reader.wants_layout and step.layout is None:
         raise RecipeError(
             f"steps: the loss reads all units of a step at once, but step {index} of the source has no layout. "
-            f"Build it with step_of(..., reader=reader), or set Step.layout."
+            f"Build it with build_step(..., reader=reader), or set Step.layout."
         )
     packs = [batch for batch in step.packs if not batch.is_ghost]
     held = {
