@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt import data, kernels, losses
     from prefopt.data.packs.plan import Plan
+    from prefopt.data.packs.steps import PlannedSteps, Reader, Steps, build_step
     from prefopt.policy import Policy
     from prefopt.reference import (
         AdapterOffReference,
@@ -52,17 +53,21 @@ _HOME = {
     "PackedBatch": "types",
     "PairLogps": "types",
     "Plan": "data.packs.plan",
+    "PlannedSteps": "data.packs.steps",
     "Policy": "policy",
     "Preference": "types",
+    "Reader": "data.packs.steps",
     "Reference": "reference",
     "Segments": "types",
     "SeqLogps": "types",
     "LabelledLogps": "types",
     "Step": "types",
     "StepResult": "trainer",
+    "Steps": "data.packs.steps",
     "TokenizedGroup": "types",
     "Totals": "types",
     "Trainer": "trainer",
+    "build_step": "data.packs.steps",
 }
 _MODULES = {
     "checkpoint": "run.checkpoint",
@@ -84,17 +89,21 @@ __all__ = [
     "PackedBatch",
     "PairLogps",
     "Plan",
+    "PlannedSteps",
     "Policy",
     "Preference",
+    "Reader",
     "Reference",
     "Segments",
     "SeqLogps",
     "Step",
     "StepResult",
+    "Steps",
     "TokenizedGroup",
     "Totals",
     "Trainer",
     "__version__",
+    "build_step",
     "checkpoint",
     "data",
     "kernels",

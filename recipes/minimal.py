@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt import FrozenReference, Plan, Policy, Trainer
+from prefopt import FrozenReference, Plan, PlannedSteps, Policy, Trainer
 from prefopt.data.packs.pack import group_of
 from prefopt.losses import bound, dpo
 from prefopt.trainer.optim import OptimSettings
@@ -42,11 +42,11 @@ def main() -> None:
     groups = [group_of(ids(prompt), [[*ids(good), end], [*ids(bad), end]]) for prompt, good, bad in ROWS]
 
     # 3. Train: each prompt is computed once for its two answers.
+    plan = Plan.of(groups, units_per_step=3, tokens_per_batch=256)
     trainer = Trainer(
         Policy(model),
         bound(dpo, beta=0.1),
-        Plan.of(groups, units_per_step=3, tokens_per_batch=256),
-        groups,
+        PlannedSteps(plan, groups),
         num_steps=10,
         reference=FrozenReference(Policy(start), is_start=True),
         optim=OptimSettings(lr=1e-3),

@@ -10,6 +10,7 @@ import toy
 
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.engine import Engine
 from prefopt.trainer import Trainer
@@ -101,4 +102,4 @@ def trainer_of(
         "optim": OptimSettings(lr=1e-2, warmup=0, clip=None, schedule="constant"),
         "engine": engine,
     }
-    return Trainer(toy.policy(), loss, plan, data, **(options | changes))
+    return Trainer(toy.policy(), loss, PlannedSteps(plan, data), **(options | changes))

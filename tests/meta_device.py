@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefopt import ragged
-from prefopt.data.packs import loader
+from prefopt.data.packs import steps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,7 +100,7 @@ def _pin(self: Tensor) -> Tensor:
 def pose_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let meta tensors take the ways that GPU tensors take."""
     monkeypatch.setattr(ragged, "ASYNCHRONOUS", {"meta"})
-    monkeypatch.setattr(loader, "ASYNCHRONOUS", {"meta"})
+    monkeypatch.setattr(steps, "ASYNCHRONOUS", {"meta"})
     monkeypatch.setattr(Tensor, "pin_memory", _pin)
     # meta tensors have no autocast
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())

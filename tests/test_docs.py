@@ -221,12 +221,12 @@ def test_tolerances_are_those_of_the_code() -> None:
     import torch
 
     from prefopt.policy import selfcheck
-    from prefopt.trainer.identity import TOLERANCE
+    from prefopt.trainer.identity import LARGEST_GAP
 
     page = prose(DOCS / "exactness.md").split("## Checks on your own weights")[1].split("\n## ")[0]
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
     self_check = [selfcheck.TOKEN_TOLERANCE.get(dtype, selfcheck._HALF_TOLERANCE) for dtype in dtypes]
-    identity = [TOLERANCE[dtype] for dtype in dtypes]
+    identity = [LARGEST_GAP[dtype] for dtype in dtypes]
     rows = [
         [cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if line.startswith("|")
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from benchmarks.step.usual_way import PaddedPolicy, head_as
 from benchmarks.step.workloads import rows_of
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.kernels import which_impl
@@ -95,7 +96,7 @@ class Prefopt:
         self.engine = Engine(
             cpu=task.device == "cpu", autocast=torch.bfloat16 if task.model.autocast else None
         )
-        self.policy.model = self.engine.prepare(self.policy.model)
+        self.policy.place(self.engine)
         self.reference = self._reference(model)
         if self.way.is_cached:
             self.reference = self._cached(self.reference)
@@ -105,13 +106,11 @@ class Prefopt:
         return Trainer(
             self.policy,
             partial(dpo, beta=self.task.beta),
-            plan,
-            table,
+            PlannedSteps(plan, table, self.share_prompts),
             num_steps=num_steps,
             reference=self.reference,
             optim=OptimSettings(lr=lr, schedule="constant", warmup=0, clip=1.0),
             engine=self.engine,
-            share_prompts=self.share_prompts,
             seed=self.task.seed,
         )
 
@@ -119,7 +118,7 @@ class Prefopt:
         if is_trained and self.way.recomputes:
             recompute_layers(model)
         if self.way.layout == "padded":
-            return cast("Policy", PaddedPolicy(model))
+            return PaddedPolicy(model)
         tokens = self.task.tokens_per_batch if self.way.compiles else None
         return Policy(model, attention=self.way.attention, compile_for=tokens)
 

@@ -13,21 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prefopt.kernels import TokenLogps, token_logps
-from prefopt.policy import head
+from prefopt.policy import Policy, RowStates, head
 from prefopt.types import PackedBatch, SeqLogps
 
 
-class PaddedPolicy:
-    """Score a batch the usual way, so that all but the layout stays the same; a stand-in for ``Policy``."""
-
-    drops = False
+class PaddedPolicy(Policy):
+    """Score a batch the usual way, so that all but the layout stays the same."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+        # of a policy, only its model's ways: attention stays that of transformers
+        self._model = model
+        self.drops, self.compiled = False, None
 
-    def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+    def __call__(
+        self, batch: PackedBatch, *, stats: Collection[str] = (), against: RowStates | None = None
+    ) -> SeqLogps:
+        assert not stats and against is None, "no loss of the benchmark reads a statistic"
         ids, mask, at = unpack(batch)
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         trunk = causal.model(input_ids=ids, attention_mask=mask, use_cache=False)
         hidden: Tensor = trunk.last_hidden_state.flatten(0, 1)  # [S * L, D]
         # looked up there, where a contender may have put another head

@@ -15,8 +15,8 @@ from prefopt import demo
 from prefopt.assemble.loss import BoundLoss, build_loss
 from prefopt.assemble.model import DTYPES
 from prefopt.assemble.references import are_live
-from prefopt.data.packs.loader import stream
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.rows.needs import Needs, Structure
 from prefopt.data.rows.report import DataReport
@@ -245,18 +245,12 @@ def score_all(
 ) -> LogpCache:
     """Run a reference once over every group, spread over ranks, and hand all values to all ranks."""
     cache = LogpCache(own_stats(loss.contract.reference_stats))
+    reader = Reader(engine.rank, engine.world, engine.device)
 
     def batches() -> Iterator[Any]:
         for table, plan in tables:
-            for step in stream(
-                plan,
-                table,
-                start=0,
-                stop=plan.num_steps(1),
-                rank=engine.rank,
-                share_prompts=share_prompts,
-                device=engine.device,
-            ):
+            steps = PlannedSteps(plan, table, share_prompts)
+            for step in steps.stream(0, len(steps), reader):
                 yield from (batch.to(engine.device, non_blocking=True) for batch in step.packs)
 
     with engine.autocast():

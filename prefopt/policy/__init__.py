@@ -25,12 +25,13 @@ from prefopt.policy.attention import (
     use_attention,
 )
 from prefopt.policy.guards import (
+    check_adapters,
     check_attention_dropout,
     check_modules,
     check_supported,
+    check_tables,
     disable_dropout,
     has_dropout,
-    num_positions,
 )
 from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.quantize import describe_weights
@@ -39,6 +40,7 @@ from prefopt.policy.wrappers import causal_model, class_of, decoder_layers, is_s
 from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
 
 if TYPE_CHECKING:
+    from prefopt.engine import Engine
     from prefopt.policy.compiling import CompiledLayers
 
 __all__ = ["Policy", "RowStates", "check_supported", "disable_dropout"]
@@ -60,7 +62,7 @@ class Policy:
             None computes every row as it is, with layers as they were written.
 
     Attributes:
-        model: as given, or wrapped by an engine later.
+        model: as given, placed or wrapped; only ``place``, ``wrap`` and ``bare`` change which.
         drops: some dropout is left, so scores in training mode are random.
         compiled: the compiled layers, if so.
 
@@ -82,12 +84,12 @@ class Policy:
             raise RecipeError(
                 f"model.attention: there is no '{attention}'. Use auto or one of {', '.join(BACKENDS)}."
             )
-        self.model = model
+        self._model = model
         self.attention = attention
         self._attention_used: dict[str, str] = {}
         core = causal_model(model)
         check_supported(core.config)
-        _check_adapters(model)
+        check_adapters(model)
         check_modules(core)
         check_head(core)
         if dropout:
@@ -272,19 +274,40 @@ class Policy:
         with self.evaluating():
             return compare_with_plain(self, tolerance, seed)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model as it stands: given, placed, wrapped, or bare for a block."""
+        return self._model
+
+    def place(self, engine: Engine) -> None:
+        """Move the model, or this rank's share of its weights, to the engine's device."""
+        self._model = engine.place(self._model)
+
+    def wrap(self, engine: Engine) -> None:
+        """Place the model and let the engine share its gradients over ranks."""
+        self._model = engine.prepare(self._model)
+
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Score without gradient, dropout and engine for the block; every module gets its own mode back."""
-        wrapped, self.model = self.model, without_engine(self.model)
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+    def bare(self) -> Iterator[nn.Module]:
+        """Take the engine's wrapper off and score without dropout for the block, which gets the model.
+
+        Afterwards the wrapper is back, and every module has its own mode.
+        """
+        wrapped, self._model = self._model, without_engine(self._model)
+        modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
         try:
-            with torch.no_grad():
-                yield
+            yield self._model
         finally:
             for module, training in modes:
                 module.training = training
-            self.model = wrapped
+            self._model = wrapped
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Score with the bare model and without gradient for the block."""
+        with self.bare(), torch.no_grad():
+            yield
 
     def check_fits(self, largest_id: int, longest: int) -> None:
         """Refuse data with tokens or positions that the model has no weights for.
@@ -297,20 +320,7 @@ class Policy:
             ModelError: the ids or the sequence go beyond the model's tables.
         """
         core = causal_model(self.model)
-        name = type(core).__name__
-        tables: list[Any] = [core.get_input_embeddings(), head_of(core)]
-        rows = min(table.weight.shape[0] for table in tables)
-        if largest_id >= rows:
-            raise ModelError(
-                f"model: {name} knows the token ids 0 to {rows - 1}, but the tokenizer gives the data {largest_id}. "
-                f"Use the tokenizer that belongs to the model, or a model with a larger embedding."
-            )
-        positions = num_positions(core)
-        if positions is not None and longest > positions:
-            raise ModelError(
-                f"model: {name} has {positions} positions, but the longest prompt with its answer has {longest} "
-                f"tokens. Set batch.max_tokens to {positions} or less."
-            )
+        check_tables(core, head_of(core), largest_id, longest)
 
     @property
     def vocabulary(self) -> int:
@@ -335,11 +345,3 @@ class Policy:
         if (weights := describe_weights(core)) is not None:
             found["weights"] = weights
         return found
-
-
-def _check_adapters(model: nn.Module) -> None:
-    for name, config in getattr(model, "peft_config", {}).items():
-        if getattr(config, "is_prompt_learning", False):
-            raise ModelError(
-                f"model: adapter '{name}' learns virtual prompt tokens, which cannot be packed. Use LoRA."
-            )

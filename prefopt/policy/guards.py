@@ -115,6 +115,24 @@ def num_positions(model: nn.Module) -> int | None:
     return min(rows, default=None)
 
 
+def check_tables(model: nn.Module, head: nn.Module, largest_id: int, longest: int) -> None:
+    """Refuse data with tokens or positions that a model has no weights for; see ``Policy.check_fits``."""
+    name = type(model).__name__
+    tables: list[Any] = [model.get_input_embeddings(), head]  # type: ignore[operator]
+    rows = min(table.weight.shape[0] for table in tables)
+    if largest_id >= rows:
+        raise ModelError(
+            f"model: {name} knows the token ids 0 to {rows - 1}, but the tokenizer gives the data {largest_id}. "
+            f"Use the tokenizer that belongs to the model, or a model with a larger embedding."
+        )
+    positions = num_positions(model)
+    if positions is not None and longest > positions:
+        raise ModelError(
+            f"model: {name} has {positions} positions, but the longest prompt with its answer has {longest} "
+            f"tokens. Set batch.max_tokens to {positions} or less."
+        )
+
+
 def disable_dropout(model: nn.Module, *, adapters: bool = True) -> list[tuple[PretrainedConfig, str, float]]:
     """Switch off every kind of dropout: modules, LoRA's, and the functional one of attention.
 
@@ -184,3 +202,12 @@ def _dropouts(model: nn.Module) -> list[tuple[str, Any, str, float]]:
             if isinstance(value, float) and _DROPOUT.search(name)
         ]
     return [entry for entry in found if entry[-1]]
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Refuse adapters that add tokens of their own."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ModelError(
+                f"model: adapter '{name}' learns virtual prompt tokens, which cannot be packed. Use LoRA."
+            )

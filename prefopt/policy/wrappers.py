@@ -32,7 +32,8 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 def without_engine(model: nn.Module) -> nn.Module:
     """Take off the wrappers of data-parallel engines and of the compiler, but not adapters."""
     found: Any = model
-    while not isinstance(found, PreTrainedModel) and not hasattr(found, "get_base_model"):
+    # asked of the class, as some engines answer for the attributes of what they hold
+    while not isinstance(found, PreTrainedModel) and not hasattr(type(found), "get_base_model"):
         inner = getattr(found, "_orig_mod", None) or getattr(found, "module", None)
         if not isinstance(inner, nn.Module):
             break

@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from prefopt.errors import ModelError
 from prefopt.trainer.arrange import origin_of_unit
-from prefopt.types import PackedBatch, SeqLogps
+from prefopt.trainer.objective import Objective
+from prefopt.trainer.replay import gather_logps
+from prefopt.trainer.scoring import Scorer, Scores
+from prefopt.types import LossOutput, PackedBatch, SeqLogps, StepLayout
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+LARGEST_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Most that a first loss may differ from the loss at equal log-probs, absolute plus relative, by dtype."""
+
+
+class StartCheck:
+    """Hold the first step's policy against its reference, once.
+
+    Args:
+        scorer: knows policy and reference, and scores without dropout.
+        objective: computes the loss.
+
+    Attributes:
+        found: the largest difference, absolute plus relative, once checked.
+    """
+
+    def __init__(self, scorer: Scorer, objective: Objective) -> None:
+        self.scorer, self.objective = scorer, objective
+        self.found: float | None = None
+
+    def is_due(self, batch: PackedBatch, index: int) -> bool:
+        """Tell whether a batch of the run's step ``index`` is to be checked."""
+        reference = self.scorer.reference
+        # with dropout the check scores once more, which ranks that share weights must do together
+        is_scored = not batch.is_ghost or self.scorer.engine.sharding is not None
+        # a rank with nothing but ghosts in the first step must not check the moved weights of a later one
+        is_first = index == 0 and self.found is None
+        return is_first and is_scored and reference is not None and reference.is_start
+
+    def check_pack(
+        self, batch: PackedBatch, scores: Scores, output: LossOutput, inputs: Mapping[str, Tensor]
+    ) -> None:
+        """Compare the loss with that of equal log-probs."""
+        assert scores.reference is not None
+        objective = self.objective
+        policy = objective.arrange(batch, scores.policy)
+        if self.scorer.policy.drops:
+            policy = objective.arrange(batch, self.scorer.still(batch, scores.rows))
+            output = objective.compute(policy, objective.arrange(batch, scores.reference), inputs)
+        with torch.no_grad():
+            expected = objective.compute(policy.detach(), policy.detach(), inputs).loss
+        structure, loss = objective.contract.structure, output.loss.detach()
+        self.found = check_loss(structure, batch, loss, expected, self.scorer.dtype)
+
+    def check_step(
+        self, layout: StepLayout, packs: Sequence[PackedBatch], policy: SeqLogps, reference: SeqLogps
+    ) -> None:
+        """Compare the log-probs themselves, since a loss over the whole step may blow rounding up."""
+        if self.scorer.policy.drops:
+            still = [self.scorer.still(self.scorer.on_device(batch)) for batch in packs]
+            policy = gather_logps(layout, packs, still, self.scorer.engine)
+        self.found = check_logps(layout.batch, policy, reference, self.scorer.dtype)
 
 
 def check_loss(
@@ -65,7 +118,7 @@ def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype
 
 
 def _judge(gap: float, dtype: torch.dtype, origin: str, what: str) -> float:
-    if gap > TOLERANCE[dtype]:
+    if gap > LARGEST_GAP[dtype]:
         raise ModelError(
             f"{origin}: before the first step policy and reference are the same weights, yet {what}. "
             f"Check that the reference is the model that training starts from."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
-
-Values = Mapping[str, float]
 
 COUNT = "/count"
 """Ends the name of a metric's own denominator, where that is not the units of the step."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from prefopt.engine import Engine
 from prefopt.losses import LossContract
 from prefopt.policy import Policy, RowStates
@@ -42,6 +44,15 @@ class Scorer:
     ) -> None:
         self.policy, self.reference = policy, reference
         self.contract, self.engine, self.masks = contract, engine, masks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that models compute in."""
+        return self.engine.autocast_dtype or next(self.policy.model.parameters()).dtype
+
+    def on_device(self, batch: PackedBatch) -> PackedBatch:
+        """Return a batch where the models are, without waiting for a GPU."""
+        return batch.to(self.engine.device, non_blocking=True)
 
     def both(self, batch: PackedBatch) -> Scores:
         """Score a pack with the reference, outside the graph, and with the policy."""

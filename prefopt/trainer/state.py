@@ -26,7 +26,7 @@ def state_files(trainer: Trainer) -> Files:
     if trainer.masks is not None:
         files["masks"] = trainer.masks.state_dict()
     if trainer.contract.carried:
-        files["carried"] = trainer.carried
+        files["carried"] = trainer.objective.carried
     if trainer.reference is not None and trainer.reference.moves and trainer.engine.is_main:
         files["reference"] = trainer.reference.state()
     return files
@@ -51,7 +51,7 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
         carried = _read(checkpoint, "carried")
         if carried and carried.keys() != set(trainer.contract.carried):
             raise _lacks(checkpoint, "carried", f"{', '.join(trainer.contract.carried)}")
-        trainer.carried = {name: value.to(trainer.engine.device) for name, value in carried.items()}
+        trainer.objective.carried = {name: value.to(trainer.engine.device) for name, value in carried.items()}
     if trainer.reference is not None and trainer.reference.moves:
         trainer.reference.load_state(_read(checkpoint, "reference"))
 

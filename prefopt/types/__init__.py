@@ -48,6 +48,7 @@ from prefopt.types.packs import (
     PackedBatch,
     Segments,
     Step,
+    StepLayout,
     Totals,
 )
 from prefopt.types.rows import (
@@ -95,6 +96,7 @@ __all__ = [
     "SeqLogps",
     "Stats",
     "Step",
+    "StepLayout",
     "Text",
     "TokenizedGroup",
     "Totals",

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.ragged import Change, Lengths, on_device, pinned
+from prefopt.ragged import Change, Lengths, pinned
+from prefopt.types.rows import TokenizedGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,6 @@ class PackedBatch:
         """Return the batch in host memory that a GPU reads while the host goes on."""
         return self._apply(pinned)
 
-    def copy_to(self, device: torch.device) -> PackedBatch:
-        """Return the batch with every tensor on ``device``, without waiting for a GPU."""
-        return self._apply(lambda tensor: on_device(tensor, device))
-
     def _apply(self, change: Change) -> PackedBatch:
         changed: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
@@ -119,13 +116,43 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class StepLayout:
+    """Where the scored tokens of one optimizer step lie: in the order of the plan, and rank by rank.
+
+    ``prefopt.data.packs.step_layout`` makes it, and shows one.
+    """
+
+    batch: PackedBatch  # all groups of the step in the plan's order; says what its units are, never scored
+    places: Tensor  # int64 [M], where each scored token of ``batch`` lies among those that the ranks hold
+    counts: tuple[int, ...]  # [world], how many scored tokens each rank holds
+    start: int  # first of this rank's tokens among those that the ranks hold
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> StepLayout:
+        """Return the layout with every tensor on ``device``."""
+        batch = self.batch.to(device, non_blocking=non_blocking)
+        return replace(self, batch=batch, places=self.places.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> StepLayout:
+        """Return the layout in host memory that a GPU reads while the host goes on."""
+        return replace(self, batch=self.batch.pin_memory(), places=pinned(self.places))
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """All packs of one optimizer step of this rank, and the step's totals over all ranks.
 
     Every rank holds the same number of packs, so that every rank runs the same collectives.
     """
 
-    index: int  # optimizer step, from 0
+    index: int  # optimizer step of its source, from 0
     epoch: int
     packs: tuple[PackedBatch, ...]
     totals: Totals
+    members: tuple[tuple[TokenizedGroup, ...], ...] = ()  # of every pack, to lay one out anew in halves
+    share_prompts: bool = True  # as the packs were laid out
+    layout: StepLayout | None = None  # for a loss that reads all units of the step at once
+
+    def pin_memory(self) -> Step:
+        """Return the step in host memory that a GPU reads while the host goes on."""
+        layout = None if self.layout is None else self.layout.pin_memory()
+        return replace(self, packs=tuple(batch.pin_memory() for batch in self.packs), layout=layout)

@@ -12,8 +12,8 @@ import torch
 
 from prefopt import assemble as build
 from prefopt.assemble import model as build_model
-from prefopt.data.packs.loader import stream
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.prepare import prepare
 from prefopt.data.rows.needs import Needs
 from prefopt.errors import DataError
@@ -92,7 +92,7 @@ def run(
     with Display(len(table), what="rows") as display:
         for line in prepared.report.lines():
             display.say(line)
-        _write(target, _lines(policy, plan, table, display))
+        _write(target, _lines(policy, PlannedSteps(plan, table), display))
         display.say(f"{target}: {len(table):,} rows scored")
     return target
 
@@ -110,9 +110,9 @@ def _claim(target: Path, overwrite: bool) -> None:
 
 
 @torch.no_grad()
-def _lines(policy: Any, plan: Plan, table: Any, display: Display) -> Iterator[dict[str, Any]]:
+def _lines(policy: Any, steps: PlannedSteps, display: Display) -> Iterator[dict[str, Any]]:
     device = next(policy.model.parameters()).device
-    for step in stream(plan, table, start=0, stop=plan.num_steps(1)):
+    for step in steps.stream(0, len(steps)):
         rows = [row for batch in step.packs for row in _rows(batch, policy(batch.to(device)))]
         # packs are filled longest first; the file keeps the order of the data
         yield from sorted(rows, key=lambda row: int(row["row_id"]))

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from sharded_worker import Alone, Own
 from torch import Tensor
 
-from prefopt.data.packs.loader import build_step
 from prefopt.engine import Engine
 from prefopt.engine.sharding import whole
 
@@ -21,7 +20,7 @@ def record(case: str, engine: Any, per_step: int) -> dict[str, Tensor]:
     """Return all numbers of the gradient of step 0 and then of two steps and an evaluation."""
     data = coupled.rows_of(case, 16)
     trainer = coupled.trainer_of(case, data, engine, budget=40, per_step=per_step, steps=2)
-    sums, _, packs = trainer._accumulate(build_step(trainer.plan, data, 0, rank=engine.rank))
+    sums, _, packs, _ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
     out = {"packs": torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])}
     names, vector = sums.vector()
     vector = vector if isinstance(engine, Alone) else engine.sum(vector)
@@ -31,9 +30,11 @@ def record(case: str, engine: Any, per_step: int) -> dict[str, Tensor]:
     for result in trainer:
         vector = result.sums.vector()[1]
         out[f"step/{result.index}"] = vector if isinstance(engine, Alone) else engine.sum(vector)
-        out |= {f"carried/{result.index}/{key}": value.clone() for key, value in trainer.carried.items()}
+        out |= {
+            f"carried/{result.index}/{key}": value.clone() for key, value in trainer.objective.carried.items()
+        }
     out |= {f"weight/{key}": whole(p.detach()).clone() for key, p in trainer.parameters.items()}
-    values = trainer.evaluate(trainer.plan, data)
+    values = trainer.evaluate(trainer.steps)
     out["evaluation"] = torch.tensor(list(values.values()), dtype=torch.float64)
     return out
 

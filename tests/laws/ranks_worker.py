@@ -11,7 +11,7 @@ import toy
 from safetensors.torch import save_file
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.packs.loader import build_step
+from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.trainer import Trainer
@@ -38,15 +38,14 @@ def main(folder: Path) -> None:
         trainer = Trainer(
             toy.policy(),
             loss,
-            plan,
-            data,
+            PlannedSteps(plan, data),
             num_steps=2,
             reference=toy.reference(seed=1),
             optim=OptimSettings(lr=1e-3, warmup=0, clip=None),
             engine=engine,
         )
-        step = build_step(plan, data, 0, rank=engine.rank)
-        sums, _, packs = trainer._accumulate(step)
+        step = PlannedSteps(plan, data).build(0, Reader(rank=engine.rank))
+        sums, _, packs, _ = trainer.accumulator.run(step)
         names, vector = sums.vector()
         out[f"{name}/metrics"] = engine.sum(vector)
         out[f"{name}/packs"] = torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])
@@ -59,7 +58,9 @@ def main(folder: Path) -> None:
         losses = [result.sums.vector()[1] for result in trainer]
         out[f"{name}/losses"] = engine.sum(torch.stack(losses))
         out[f"{name}/weights"] = torch.cat([p.detach().flatten() for p in trainer.parameters.values()])
-        out[f"{name}/eval"] = torch.tensor(trainer.evaluate(plan, data)["loss"], dtype=torch.float64)
+        out[f"{name}/eval"] = torch.tensor(
+            trainer.evaluate(PlannedSteps(plan, data))["loss"], dtype=torch.float64
+        )
         del names
     uneven = torch.arange(3 + engine.rank, dtype=torch.float64) + 10 * engine.rank
     out["gathered"] = engine.gather(uneven)

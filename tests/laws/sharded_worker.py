@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.packs.loader import build_step
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference
@@ -183,8 +183,8 @@ def head_apart(model: Any) -> None:
 
 def accumulate(trainer: Trainer) -> tuple[dict[str, Tensor], list[PackedBatch]]:
     """Add up the gradients of the first step and return the metrics summed over ranks."""
-    step = build_step(trainer.plan, trainer.groups, 0, rank=trainer.engine.rank)
-    sums, _, packs = trainer._accumulate(step)
+    step = trainer.steps.build(0, trainer.reader)
+    sums, _, packs, _ = trainer.accumulator.run(step)
     names, vector = sums.vector()
     return dict(zip(names, trainer.engine.sum(vector), strict=True)), packs
 
@@ -200,8 +200,7 @@ def build(model: nn.Module, engine: Engine, dtype: torch.dtype, compile_for: int
     return Trainer(
         policy,
         build_loss({"name": "dpo", "with": [{"name": "with_nll", "nll": "batch_token"}]}),
-        toy.plan(data, budget=80, per_step=9, world=engine.world),
-        data,
+        PlannedSteps(toy.plan(data, budget=80, per_step=9, world=engine.world), data),
         num_steps=2,
         reference=reference,
         optim=OPTIM,

@@ -7,6 +7,7 @@ import torch
 import toy
 
 from prefopt.assemble.loss import BoundLoss, build_loss
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.trainer import Trainer
 from prefopt.types import Step
@@ -39,18 +40,15 @@ def gradients(
     trainer = Trainer(
         toy.policy(),
         loss,
-        plan,
-        data,
+        PlannedSteps(plan, data, share_prompts),
         num_steps=1,
         reference=toy.reference(seed=1) if loss.contract.needs_reference else None,
         engine=Engine(cpu=True),
         masks=toy.masks(loss),
-        share_prompts=share_prompts,
     )
-    from prefopt.data.packs.loader import build_step
 
-    step: Step = build_step(plan, data, 0, share_prompts=share_prompts)
-    sums, _, packs = trainer._accumulate(step)
+    step: Step = PlannedSteps(plan, data, share_prompts).build(0)
+    sums, _, packs, _ = trainer.accumulator.run(step)
     grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 
@@ -85,13 +83,17 @@ def test_the_law_can_fail() -> None:
     data = toy.table(24)
     plan = toy.plan(data, budget=50, per_step=24)
     trainer = Trainer(
-        toy.policy(), loss, plan, data, num_steps=1, reference=toy.reference(seed=1), engine=Engine(cpu=True)
+        toy.policy(),
+        loss,
+        PlannedSteps(plan, data),
+        num_steps=1,
+        reference=toy.reference(seed=1),
+        engine=Engine(cpu=True),
     )
-    from prefopt.data.packs.loader import build_step
 
-    packs = build_step(plan, data, 0).packs
+    packs = PlannedSteps(plan, data).build(0).packs
     for batch in packs:
-        _, numerator = trainer._forward(batch, plan.step(0).totals, 0)
+        _, numerator = trainer.accumulator.forward(batch, plan.step(0).totals, 0)
         trainer.engine.backward(numerator / len(batch.pairs) / len(packs))
     wrong = trainer.parameters["lm_head.weight"].grad
     assert wrong is not None

@@ -15,8 +15,8 @@ import toy
 from torch import Tensor
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.packs.loader import build_step
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
@@ -95,14 +95,12 @@ def step_of(
     trainer = Trainer(
         toy.policy(),
         loss,
-        plan,
-        table,
+        PlannedSteps(plan, table, share_prompts),
         num_steps=1,
         reference=toy.reference(seed=1) if contract.needs_reference else None,
         engine=Engine(cpu=True),
-        share_prompts=share_prompts,
     )
-    sums, _, packs = trainer._accumulate(build_step(plan, table, 0, share_prompts=share_prompts))
+    sums, _, packs, _ = trainer.accumulator.run(PlannedSteps(plan, table, share_prompts).build(0))
     grads = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
     assert len(grads) == 21
     return {"loss": sums.values["loss"], **grads}, len(packs)
@@ -159,13 +157,12 @@ def test_evaluation_means_are_over_units() -> None:
         trainer = Trainer(
             toy.policy(),
             loss,
-            plan,
-            table,
+            PlannedSteps(plan, table),
             num_steps=1,
             reference=toy.reference(seed=1),
             engine=Engine(cpu=True),
         )
-        means = trainer.evaluate(plan, table)
+        means = trainer.evaluate(PlannedSteps(plan, table))
         step, _ = step_of(loss, make(8))
         units = 8 if name == "plackett_luce" else 16
         assert means["loss"] == pytest.approx(step["loss"].item() / units, rel=1e-12)

@@ -16,16 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefopt.data.packs.loader import build_step
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.policy import Policy
-from prefopt.trainer import Trainer, _mix
+from prefopt.trainer import Trainer
 from prefopt.trainer.arrange import arrange, inputs_of, unit_weights
-from prefopt.trainer.replay import lay_out
+from prefopt.trainer.evaluate import charge_whole
+from prefopt.trainer.objective import mix
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Stats, WholeStep
 
@@ -42,7 +43,7 @@ def engine() -> Engine:
 def accumulate(trainer: Trainer) -> Found:
     """Return loss, gradients and the number of packs of step 0."""
     trainer.optimizer.zero_grad()
-    sums, _, packs = trainer._accumulate(build_step(trainer.plan, trainer.groups, 0))
+    sums, _, packs, _ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
     grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 
@@ -59,13 +60,14 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def directly(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
     """Return loss and gradients by one graph from the weights to the loss, all groups in the plan's order."""
     trainer.optimizer.zero_grad()
-    contract, totals = trainer.contract, trainer.plan.step(0).totals
-    batch = pack([trainer.groups[i] for i in trainer.plan.groups(0)])
+    contract, plan = trainer.contract, trainer.steps.plan
+    totals = plan.step(0).totals
+    batch = pack([trainer.steps.groups[i] for i in plan.groups(0)])
     policy, reference, _ = trainer.scorer.both(batch)
     scored = [policy] if reference is None else [policy, reference]
     sides = [arrange(contract.structure, batch, logps, contract.roles) for logps in scored]
-    inputs = inputs_of(contract.inputs, contract.structure, batch, totals, _mix(trainer.seed, 0))
-    loss = trainer.loss(*sides, **inputs).loss
+    inputs = inputs_of(contract.inputs, contract.structure, batch, totals, mix(trainer.objective.seed, 0))
+    loss = trainer.objective.loss(*sides, **inputs).loss
     total = (loss * unit_weights(contract.structure, batch, loss)).sum()
     (total / trainer.units(totals)).backward()
     return total.item(), {name: p.grad.clone() for name, p in trainer.trained.items()}
@@ -89,10 +91,10 @@ def test_the_law_can_fail(engine: Engine) -> None:
     data = coupled.rows(24)
     _, wanted, _ = accumulate(coupled.trainer_of("aot", data, engine))
     trainer = coupled.trainer_of("aot", data, engine, budget=60)
-    step = build_step(trainer.plan, data, 0)
+    step = trainer.steps.build(0)
     assert len(step.packs) > 4
     for batch in step.packs:
-        _, numerator = trainer._forward(batch, step.totals, 0)
+        _, numerator = trainer.accumulator.forward(batch, step.totals, 0)
         trainer.engine.backward(numerator / 24)
     wrong = trainer.parameters["lm_head.weight"].grad
     assert wrong is not None
@@ -106,14 +108,15 @@ def test_groups_of_several_pairs_some_of_them_drawn_twice(engine: Engine) -> Non
     found = []
     for budget in (10_000, 90):
         trainer = coupled.trainer_of("relative", data, engine)
-        trainer.plan = Plan.of(
+        plan = Plan.of(
             data,
             units_per_step=36,
             tokens_per_batch=budget,
             source_of=source_of,
             source_weights=(2.0, 1.0),
         )
-        assert len(trainer.plan.groups(0)) == 18
+        trainer.feed(PlannedSteps(plan, data))
+        assert len(plan.groups(0)) == 18
         found.append((*accumulate(trainer), directly(trainer)))
     (one, grads, packs, (value, direct)), (other, others, many, _) = found
     assert packs == 1 and many > 4
@@ -158,7 +161,9 @@ def test_gradients_of_statistics_are_replayed_too(loss: Callable[..., LossOutput
     found = []
     for budget in (10_000, 90):
         plan = Plan.of(data, units_per_step=24, tokens_per_batch=budget)
-        trainer = Trainer(toy.policy(), loss, plan, data, num_steps=1, engine=engine, **learning(loss))
+        trainer = Trainer(
+            toy.policy(), loss, PlannedSteps(plan, data), num_steps=1, engine=engine, **learning(loss)
+        )
         assert (len(trainer.trained) > 21) == (loss is spread_of_masked_kl)
         found.append((accumulate(trainer), directly(trainer)))
     for (value, grads, _), (wanted, direct) in found:
@@ -174,13 +179,12 @@ def test_the_gradient_is_that_of_finite_differences(case: str, engine: Engine) -
     trainer = coupled.trainer_of(case, data, engine, budget=60, per_step=10)
     _, grads, packs = accumulate(trainer)
     assert packs > 2
-    step = build_step(trainer.plan, data, 0)
-    layout = lay_out(trainer.plan, data, 0, engine)
+    step = trainer.steps.build(0, trainer.reader)
 
     @torch.no_grad()
     def objective() -> float:
-        loss = trainer._evaluate_whole(layout, step, step.totals).values["loss"].item()
-        return loss / trainer.units(step.totals)
+        sums = charge_whole(step, step.totals, trainer.scorer, trainer.objective)
+        return sums.values["loss"].item() / trainer.units(step.totals)
 
     with recording_stops() as stopped:
         objective()
@@ -204,7 +208,7 @@ def move(trainer: Trainer, direction: dict[str, Tensor], size: float) -> None:
 
 
 def test_both_passes_drop_alike(engine: Engine) -> None:
-    """Dropout 0.4: each pack but the last is scored twice, bit for bit alike; the step-0 check scores it still."""
+    """Dropout 0.4: each pack but the last is scored twice, bit for bit alike."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=toy.VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=0,
@@ -222,8 +226,8 @@ def test_both_passes_drop_alike(engine: Engine) -> None:
     plan = Plan.of(data, units_per_step=24, tokens_per_batch=150)
     policy = Recording(GPT2LMHeadModel(config).double(), dropout=True)
     trainer = Trainer(
-        policy, coupled.build_loss({"name": "aot"}), plan, data, num_steps=1, engine=engine,
-        reference=toy.reference(),
+        policy, coupled.build_loss({"name": "aot"}), PlannedSteps(plan, data), num_steps=1, engine=engine,
+        reference=toy.reference(seed=1),
     )  # fmt: skip
     policy.model.train()
     _, _, count = accumulate(trainer)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefopt.assemble.loss import build_loss
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine, sharding
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference, FrozenReference, LiveReference
@@ -43,7 +44,7 @@ def reference_of(policy: Policy, engine: Engine, *, is_base: bool) -> LiveRefere
     if is_base:
         return AdapterOffReference(policy, is_start=False)
     other = toy.policy(seed=1)
-    other.model = engine.place(other.model)
+    other.place(engine)
     return FrozenReference(other, is_start=False)
 
 
@@ -56,12 +57,11 @@ def main(folder: Path) -> None:
         data = toy.table(24)
         plan = toy.plan(data, budget=80, per_step=9, world=engine.world)
         policy = Policy(lora()) if has_adapter else toy.policy()
-        policy.model = engine.place(policy.model)
+        policy.place(engine)
         trainer = Trainer(
             policy,
             loss,
-            plan,
-            data,
+            PlannedSteps(plan, data),
             num_steps=2,
             reference=reference_of(policy, engine, is_base=has_adapter),
             optim=OptimSettings(lr=1e-3, warmup=0, clip=0.05, mask_lr=1e-2),
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
         for key, parameter in trainer.trained.items():
             out[f"{name}/weight/{key}"] = sharding.whole(parameter.detach())
         out[f"{name}/packs"] = torch.tensor(len(plan.step(0).ranks[engine.rank]))
-        loss_of_all = trainer.evaluate(plan, data)["loss"]
+        loss_of_all = trainer.evaluate(PlannedSteps(plan, data))["loss"]
         out[f"{name}/eval"] = torch.tensor(loss_of_all, dtype=torch.float64)
     kept = {key: value.contiguous().clone() for key, value in out.items()}
     save_file(kept, str(folder / f"rank{engine.rank}.safetensors"))

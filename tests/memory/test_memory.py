@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from prefopt.data.packs.pack import group_of, pack
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.linear_logp import chunked
@@ -230,8 +231,7 @@ def train(
     trainer = Trainer(
         policy,
         loss or (LOSSES["simpo"] if reference is None else LOSSES["dpo"]),
-        plan,
-        rows,
+        PlannedSteps(plan, rows),
         num_steps=2,
         reference=reference,
         engine=Engine(autocast=autocast, cpu=True),

@@ -23,6 +23,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 from prefopt.assemble.loss import build_loss
 from prefopt.cli import main
 from prefopt.data.packs.pack import fill, pack
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels.prefix_attention import opaque
@@ -146,8 +147,7 @@ def test_adapters_train_and_switch_off() -> None:
         trainer = Trainer(
             policy,
             build_loss({"name": "dpo"}),
-            toy.plan(data, budget=SIZE, per_step=4),
-            data,
+            PlannedSteps(toy.plan(data, budget=SIZE, per_step=4), data),
             num_steps=3,
             reference=AdapterOffReference(policy, is_start=True),
             engine=Engine(cpu=True),
@@ -173,8 +173,7 @@ def test_losses_that_read_hidden_states_find_them(name: str) -> None:
         trainer = Trainer(
             policy,
             build_loss({"name": name}),
-            toy.plan(data, budget=SIZE, per_step=4),
-            data,
+            PlannedSteps(toy.plan(data, budget=SIZE, per_step=4), data),
             num_steps=2,
             reference=FrozenReference(reference, is_start=False),
             engine=Engine(cpu=True),
@@ -297,8 +296,7 @@ def test_a_pack_that_does_not_fit_is_not_halved(monkeypatch: pytest.MonkeyPatch)
     trainer = Trainer(
         Policy(toy.llama(), compile_for=256),
         build_loss({"name": "simpo"}),
-        toy.plan(data, budget=256),
-        data,
+        PlannedSteps(toy.plan(data, budget=256), data),
         num_steps=1,
         engine=Engine(cpu=True),
     )
@@ -306,7 +304,7 @@ def test_a_pack_that_does_not_fit_is_not_halved(monkeypatch: pytest.MonkeyPatch)
     def fails(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(trainer, "_forward", fails)
+    monkeypatch.setattr(trainer.accumulator, "forward", fails)
     with pytest.raises(RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit"):
         next(iter(trainer))
 

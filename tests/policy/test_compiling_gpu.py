@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.pack import group_of, pack
 from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_model
@@ -116,8 +117,7 @@ def test_adapters_train_on_quantised_weights(kind: str, size: int | None, tmp_pa
     trainer = Trainer(
         policy,
         build_loss({"name": "dpo"}),
-        Plan.of(data, units_per_step=8, tokens_per_batch=SIZE),
-        data,
+        PlannedSteps(Plan.of(data, units_per_step=8, tokens_per_batch=SIZE), data),
         num_steps=20,
         reference=AdapterOffReference(policy, is_start=True),
         optim=OptimSettings(lr=1e-3, warmup=0),

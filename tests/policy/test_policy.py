@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,10 +228,24 @@ def test_wrappers_are_seen_through() -> None:
             return self.module(**kwargs)
 
     engine = Engine(model)
-    policy.model = engine
+    policy.wrap(SimpleNamespace(prepare=lambda _: engine))  # type: ignore[arg-type]
     assert torch.equal(policy(packed).tokens, expected)
     policy.self_check()
     assert engine.calls == 1 and policy.model is engine
+    engine.train()
+    model.model.layers[0].eval()
+    with policy.bare() as bare:
+        assert bare is policy.model is model
+        assert not any(module.training for module in model.modules())
+    assert policy.model is engine and engine.training and model.training
+    assert not model.model.layers[0].training
+
+
+def test_only_the_policy_changes_which_model_it_has() -> None:
+    """Elsewhere the model is read: a line outside cannot leave a wrapped or a bare one behind."""
+    policy = Policy(toy.llama())
+    with pytest.raises(AttributeError):
+        policy.model = toy.llama()  # type: ignore[misc]
 
 
 def test_plain_attention_gives_generation_back() -> None:

@@ -16,6 +16,7 @@ from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import build_loss
 from prefopt.cli import main
 from prefopt.data.packs.pack import pack
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, quantize
@@ -180,8 +181,7 @@ def test_adapters_are_trained_on_quantised_weights(
     trainer = Trainer(
         policy,
         build_loss({"name": "dpo"}),
-        toy.plan(data, per_step=4),
-        data,
+        PlannedSteps(toy.plan(data, per_step=4), data),
         num_steps=4,
         reference=AdapterOffReference(policy, is_start=True),
         engine=Engine(cpu=True),

@@ -10,7 +10,7 @@ import toy
 
 from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
-from prefopt.trainer.identity import TOLERANCE, check_logps, check_loss
+from prefopt.trainer.identity import LARGEST_GAP, check_logps, check_loss
 from prefopt.types import SeqLogps
 
 BATCH = pack(toy.groups(2))
@@ -39,4 +39,4 @@ def test_log_probs_count_as_much_as_they_move_dpo() -> None:
         ModelError, match=r"toy.jsonl:2: .* is -6 under the policy and -6.2 under the reference"
     ):
         check_logps(BATCH, one, other, torch.float32)
-    assert TOLERANCE[torch.float32] < found < TOLERANCE[torch.bfloat16]
+    assert LARGEST_GAP[torch.float32] < found < LARGEST_GAP[torch.bfloat16]

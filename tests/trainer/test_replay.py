@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import Tensor
 
-from prefopt.data.packs.loader import build_step
+from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
@@ -21,7 +21,6 @@ from prefopt.policy import Policy
 from prefopt.reference import Reference
 from prefopt.trainer import Trainer
 from prefopt.trainer.optim import OptimSettings
-from prefopt.trainer.replay import lay_out
 from prefopt.types import Carried, LossOutput, PackedBatch, PairLogps, SeqLogps, WholeStep
 
 
@@ -45,7 +44,9 @@ def trainer_of(
         "optim": OptimSettings(lr=1e-2, warmup=0),
         "engine": Engine(cpu=True),
     }
-    return Trainer(policy or toy.policy(), loss, toy.plan(data, budget=budget), data, **(options | changes))
+    return Trainer(
+        policy or toy.policy(), loss, PlannedSteps(toy.plan(data, budget=budget), data), **(options | changes)
+    )
 
 
 class Counting(Policy):
@@ -65,7 +66,10 @@ def test_a_loss_that_needs_no_whole_step_pays_the_same_with_one() -> None:
         assert one.means() == pytest.approx(other.means(), rel=1e-9)
         assert one.grad_norm.item() == pytest.approx(other.grad_norm.item(), rel=1e-9)
     held_out = toy.table(10, seed=5)
-    values = [each.evaluate(toy.plan(held_out, budget=60, per_step=4), held_out) for each in (marked, plain)]
+    values = [
+        each.evaluate(PlannedSteps(toy.plan(held_out, budget=60, per_step=4), held_out))
+        for each in (marked, plain)
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
     assert marked.identity is not None and marked.identity < 1e-12
 
@@ -75,8 +79,8 @@ def test_all_packs_but_the_last_are_scored_twice(budget: int) -> None:
     policy = Counting(toy.llama())
     policy.calls = []
     trainer = trainer_of(budget=budget, policy=policy, reference=toy.reference(seed=1))
-    step = build_step(trainer.plan, trainer.groups, 0)
-    trainer._accumulate(step)
+    step = trainer.steps.build(0, trainer.reader)
+    trainer.accumulator.run(step)
     sizes = [batch.num_tokens for batch in step.packs]
     assert len(sizes) == (1 if budget == 10_000 else 3)
     first = [(size, at == len(sizes) - 1) for at, size in enumerate(sizes)]
@@ -87,23 +91,22 @@ def test_the_layout_follows_the_plan() -> None:
     """Two ranks' packs, read at the places of the layout, are the answers in the order of the plan."""
     data = toy.table(9)
     plan = toy.plan(data, budget=60, per_step=9, world=2)
-    engine = Engine(cpu=True)
     held = [
         batch
         for rank in range(2)
-        for batch in build_step(plan, data, 0, rank=rank).packs
+        for batch in PlannedSteps(plan, data).build(0, Reader(rank=rank)).packs
         if not batch.is_ghost
     ]
     found = torch.cat([batch.target_ids for batch in held])
     wanted = torch.cat([torch.from_numpy(r).long() for g in plan.groups(0) for r in data[int(g)].responses])
     starts = []
     for rank in range(2):
-        engine.rank = rank
-        layout = lay_out(plan, data, 0, engine)
+        layout = PlannedSteps(plan, data).build(0, Reader(rank, 2, wants_layout=True)).layout
+        assert layout is not None
         assert torch.equal(found[layout.places], wanted)
         assert layout.batch.row_ids == tuple(plan.groups(0))
         starts.append(layout.start)
-    first = build_step(plan, data, 0, rank=0).packs
+    first = PlannedSteps(plan, data).build(0, Reader(rank=0)).packs
     assert starts == [0, sum(sum(b.lengths) for b in first if not b.is_ghost)]
 
 
@@ -130,7 +133,7 @@ def test_what_is_carried_advances_only_with_the_weights() -> None:
     """The second of four steps is skipped, so the third is handed what the first left."""
     loss, given = carrying(spoiled=2)
     trainer = trainer_of(loss, on_nonfinite="skip")
-    carried = [trainer.carried["seen"].item() for _ in trainer]
+    carried = [trainer.objective.carried["seen"].item() for _ in trainer]
     assert given == [None, 1, 1, 2]
     assert carried == [1, 1, 2, 3]
 
@@ -140,9 +143,9 @@ def test_evaluation_reads_what_is_carried_and_leaves_it() -> None:
     loss, given = carrying(spoiled=0)
     trainer = trainer_of(loss, steps=2)
     assert len(list(trainer)) == 2
-    trainer.evaluate(toy.plan(toy.table(24)), toy.table(24))
+    trainer.evaluate(PlannedSteps(toy.plan(toy.table(24)), toy.table(24)))
     assert given == [None, 1, 2, 2, 2]
-    assert trainer.carried["seen"].item() == 2
+    assert trainer.objective.carried["seen"].item() == 2
 
 
 def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

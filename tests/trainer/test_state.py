@@ -17,6 +17,7 @@ from prefopt.cli import main
 from prefopt.errors import ResumeError
 from prefopt.run import checkpoint
 from prefopt.trainer import Trainer
+from prefopt.trainer.objective import Charge, Objective
 
 LOSSES = {
     "bco": "{name: bco, beta: 0.3}",
@@ -134,15 +135,15 @@ def test_before_the_first_step_that_counts_nothing_is_carried(
 ) -> None:
     """The first two steps are not finite and skipped; the run saved there and resumed ends as one unbroken."""
     changes = {"loss": LOSSES["bco"], "train__on_nonfinite": "skip"}
-    real = Trainer._pay
+    real = Objective.charge
 
-    def spoiled(self: Trainer, *args: Any) -> Any:
-        sums, numerator, output = real(self, *args)
+    def spoiled(self: Objective, *args: Any) -> Charge:
+        charge = real(self, *args)
         factor = float("nan") if args[-1] < 2 else 1.0
-        sums.values["loss"] = sums.values["loss"] * factor
-        return sums, numerator * factor, output
+        charge.sums.values["loss"] = charge.sums.values["loss"] * factor
+        return charge._replace(numerator=charge.numerator * factor)
 
-    monkeypatch.setattr(Trainer, "_pay", spoiled)
+    monkeypatch.setattr(Objective, "charge", spoiled)
     straight, broken = tmp_path / "a", tmp_path / "b"
     assert go(straight, **changes) == 0
     assert [line.get("skipped", False) for line in lines(straight)] == [True, True, *[False] * 4]

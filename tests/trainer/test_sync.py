@@ -12,8 +12,8 @@ from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.packs.loader import stream
 from prefopt.data.packs.pack import pack
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import CachedReference, FrozenReference, fill_cache
@@ -77,8 +77,7 @@ def test_a_step_waits_once(block: dict[str, Any], watch: Watch) -> None:
     trainer = Trainer(
         policy_on_meta(),
         loss,
-        toy.plan(data, budget=60, per_step=4, unit=unit),
-        data,
+        PlannedSteps(toy.plan(data, budget=60, per_step=4, unit=unit), data),
         num_steps=2,
         reference=FrozenReference(policy_on_meta(), is_start=False),
         engine=engine,
@@ -94,13 +93,12 @@ def test_a_cached_reference_is_copied_without_waiting(watch: Watch) -> None:
     """Its log-probs lie on the host; they reach the device from pinned memory."""
     data, cache = toy.table(8), LogpCache()
     plan = toy.plan(data)
-    batches = [batch for step in stream(plan, data, start=0, stop=1) for batch in step.packs]
+    batches = [batch for step in PlannedSteps(plan, data).stream(0, 1) for batch in step.packs]
     fill_cache(cache, toy.reference(dtype=torch.float32), batches)
     trainer = Trainer(
         policy_on_meta(),
         build_loss({"name": "dpo"}),
-        plan,
-        data,
+        PlannedSteps(plan, data),
         num_steps=1,
         reference=CachedReference(cache, is_start=False, device=META),
         engine=MetaEngine(),
@@ -116,13 +114,12 @@ def test_evaluation_waits_for_its_sums_alone(watch: Watch) -> None:
     trainer = Trainer(
         policy_on_meta(),
         build_loss({"name": "simpo"}),
-        toy.plan(data),
-        data,
+        PlannedSteps(toy.plan(data), data),
         num_steps=1,
         engine=MetaEngine(),
     )
     with watch, pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        trainer.evaluate(toy.plan(data, budget=60), data)
+        trainer.evaluate(PlannedSteps(toy.plan(data, budget=60), data))
     assert watch.waits == ["aten._to_copy.default"] and watch.copies > 0
 
 

@@ -12,7 +12,7 @@ import torch
 import toy
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.packs.loader import stream
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.reference import CachedReference, FrozenReference, Reference, fill_cache
@@ -57,8 +57,7 @@ def run(block: dict[str, Any], reference: Reference | None, policy: Policy | Non
     trainer = Trainer(
         policy,
         loss,
-        toy.plan(data, budget=120, unit=loss.contract.structure),
-        data,
+        PlannedSteps(toy.plan(data, budget=120, unit=loss.contract.structure), data),
         num_steps=4,
         reference=reference if loss.contract.needs_reference else None,
         engine=Engine(),
@@ -75,7 +74,7 @@ def test_a_step_waits_once(block: dict[str, Any]) -> None:
     """Three steps of several packs: three reads of the flag, all at one line of the trainer."""
     found = run(block, FrozenReference(on_gpu(), is_start=False))
     assert len(found) == 3 and len(set(found)) == 1, found
-    assert "trainer.py" in found[0]
+    assert "trainer/__init__.py" in found[0]
 
 
 def test_compiled_layers_add_no_wait() -> None:
@@ -88,7 +87,7 @@ def test_compiled_layers_add_no_wait() -> None:
 def test_a_cached_reference_adds_no_wait() -> None:
     cache, data = LogpCache(), toy.table(64)
     live = FrozenReference(on_gpu(), is_start=False)
-    steps = stream(toy.plan(data), data, start=0, stop=8)
+    steps = PlannedSteps(toy.plan(data), data).stream(0, 8)
     fill_cache(cache, live, (batch.to("cuda") for step in steps for batch in step.packs))
     found = run({"name": "dpo"}, CachedReference(cache, is_start=False, device=torch.device("cuda", 0)))
     assert len(found) == 3 and len(set(found)) == 1, found
@@ -97,12 +96,16 @@ def test_a_cached_reference_adds_no_wait() -> None:
 def test_an_evaluation_waits_once() -> None:
     data = toy.table(64)
     trainer = Trainer(
-        on_gpu(), build_loss({"name": "simpo"}), toy.plan(data), data, num_steps=1, engine=Engine()
+        on_gpu(),
+        build_loss({"name": "simpo"}),
+        PlannedSteps(toy.plan(data), data),
+        num_steps=1,
+        engine=Engine(),
     )
     plan = toy.plan(data, budget=120)
-    trainer.evaluate(plan, data)
+    trainer.evaluate(PlannedSteps(plan, data))
     with counting_waits() as found:
-        trainer.evaluate(plan, data)
+        trainer.evaluate(PlannedSteps(plan, data))
     assert len(found) == 1, found
 
 

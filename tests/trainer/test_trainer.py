@@ -11,8 +11,8 @@ import pytest
 import torch
 import toy
 
-import prefopt.trainer
 from prefopt.assemble.loss import build_loss
+from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
@@ -39,7 +39,10 @@ def trainer_of(
         "seed": seed,
     }
     return Trainer(
-        toy.policy(), loss, toy.plan(data, budget=120, per_step=per_step), data, **(options | changes)
+        toy.policy(),
+        loss,
+        PlannedSteps(toy.plan(data, budget=120, per_step=per_step), data),
+        **(options | changes),
     )
 
 
@@ -87,22 +90,24 @@ def test_another_reference_than_claimed_is_refused_before_the_first_step() -> No
     assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
 
 
-def test_moved_weights_are_never_held_against_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_weights_are_never_held_against_the_start() -> None:
     """A rank that holds ghosts alone in step 0, and an evaluation, check nothing, then or later."""
-    real = prefopt.trainer.stream
 
-    def ghostly(*args: object, **kwargs: object) -> Iterator[Step]:
-        for step in real(*args, **kwargs):  # type: ignore[arg-type]
-            ghosts = tuple(replace(batch, is_ghost=True) for batch in step.packs)
-            yield replace(step, packs=ghosts) if step.index == 0 else step
+    class Ghostly:
+        def stream(self, start: int, stop: int, reader: Reader) -> Iterator[Step]:
+            for step in usual.stream(start, stop, replace(reader, world=1)):
+                ghosts = tuple(replace(batch, is_ghost=True) for batch in step.packs)
+                yield replace(step, packs=ghosts) if step.index == 0 else step
 
     trainer = trainer_of()
-    trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+    usual = trainer.steps
+    trainer.evaluate(PlannedSteps(toy.plan(toy.table(8)), toy.table(8)))
     assert trainer.identity is None
-    monkeypatch.setattr(prefopt.trainer, "stream", ghostly)
+    trainer.feed(Ghostly())
+    trainer._feed.reader = Reader(world=2)  # the other rank holds the pairs
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     for _ in trainer:
-        trainer.evaluate(toy.plan(toy.table(8)), toy.table(8))
+        trainer.evaluate(PlannedSteps(toy.plan(toy.table(8)), toy.table(8)))
     assert trainer.identity is None
     assert any(not torch.equal(before[name], p) for name, p in trainer.parameters.items())
 
@@ -129,8 +134,7 @@ def test_nan_aborts_before_the_weights_change() -> None:
     trainer = Trainer(
         toy.policy(),
         poisoned([4]),
-        toy.plan(data),
-        data,
+        PlannedSteps(toy.plan(data), data),
         num_steps=4,
         reference=toy.reference(),
         optim=OptimSettings(lr=1e-2),
@@ -149,8 +153,7 @@ def test_nan_can_be_skipped_and_is_counted() -> None:
     trainer = Trainer(
         toy.policy(),
         poisoned([3]),
-        toy.plan(data),
-        data,
+        PlannedSteps(toy.plan(data), data),
         num_steps=4,
         reference=toy.reference(),
         optim=OptimSettings(lr=1e-2),
@@ -166,7 +169,7 @@ def test_nan_can_be_skipped_and_is_counted() -> None:
 def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = [result.sums.values["loss"].item() for result in trainer_of()]
     trainer = trainer_of()
-    real, failed = trainer._forward, []
+    real, failed = trainer.accumulator.forward, []
 
     def fails_once(batch: object, totals: object, index: int) -> object:
         if len(failed) < 2 and len(batch.row_ids) > 1:  # type: ignore[attr-defined]
@@ -174,7 +177,7 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return real(batch, totals, index)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "_forward", fails_once)
+    monkeypatch.setattr(trainer.accumulator, "forward", fails_once)
     split = [result.sums.values["loss"].item() for result in trainer]
     assert len(failed) == 2
     assert split == pytest.approx(usual, rel=1e-9)  # another order of summation
@@ -186,7 +189,7 @@ def test_a_single_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyP
     def fails(batch: object, totals: object, index: int) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(trainer, "_forward", fails)
+    monkeypatch.setattr(trainer.accumulator, "forward", fails)
     with pytest.raises(RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit"):
         next(iter(trainer))
 
@@ -195,8 +198,8 @@ def test_evaluation_leaves_the_weights_and_the_mode_alone() -> None:
     trainer = trainer_of()
     held_out = toy.table(10, seed=5)
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-    values = trainer.evaluate(toy.plan(held_out, budget=60), held_out)
-    again = trainer.evaluate(toy.plan(held_out, budget=100_000), held_out)
+    values = trainer.evaluate(PlannedSteps(toy.plan(held_out, budget=60), held_out))
+    again = trainer.evaluate(PlannedSteps(toy.plan(held_out, budget=100_000), held_out))
     assert values == pytest.approx(again, rel=1e-10)  # the packing of the evaluation does not matter
     assert values["loss"] == pytest.approx(math.log(2), abs=1e-10)
     assert trainer.policy.model.training
@@ -224,8 +227,7 @@ def test_pair_weights_multiply_and_the_divisor_stays_the_count() -> None:
     trainer = Trainer(
         toy.policy(),
         dpo,
-        toy.plan(data),
-        data,
+        PlannedSteps(toy.plan(data), data),
         num_steps=1,
         reference=toy.reference(),
         engine=Engine(cpu=True),
@@ -241,8 +243,7 @@ def test_sft_sees_plain_answers() -> None:
     trainer = Trainer(
         toy.policy(),
         loss,
-        toy.plan(data, per_step=16, unit="responses"),
-        data,
+        PlannedSteps(toy.plan(data, per_step=16, unit="responses"), data),
         num_steps=1,
         engine=Engine(cpu=True),
     )

@@ -21,6 +21,7 @@ from prefopt.errors import PrefoptError
 from prefopt.recipe.strict_yaml import read_yaml
 from prefopt.run.checkpoint import checkpoints
 from prefopt.trainer import Trainer
+from prefopt.trainer.accumulate import Accumulator
 from prefopt.verbs import train
 
 TIMES = ("pairs_per_second", "answers_per_second")
@@ -517,15 +518,15 @@ def test_the_checkpoint_itself_says_what_was_run(
 def test_an_abort_leaves_the_metrics_of_the_steps_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer._accumulate
+    real = Accumulator.run
 
-    def broken(self: Trainer, step: Any) -> Any:
-        sums, losses, packs = real(self, step)
+    def broken(self: Accumulator, step: Any) -> Any:
+        found = real(self, step)
         if step.index == 3:
-            sums.values["loss"] = sums.values["loss"] * float("nan")
-        return sums, losses, packs
+            found.sums.values["loss"] = found.sums.values["loss"] * float("nan")
+        return found
 
-    monkeypatch.setattr(Trainer, "_accumulate", broken)
+    monkeypatch.setattr(Accumulator, "run", broken)
     assert go(tmp_path, train__log_every="5", train__save_every="null") == 4
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 

@@ -36,7 +36,7 @@ class Site:
     def frozen(self, model: Any) -> Policy:
         """Place a model that computes as the policy does."""
         policy = Policy(model, attention=self.settings.attention, compile_for=self.compile_for)
-        policy.model = self.engine.place(policy.model)
+        policy.place(self.engine)
         return policy
 
 

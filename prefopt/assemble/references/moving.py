@@ -33,7 +33,7 @@ def check(entry: Moving, key: str, tokenizer: Any, *, is_sharded: bool) -> None:
 def build(entry: Moving, key: str, site: Site) -> MovingReference:
     """Copy the policy as it is at the start of training, adapter included."""
     copy = site.copy()
-    copy.model = site.engine.place(copy.model)
+    copy.place(site.engine)
     return MovingReference(copy, every=entry.every, mix=entry.mix)
 
 

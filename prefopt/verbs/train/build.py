@@ -30,7 +30,7 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     saved = origin.checkpoint if origin is not None else None
     policy = assemble_model.policy_of(job.recipe, saved / "model" if saved is not None else None)
     _check_fits(policy, loaded)
-    policy.model = job.engine.place(policy.model)
+    policy.place(job.engine)
     _check_scores(policy, job)
     reference = assemble_references.reference_of(
         job.recipe,
@@ -57,14 +57,12 @@ def _trainer(
     return Trainer(
         policy,
         job.loss,
-        loaded.plan,
-        loaded.data.train,
+        loaded.steps,
         num_steps=loaded.num_steps,
         reference=reference,
         optim=assemble.optim_of(recipe),
         engine=job.engine,
         masks=assemble_references.masks_of(job.loss, reference, recipe.seed),
-        share_prompts=recipe.batch.share_prompts,
         on_nonfinite=recipe.train.on_nonfinite,
         start_step=start_step,
         seed=recipe.seed,
@@ -124,7 +122,7 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
     """Say what is about to happen, with the choices that were made automatically."""
     model = job.engine.unwrap(trainer.policy.model)
     trained, total = total_size(trainer.parameters.values()), total_size(model.parameters())
-    first = loaded.plan.step(0)
+    first = loaded.steps.plan.step(0)
     unit = UNIT_NAMES[job.loss.contract.structure]
     choices = ", ".join(f"{key} {value}" for key, value in trainer.policy.describe().items())
     entries = job.recipe.references if trainer.reference is not None else ()

@@ -30,7 +30,7 @@ def open_folder(
     if job.engine.is_main:
         if overwrite:
             job.folder.clear(keep=(job.folder.quarantine.name,))
-        job.folder.cut_metrics(built.trainer.start_step)
+        job.folder.cut_metrics(built.trainer.done)
         job.folder.start(job.recipe.to_yaml(), {"facts": built.facts})
         reports = {"train": loaded.data.report, "eval": loaded.data.eval_report}
         found = {name: report.to_json() for name, report in reports.items() if report is not None}

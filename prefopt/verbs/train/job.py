@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.assemble import Data
 from prefopt.assemble.loss import BoundLoss
-from prefopt.data.packs.plan import Plan
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.recipe import Recipe
@@ -37,8 +37,8 @@ class Loaded:
     """The rows, and which of them meet in which optimizer step."""
 
     data: Data
-    plan: Plan
-    eval_plan: Plan | None  # over the rows held out
+    steps: PlannedSteps
+    held_out: PlannedSteps | None  # over the rows held out
     num_steps: int
 
 

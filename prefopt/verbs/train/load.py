@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt import assemble
 from prefopt.assemble import Data
+from prefopt.data.packs.steps import PlannedSteps
 from prefopt.verbs.train.job import Job, Loaded
 
 
@@ -21,9 +22,12 @@ def load(job: Job, tokenizer: Any) -> Loaded:
         data = assemble.data_of(recipe, tokenizer, loss)
     _report(job, data)
     plan = assemble.plan_of(recipe, data.train, loss, world)
-    held_out = data.held_out
-    eval_plan = None if held_out is None else assemble.eval_plan_of(recipe, held_out, loss, world)
-    return Loaded(data, plan, eval_plan, assemble.num_steps(recipe, plan))
+    steps = PlannedSteps(plan, data.train, recipe.batch.share_prompts)
+    held_out = None
+    if data.held_out is not None:
+        eval_plan = assemble.eval_plan_of(recipe, data.held_out, loss, world)
+        held_out = PlannedSteps(eval_plan, data.held_out, recipe.batch.share_prompts)
+    return Loaded(data, steps, held_out, assemble.num_steps(recipe, plan))
 
 
 def _report(job: Job, data: Data) -> None:

@@ -27,7 +27,7 @@ class Loop:
     def __init__(self, job: Job, loaded: Loaded, built: Built, progress: RunState) -> None:
         self.job, self.loaded, self.built, self.progress = job, loaded, built, progress
         self.recipe, self.engine, self.trainer = job.recipe, job.engine, built.trainer
-        start, is_silent = built.trainer.start_step, not job.engine.is_main
+        start, is_silent = built.trainer.done, not job.engine.is_main
         self.display = Display(loaded.num_steps, start=start, is_silent=is_silent)
         self._graphs = 0  # compiled so far
 
@@ -40,7 +40,7 @@ class Loop:
         """
         with self.display, stop_requests(self.trainer.request):
             # a run that was killed between its last checkpoint and its end only has that end to do
-            if self.trainer.start_step >= self.loaded.num_steps or self._has_lost_patience():
+            if self.trainer.done >= self.loaded.num_steps or self._has_lost_patience():
                 return
             try:
                 for result in self.trainer:
@@ -91,9 +91,9 @@ class Loop:
 
     def _evaluate(self, settings: Eval, done: int) -> bool:
         """Evaluate on the held-out rows; return whether this was the best so far."""
-        plan, rows = self.loaded.eval_plan, self.loaded.data.held_out
-        assert plan is not None and rows is not None
-        line = {f"eval/{name}": value for name, value in self.trainer.evaluate(plan, rows).items()}
+        assert self.loaded.held_out is not None
+        values = self.trainer.evaluate(self.loaded.held_out)
+        line = {f"eval/{name}": value for name, value in values.items()}
         if self.engine.is_main:
             self.job.folder.add_metrics({"step": done, **line})
             self.engine.track(line, done)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import toy
 
-from prefopt.data.packs.loader import build_step, stream
+from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.errors import DataError
 from prefopt.types import PackedBatch, Step, TokenizedGroup
 
@@ -33,9 +33,9 @@ def threads() -> list[threading.Thread]:
 def test_steps_come_in_order_and_are_those_built_directly(ahead: int) -> None:
     data = toy.table(20)
     plan = toy.plan(data, budget=60, per_step=4)
-    found = list(stream(plan, data, start=2, stop=9, ahead=ahead))
+    found = list(PlannedSteps(plan, data).stream(2, 9, ahead=ahead))
     assert [step.index for step in found] == list(range(2, 9))
-    assert all(same(step, build_step(plan, data, step.index)) for step in found)
+    assert all(same(step, PlannedSteps(plan, data).build(step.index)) for step in found)
     assert threads() == []
 
 
@@ -59,7 +59,7 @@ class Watched:
 def test_the_next_steps_are_built_while_one_is_in_use() -> None:
     """With two ahead, taking the first of five steps of 2 groups leads to 3 * 2 groups read, and no more."""
     data, plan = Watched(10), toy.plan(toy.table(10), per_step=2)
-    steps = stream(plan, data, start=0, stop=5)
+    steps = PlannedSteps(plan, data).stream(0, 5)
     next(steps)
     deadline = threading.Event()
     for _ in range(200):
@@ -76,7 +76,7 @@ def test_what_fails_on_the_thread_is_raised_in_its_turn() -> None:
     """The step before the broken row is still handed out; then the row's own message comes."""
     plan = toy.plan(toy.table(10), per_step=2)
     broken = int(plan.groups(1)[0])
-    steps = stream(plan, Watched(10, broken), start=0, stop=5)
+    steps = PlannedSteps(plan, Watched(10, broken)).stream(0, 5)
     assert next(steps).index == 0
     with pytest.raises(DataError, match=rf"rows.jsonl:{broken + 1}: the file has changed"):
         next(steps)
@@ -86,7 +86,7 @@ def test_what_fails_on_the_thread_is_raised_in_its_turn() -> None:
 def test_closing_early_builds_nothing_more() -> None:
     """Of the two steps that wait, the one not yet begun is dropped."""
     data, plan = Watched(10), toy.plan(toy.table(10), per_step=2)
-    steps = stream(plan, data, start=0, stop=5)
+    steps = PlannedSteps(plan, data).stream(0, 5)
     next(steps)
     data.hold.clear()
     before = len(data.seen)
@@ -99,7 +99,7 @@ def test_closing_early_builds_nothing_more() -> None:
 
 
 def test_nothing_is_built_for_an_empty_range() -> None:
-    assert list(stream(toy.plan(toy.table(4)), toy.table(4), start=3, stop=3)) == []
+    assert list(PlannedSteps(toy.plan(toy.table(4)), toy.table(4)).stream(3, 3)) == []
 
 
 @pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("cpu", False)])
@@ -116,6 +116,6 @@ def test_packs_for_a_gpu_are_pinned_on_the_thread(
     monkeypatch.setattr(torch.cuda, "set_device", note("device"))
     data = toy.table(6)
     device = torch.device(kind, 1) if kind == "cuda" else torch.device(kind)
-    steps = list(stream(toy.plan(data, per_step=2), data, start=0, stop=3, device=device))
+    steps = list(PlannedSteps(toy.plan(data, per_step=2), data).stream(0, 3, Reader(device=device)))
     wanted = [("device", "prefopt-pack"), *[("pin", "prefopt-pack")] * sum(len(s.packs) for s in steps)]
     assert calls == (wanted if pins else [])

@@ -21,7 +21,7 @@ from benchmarks.step.trl_contender import Trl, TrlWay
 from benchmarks.step.usual_way import head_as
 from benchmarks.step.workloads import Workload
 from prefopt.policy import head
-from prefopt.trainer import Trainer
+from prefopt.trainer.accumulate import Accumulator
 from prefopt.types import PackedBatch
 
 
@@ -151,14 +151,14 @@ def test_halved_packs_are_a_size_that_does_not_fit(task: Task, monkeypatch: pyte
     """Our trainer goes on with halves; the benchmark stops after that step and takes the size for too large."""
     steps: list[int] = []
 
-    def forward(self: Trainer, batch: PackedBatch, *rest: Any) -> Any:
+    def forward(self: Accumulator, batch: PackedBatch, *rest: Any) -> Any:
         if len(batch.row_ids) > 1:
             raise torch.OutOfMemoryError("no room")
         steps.append(len(steps))
         return original(self, batch, *rest)
 
-    original = Trainer._forward
-    monkeypatch.setattr(Trainer, "_forward", forward)
+    original = Accumulator.forward
+    monkeypatch.setattr(Accumulator, "forward", forward)
     two = session().task(Stage(TINY, replace(FOUR, pairs_per_step=4), ()), num_steps=3)
     said = measure(Job("it", replace(two, checked=()), Way()))
     assert said["note"] == "does not fit into memory" and said["detail"] == "packs were halved"

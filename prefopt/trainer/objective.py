@@ -1,0 +1,83 @@
+"""What a loss charges for scored answers: units, their weights, and what they add to gradient and log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+from torch import Tensor
+
+from prefopt.losses import LossContract, contract_of
+from prefopt.trainer.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
+from prefopt.trainer.metrics import Sums, pack_sums
+from prefopt.types import LossOutput, PackedBatch, SeqLogps, Totals
+
+
+class Charge(NamedTuple):
+    """What the units of one batch are charged."""
+
+    sums: Sums
+    numerator: Tensor  # [], weight times loss, summed over the units
+    output: LossOutput
+
+
+class Objective:
+    """Charge for the units of packs, or of a whole step.
+
+    Args:
+        loss: any loss of ``prefopt.losses`` or one with such a signature.
+        seed: of what the loss draws at random.
+
+    Attributes:
+        contract: what the loss's signature asks for.
+        carried: what the loss hands to itself in the next optimizer step.
+    """
+
+    def __init__(self, loss: Callable[..., LossOutput], seed: int) -> None:
+        self.loss, self.seed = loss, seed
+        self.contract: LossContract = getattr(loss, "contract", None) or contract_of(loss)
+        self.carried: dict[str, Tensor] = {}
+
+    def units(self, totals: Totals) -> int:
+        """Return how many units the loss of one step is averaged over."""
+        return num_units(self.contract.structure, totals)
+
+    def charge(
+        self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
+    ) -> Charge:
+        """Charge for all units of a batch.
+
+        Args:
+            batch: what was scored.
+            policy: its log-probs, the loss's statistics included.
+            reference: the same under the reference; None where the loss has none.
+            totals: of the optimizer step.
+            index: of the optimizer step.
+        """
+        values = self.arrange(batch, policy)
+        other = None if reference is None else self.arrange(batch, reference)
+        output = self.compute(values, other, self.inputs(batch, totals, index))
+        numerator = (output.loss * unit_weights(self.contract.structure, batch, output.loss)).sum()
+        return Charge(pack_sums(values, output, numerator), numerator, output)
+
+    def arrange(self, batch: PackedBatch, logps: SeqLogps) -> Values:
+        """Group log-probs into the units of the loss."""
+        return arrange(self.contract.structure, batch, logps, self.contract.roles)
+
+    def inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
+        """Return the tensors that the loss's signature names, beside the log-probs."""
+        names, seed = wanted_inputs(self.contract.inputs, batch), mix(self.seed, index)
+        return inputs_of(names, self.contract.structure, batch, totals, seed) | self.carried
+
+    def compute(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
+        """Call the loss."""
+        if reference is None:
+            return self.loss(policy, **inputs)
+        return self.loss(policy, reference, **inputs)
+
+
+def mix(*parts: int) -> int:
+    """Return a 63-bit seed from several integers."""
+    digest = blake2b(b"".join(part.to_bytes(8, "little", signed=True) for part in parts), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
