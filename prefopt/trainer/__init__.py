@@ -23,8 +23,9 @@ from prefopt.errors import NonFiniteError, RecipeError
 from prefopt.losses import LossContract, contract_of
 from prefopt.policy import Policy
 from prefopt.reference import MovingReference, Reference, check_rows
-from prefopt.trainer.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
+from prefopt.structures import STRUCTURES, UnitLogps
 from prefopt.trainer.identity import check_logps, check_loss
+from prefopt.trainer.inputs import inputs_of, wanted_inputs
 from prefopt.trainer.metrics import Sums, divide, pack_sums
 from prefopt.trainer.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.trainer.replay import Replay, StepLayout, lay_out
@@ -96,6 +97,7 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.contract: LossContract = getattr(loss, "contract", None) or contract_of(loss)
+        self.structure = STRUCTURES[self.contract.structure]
         if self.contract.needs_reference and reference is None:
             raise RecipeError(
                 f"reference: {self.contract.name} compares with a reference, but there is none."
@@ -168,7 +170,7 @@ class Trainer:
 
     def units(self, totals: Totals) -> int:
         """Return how many units the loss of one step is averaged over."""
-        return num_units(self.contract.structure, totals)
+        return self.structure.units(totals)
 
     @torch.no_grad()
     def evaluate(self, plan: Plan, groups: Groups) -> dict[str, float]:
@@ -332,17 +334,19 @@ class Trainer:
         values = self._arrange(batch, policy)
         other = None if reference is None else self._arrange(batch, reference)
         output = self._loss(values, other, self._inputs(batch, totals, index))
-        numerator = (output.loss * unit_weights(self.contract.structure, batch, output.loss)).sum()
+        numerator = (output.loss * self.structure.weigh(batch, output.loss)).sum()
         return pack_sums(values, output, numerator), numerator, output
 
-    def _arrange(self, batch: PackedBatch, logps: SeqLogps) -> Values:
-        return arrange(self.contract.structure, batch, logps, self.contract.roles)
+    def _arrange(self, batch: PackedBatch, logps: SeqLogps) -> UnitLogps:
+        return self.structure.arrange(batch, logps, self.contract.roles)
 
     def _inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
         names, seed = wanted_inputs(self.contract.inputs, batch), _mix(self.seed, index)
-        return inputs_of(names, self.contract.structure, batch, totals, seed) | self.carried
+        return inputs_of(names, self.structure, batch, totals, seed) | self.carried
 
-    def _loss(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
+    def _loss(
+        self, policy: UnitLogps, reference: UnitLogps | None, inputs: Mapping[str, Tensor]
+    ) -> LossOutput:
         if reference is None:
             return self.loss(policy, **inputs)
         return self.loss(policy, reference, **inputs)
@@ -365,7 +369,7 @@ class Trainer:
         with torch.no_grad():
             expected = self._loss(policy.detach(), policy.detach(), inputs).loss
         loss = output.loss.detach()
-        self.identity = check_loss(self.contract.structure, batch, loss, expected, self._dtype)
+        self.identity = check_loss(self.structure, batch, loss, expected, self._dtype)
 
     def _check_whole(
         self, layout: StepLayout, packs: list[PackedBatch], policy: SeqLogps, reference: SeqLogps

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import ModelError
-from prefopt.trainer.arrange import origin_of_unit
+from prefopt.structures import Structure
+from prefopt.structures.responses import RESPONSES
 from prefopt.types import PackedBatch, SeqLogps
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -16,7 +17,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 
 def check_loss(
-    structure: str, batch: PackedBatch, loss: Tensor, expected: Tensor, dtype: torch.dtype
+    structure: Structure, batch: PackedBatch, loss: Tensor, expected: Tensor, dtype: torch.dtype
 ) -> float:
     """Compare the loss of the first step with that of equal log-probs.
 
@@ -36,7 +37,7 @@ def check_loss(
     gap = (loss - expected).abs() / (1 + expected.abs())
     worst = int(gap.argmax())
     what = f"the loss is {loss[worst].item():.6g} where equal log-probs give {expected[worst].item():.6g}"
-    return _judge(gap[worst].item(), dtype, origin_of_unit(structure, batch, worst), what)
+    return _judge(gap[worst].item(), dtype, structure.origin(batch, worst), what)
 
 
 def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype: torch.dtype) -> float:
@@ -61,7 +62,7 @@ def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype
     worst = int(gap.argmax())
     one, other = policy.total[worst].item(), reference.total[worst].item()
     what = f"the log-prob of an answer is {one:.6g} under the policy and {other:.6g} under the reference"
-    return _judge(gap[worst].item(), dtype, origin_of_unit("responses", batch, worst), what)
+    return _judge(gap[worst].item(), dtype, RESPONSES.origin(batch, worst), what)
 
 
 def _judge(gap: float, dtype: torch.dtype, origin: str, what: str) -> float:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from prefopt.data.packs.loader import Groups
 from prefopt.data.packs.pack import pack
-from prefopt.data.packs.plan import Ints, Plan
+from prefopt.data.packs.plan import Plan
+from prefopt.data.tokens.arrays import Int64
 from prefopt.engine import Engine
 from prefopt.ragged import on_device
 from prefopt.trainer.scoring import Scores
@@ -112,7 +113,7 @@ def lay_out(plan: Plan, groups: Groups, index: int, engine: Engine) -> StepLayou
     )
 
 
-def _slots(order: Ints, held: Ints) -> Ints:
+def _slots(order: Int64, held: Int64) -> Int64:
     """Return where each group of ``order`` is found in ``held``; a group drawn twice is found twice."""
     slots = np.empty(len(order), dtype=np.int64)
     slots[np.argsort(order, kind="stable")] = np.argsort(held, kind="stable")

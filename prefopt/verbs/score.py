@@ -69,7 +69,7 @@ def run(
         truncate="keep_start",
         on_identical="keep",
         on_tie="keep",
-        needs=Needs("all"),
+        needs=Needs(structure=None),
         chat_template=chat_template,
         cache_dir=build.cache_folder() / "tokenized",
     )

@@ -24,7 +24,7 @@ from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.policy import Policy
 from prefopt.trainer import Trainer, _mix
-from prefopt.trainer.arrange import arrange, inputs_of, unit_weights
+from prefopt.trainer.inputs import inputs_of
 from prefopt.trainer.replay import lay_out
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Stats, WholeStep
@@ -63,10 +63,10 @@ def directly(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
     batch = pack([trainer.groups[i] for i in trainer.plan.groups(0)])
     policy, reference, _ = trainer.scorer.both(batch)
     scored = [policy] if reference is None else [policy, reference]
-    sides = [arrange(contract.structure, batch, logps, contract.roles) for logps in scored]
-    inputs = inputs_of(contract.inputs, contract.structure, batch, totals, _mix(trainer.seed, 0))
+    sides = [trainer.structure.arrange(batch, logps, contract.roles) for logps in scored]
+    inputs = inputs_of(contract.inputs, trainer.structure, batch, totals, _mix(trainer.seed, 0))
     loss = trainer.loss(*sides, **inputs).loss
-    total = (loss * unit_weights(contract.structure, batch, loss)).sum()
+    total = (loss * trainer.structure.weigh(batch, loss)).sum()
     (total / trainer.units(totals)).backward()
     return total.item(), {name: p.grad.clone() for name, p in trainer.trained.items()}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from prefopt.errors import DataError
+from prefopt.structures import RowUse, rows_for
 
 if TYPE_CHECKING:
     from prefopt.data.rows.layouts import RowLayout
-
-Structure = Literal["pairs", "responses", "sides", "lists", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class Needs:
     """What a loss learns from, as far as preparing rows must know it.
 
     Args:
-        structure: the units; "all" keeps every answer of every row, to be scored rather than learned from.
+        structure: the units, a name of ``structures.STRUCTURES``; None learns nothing, every answer is scored.
         roles: responses besides the answers, of ``types.ROLES``.
         inputs: the names of ``types.INPUTS`` that the loss cannot do without.
         optional: those that it takes where the data has them.
@@ -26,7 +25,7 @@ class Needs:
         loss: what messages call it; the only field that changes nothing in the result.
     """
 
-    structure: Structure = "pairs"
+    structure: str | None = "pairs"
     roles: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -34,10 +33,15 @@ class Needs:
     loss: str = "this loss"
 
     @property
-    def key(self) -> list[str | list[str]]:
+    def key(self) -> list[str | list[str] | None]:
         """All that decides what becomes of a row, for the key of a cache."""
         lists = (self.roles, self.inputs, self.optional, self.prompts)
         return [self.structure, *(sorted(names) for names in lists)]
+
+    @property
+    def use(self) -> RowUse:
+        """What is taken of a row."""
+        return rows_for(self.structure)
 
     def reads(self, column: str) -> bool:
         """Whether the loss reads a column that is left alone unless a loss asks for it."""
@@ -77,12 +81,12 @@ Lacking = tuple[str, str] | None
 
 
 def _structure_lacking(layout: RowLayout, needs: Needs) -> Lacking:
-    if layout.shape == "labelled" and needs.structure in ("pairs", "lists"):
+    if layout.shape == "labelled" and needs.use.compares:
         return (
             "compares answers to one prompt, but the rows are single labelled answers",
             "Give rows with chosen and rejected answers, or use a loss for labelled answers",
         )
-    if needs.structure == "lists" and not _has_scores(layout):
+    if needs.use.ranks and not _has_scores(layout):
         return (
             "reads lists of scored answers, but the rows have no number per answer",
             "Give responses with scores or ranks, or chosen_score and rejected_score",

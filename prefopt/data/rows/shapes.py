@@ -56,7 +56,7 @@ def _pair(row: Row, row_id: int, origin: str) -> Comparison:
     if (scores[0] is None) != (scores[1] is None):
         raise RowError(row.column("chosen_score" if scores[0] is None else "rejected_score"), "missing")
     given = None if scores[0] is None or scores[1] is None else (scores[0], scores[1])
-    if given is None and row.needs.structure == "lists":
+    if given is None and row.needs.use.ranks:
         raise RowError(row.column("chosen_score"), "missing")
     margin = row.number("margin")
     if margin is None:
@@ -209,7 +209,7 @@ def _own_prompts(row: Row, names: Sequence[str], cells: Sequence[Any]) -> _Read:
 
 def _check_prompts(row: Row, read: _Read, prompts: Sequence[str], names: Sequence[str]) -> None:
     allowed = row.needs.prompts
-    if read.own_prompts is not None and row.needs.structure == "pairs" and not allowed:
+    if read.own_prompts is not None and row.needs.use.one_prompt and not allowed:
         raise DataError(
             f"{row.origin}: '{row.column(prompts[0])}' and '{row.column(prompts[1])}' differ, but "
             f"{row.needs.loss} compares answers to one prompt. Use joint_prompt, or give one prompt."

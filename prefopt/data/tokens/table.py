@@ -32,6 +32,11 @@ class GroupSizes(NamedTuple):
     chosen_tokens: Int64  # scored tokens of the chosen answers, once per pair; of all answers without pairs
     desirable: Int64  # answers labelled so
 
+    @property
+    def groups(self) -> Int64:
+        """1 for every group, the count of itself."""
+        return np.ones_like(self.pairs)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupTable:

@@ -193,7 +193,7 @@ def test_bad_row_is_named_by_line_column_and_reason(name: str, write: Any, chatm
 def test_bad_labelled_row_is_named_by_line_column_and_reason(name: str, write: Any, chatml: Any) -> None:
     line, why = LABELLED[name]
     path = write("rows.jsonl", f"{but(KTO)}\n{line}\n")
-    report = prepare([Source(path)], chatml, needs=Needs("sides")).report
+    report = prepare([Source(path)], chatml, needs=Needs("labelled")).report
     assert [bad.describe() for bad in report.bad] == [f"{path}:2: {why}"]
 
 

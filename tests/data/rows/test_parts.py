@@ -129,7 +129,7 @@ def test_a_loss_over_one_prompt_refuses_two(write: Any, chatml: Any) -> None:
         run([JOINT], Needs(loss="dpo"), write, chatml)
 
 
-@pytest.mark.parametrize("structure", ["responses", "sides", "all"])
+@pytest.mark.parametrize("structure", ["responses", "labelled", None])
 def test_a_loss_over_single_answers_takes_each_with_its_prompt(
     structure: Any, write: Any, chatml: Any
 ) -> None:
