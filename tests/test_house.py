@@ -20,8 +20,8 @@ LEVELS = [
     {"ragged", "words"},
     {"types", "errors"},
     {"structures"},
-    {"engine", "recipe", "kernels", "losses", "data"},
-    {"policy", "demo"},
+    {"engine", "kernels", "losses", "data"},
+    {"policy", "demo", "recipe"},
     {"reference"},
     {"trainer"},
     {"memory", "run"},
@@ -37,9 +37,7 @@ DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 
 FENCES = {
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
-    "transformers": lambda path: (
-        "/policy/" in path or path.endswith(("data/tokens/tokenize.py", "/demo.py")) or _builds(path)
-    ),
+    "transformers": lambda path: "/policy/" in path or path.endswith("/demo.py") or _builds(path),
     "peft": lambda path: "/policy/" in path or _builds(path),
     "accelerate": lambda path: path.endswith("/engine/__init__.py"),
     "deepspeed": lambda path: path.endswith("/engine/__init__.py"),

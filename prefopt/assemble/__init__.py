@@ -17,7 +17,7 @@ from prefopt.assemble.model import DTYPES, references_of
 from prefopt.data.packs.loader import stream
 from prefopt.data.packs.plan import Plan
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
 from prefopt.data.rows.source import Source
 from prefopt.data.tokens.table import GroupTable

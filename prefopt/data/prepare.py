@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.data.rows.layouts import RowLayout, detect
+from prefopt.data.rows.layouts.detect import detect, to_comparison
+from prefopt.data.rows.layouts.layout import RowLayout
+from prefopt.data.rows.loss_needs import PAIRS, Needs, check_served
 from prefopt.data.rows.mismatched import add_mismatched
-from prefopt.data.rows.needs import PAIRS, Needs, check_served
-from prefopt.data.rows.parts import Part, split
-from prefopt.data.rows.raw import BadRow, RawRow, RowError
+from prefopt.data.rows.raw_rows import BadRow, RawRow, RowError
 from prefopt.data.rows.report import DataReport, SourceReport, quantiles
-from prefopt.data.rows.shapes import to_comparison
 from prefopt.data.rows.source import Source, read_rows, source_digest
+from prefopt.data.rows.split_prompts import Part, split
 from prefopt.data.tokens.group import GroupMaker, Settings
+from prefopt.data.tokens.render import Rendered, Renderer
 from prefopt.data.tokens.table import GroupTable
-from prefopt.data.tokens.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
+from prefopt.data.tokens.tokenize import Tokenizer, Tokens, WindowError
 from prefopt.data.tokens.truncate import Mode
 from prefopt.data.tokens.turns import Turns
 from prefopt.errors import CorruptError, DataError

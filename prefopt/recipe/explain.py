@@ -74,7 +74,7 @@ def _sentence(error: Any, path: KeyPath, schema: Schema) -> str:
             note = schema.notes.get(f"{block}.{path[-1]}" if block else str(path[-1]), "")
             return f"is missing. {note}".rstrip()
         case "literal_error":
-            return _no_choice(value, ctx["expected"])
+            return no_choice(value, re.findall(r"'([^']*)'", ctx["expected"]))
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<"}.get(kind, "<=")
             return f"must be {sign} {next(iter(ctx.values())):g}, got {spelled(value, 60)}."
@@ -113,8 +113,8 @@ def _all_keys(schema: Schema) -> list[str]:
     return [key for keys in schema.blocks.values() for key in keys]
 
 
-def _no_choice(value: Any, expected: str) -> str:
-    choices = re.findall(r"'([^']*)'", expected)
+def no_choice(value: Any, choices: Sequence[str]) -> str:
+    """Say that a value is none of those that are legal, and which is meant."""
     if value == "float16":
         return "float16 needs loss scaling, which prefopt does not do. Use bfloat16 or float32."
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""

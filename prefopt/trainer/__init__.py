@@ -26,7 +26,7 @@ from prefopt.reference import MovingReference, Reference, check_rows
 from prefopt.structures import STRUCTURES, UnitLogps
 from prefopt.trainer.identity import check_logps, check_loss
 from prefopt.trainer.inputs import inputs_of, wanted_inputs
-from prefopt.trainer.metrics import Sums, divide, pack_sums
+from prefopt.trainer.metrics import MetricSums, divide, pack_sums
 from prefopt.trainer.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.trainer.replay import Replay, StepLayout, lay_out
 from prefopt.trainer.scoring import Scorer, Scores
@@ -46,7 +46,7 @@ class StepResult:
     units: int
     lr: float
     seconds: float  # wall time since the previous step ended
-    sums: Sums = field(repr=False)
+    sums: MetricSums = field(repr=False)
     grad_norm: Tensor = field(repr=False)  # [], before clipping
     skipped: bool = False  # the step was not finite and left the weights alone
 
@@ -180,7 +180,7 @@ class Trainer:
         self.policy.model.eval()
         if self.masks is not None:
             self.masks.eval()
-        sums, totals = Sums(), plan.epoch_totals(0)
+        sums, totals = MetricSums(), plan.epoch_totals(0)
         try:
             for step in stream(
                 plan,
@@ -207,7 +207,7 @@ class Trainer:
         names, vector = sums.vector()
         return divide(names, self.engine.sum(vector), self.units(totals))
 
-    def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
+    def _step(self, step: Step, lr: float) -> tuple[MetricSums, Tensor, bool]:
         # a rank with nothing but ghosts in the first step must not check the moved weights of a later one
         self._is_first_step = step.index == 0
         sums, losses, packs = self._accumulate(step)
@@ -236,7 +236,7 @@ class Trainer:
         # filled there: a list would have to be copied to the device, which waits for it
         return tuple(torch.full((), bit, dtype=torch.int32, device=device) for bit in bits)
 
-    def _accumulate(self, step: Step) -> tuple[Sums, list[Tensor], list[PackedBatch]]:
+    def _accumulate(self, step: Step) -> tuple[MetricSums, list[Tensor], list[PackedBatch]]:
         """Add up the gradients of all packs; a pack that does not fit into memory is halved and all is redone."""
         packs = list(step.packs)
         members: list[tuple[int, ...]] = []  # of every pack; planned again only where one must be halved
@@ -259,9 +259,9 @@ class Trainer:
     def _on_device(self, batch: PackedBatch) -> PackedBatch:
         return batch.to(self.engine.device, non_blocking=True)
 
-    def _run_each(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+    def _run_each(self, step: Step, packs: list[PackedBatch]) -> tuple[MetricSums, list[Tensor]]:
         """Add the gradient of each pack's share of the loss."""
-        sums, losses = Sums(), []
+        sums, losses = MetricSums(), []
         for at, batch in enumerate(packs):
             self._begin(step, at)
             with self.engine.accumulate(self.policy.model, is_last=at == len(packs) - 1):
@@ -271,7 +271,7 @@ class Trainer:
             sums.merge(part, is_ghost=batch.is_ghost)
         return sums, losses
 
-    def _run_whole(self, step: Step, packs: list[PackedBatch]) -> tuple[Sums, list[Tensor]]:
+    def _run_whole(self, step: Step, packs: list[PackedBatch]) -> tuple[MetricSums, list[Tensor]]:
         """Add the gradient of a loss that reads all units of the step at once; see ``replay``."""
 
         def first(at: int) -> Scores:
@@ -290,11 +290,11 @@ class Trainer:
         part, numerator, output = self._pay(layout.batch, policy, reference, step.totals, step.index)
         replay.backward(numerator / self.units(step.totals))
         self._to_carry = dict(output.carried)
-        sums = Sums()
+        sums = MetricSums()
         sums.merge(part, is_ghost=not self.engine.is_main)  # every rank holds all units, which count once
         return sums, replay.pack_sums
 
-    def _evaluate_whole(self, layout: StepLayout, step: Step, totals: Totals) -> Sums:
+    def _evaluate_whole(self, layout: StepLayout, step: Step, totals: Totals) -> MetricSums:
         """Return the metrics of a step's units, all of them read at once."""
         found = [self.scorer.both(self._on_device(batch)) for batch in step.packs]
         policy, reference = layout.gather_both(step.packs, found, self.engine)
@@ -319,7 +319,7 @@ class Trainer:
         log.warning("a pack of %d tokens did not fit into memory; it is halved", batch.num_tokens)
         return [members[:middle], members[middle:]]
 
-    def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
+    def _forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[MetricSums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
         scores = self.scorer.both(batch)
         sums, numerator, output = self._pay(batch, scores.policy, scores.reference, totals, index)
@@ -329,7 +329,7 @@ class Trainer:
 
     def _pay(
         self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
-    ) -> tuple[Sums, Tensor, LossOutput]:
+    ) -> tuple[MetricSums, Tensor, LossOutput]:
         """Return the metrics of a batch's units, the loss numerator, and what the loss returned."""
         values = self._arrange(batch, policy)
         other = None if reference is None else self._arrange(batch, reference)

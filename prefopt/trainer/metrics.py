@@ -16,7 +16,7 @@ COUNT = "/count"
 
 
 @dataclass
-class Sums:
+class MetricSums:
     """Add up named numerators on the device over the packs of a step, without a host sync."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Sums:
         self.add(name, (values * mask).sum())
         self.add(name + COUNT, mask.sum())
 
-    def merge(self, other: Sums, *, is_ghost: bool = False) -> None:
+    def merge(self, other: MetricSums, *, is_ghost: bool = False) -> None:
         """Add another pack's sums; a ghost adds its names with zeros, so that all ranks know the same names."""
         for name, value in other.values.items():
             self.add(name, torch.zeros_like(value) if is_ghost else value)
@@ -41,7 +41,7 @@ class Sums:
         return names, torch.stack([self.values[name] for name in names])
 
 
-def pack_sums(policy: UnitLogps, output: LossOutput, weighted_loss: Tensor) -> Sums:
+def pack_sums(policy: UnitLogps, output: LossOutput, weighted_loss: Tensor) -> MetricSums:
     """Return what one pack contributes to the step's metrics.
 
     Args:
@@ -52,7 +52,7 @@ def pack_sums(policy: UnitLogps, output: LossOutput, weighted_loss: Tensor) -> S
     Returns:
         Numerators; the caller divides by the units of the whole step.
     """
-    sums = Sums()
+    sums = MetricSums()
     sums.add("loss", weighted_loss)
     for name, (values, counted) in BY_VALUES[type(policy)].log(policy, output).items():
         if counted is None:

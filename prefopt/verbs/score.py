@@ -15,7 +15,7 @@ from prefopt.assemble import model as build_model
 from prefopt.data.packs.loader import stream
 from prefopt.data.packs.plan import Plan
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.errors import DataError
 from prefopt.types import PackedBatch, SeqLogps
 from prefopt.verbs.progress import Display

@@ -13,7 +13,7 @@ import pytest
 
 from prefopt.data import prepare as module
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
 from prefopt.data.rows.source import Source, read_rows
 from prefopt.errors import BadRowsError, DataError

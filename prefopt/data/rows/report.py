@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.rows.raw import BadRow
+from prefopt.data.rows.raw_rows import BadRow
 from prefopt.errors import BadRowsError, DataError
 from prefopt.structures import rows_for
 

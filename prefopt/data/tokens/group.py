@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefopt.data.rows.needs import Needs
-from prefopt.data.rows.parts import Part, roles_of
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
+from prefopt.data.rows.split_prompts import Part, roles_of
 from prefopt.data.tokens.tokenize import Tokens
 from prefopt.data.tokens.truncate import Mode, fit
 from prefopt.data.tokens.turns import Weights

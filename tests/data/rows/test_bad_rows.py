@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.source import Source
 from prefopt.errors import BadRowsError, DataError
 

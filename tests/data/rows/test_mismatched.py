@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prefopt.data.prepare import prepare
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.mismatched import add_mismatched
-from prefopt.data.rows.needs import Needs
 from prefopt.data.rows.source import Source
 from prefopt.errors import DataError
 from prefopt.types import TokenizedGroup

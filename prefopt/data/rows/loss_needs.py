@@ -9,7 +9,7 @@ from prefopt.errors import DataError
 from prefopt.structures import RowUse, rows_for
 
 if TYPE_CHECKING:
-    from prefopt.data.rows.layouts import RowLayout
+    from prefopt.data.rows.layouts.layout import RowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,6 @@ READ_FOR = {
 }
 """Columns that are read only for a loss that names this role or input."""
 
-STRENGTHS = ("overall_preference", "preference_strength")
-"""Columns that say by how much the better of two answers is better."""
-
 
 def check_served(layout: RowLayout, needs: Needs, place: str) -> None:
     """Refuse a loss that rows of ``layout`` cannot serve.
@@ -81,12 +78,12 @@ Lacking = tuple[str, str] | None
 
 
 def _structure_lacking(layout: RowLayout, needs: Needs) -> Lacking:
-    if layout.shape == "labelled" and needs.use.compares:
+    if needs.use.compares and not layout.layout.compares:
         return (
             "compares answers to one prompt, but the rows are single labelled answers",
             "Give rows with chosen and rejected answers, or use a loss for labelled answers",
         )
-    if needs.use.ranks and not _has_scores(layout):
+    if needs.use.ranks and not layout.gives("scores"):
         return (
             "reads lists of scored answers, but the rows have no number per answer",
             "Give responses with scores or ranks, or chosen_score and rejected_score",
@@ -104,10 +101,10 @@ def _columns_lacking(layout: RowLayout, needs: Needs) -> Lacking:
         if name in needs.roles and name not in layout.columns:
             return f"needs a {name} text in every row", f"Add a column {name}, or map one: {_map(name)}"
     for name in needs.inputs:
-        if name in ("chosen_score", "rejected_score", "answer_score") and not _has_scores(layout):
+        if name in ("chosen_score", "rejected_score", "answer_score") and not layout.gives("scores"):
             way_out = f"Add chosen_score and rejected_score, or map them: {_map('chosen_score')}"
             return "needs a score for each answer", way_out
-        if name == "pair_margin" and not _has_margin(layout):
+        if name == "pair_margin" and not layout.gives("margin"):
             return (
                 "needs a margin for each pair",
                 f"Add a column margin, or scores, or map one: {_map('margin')}",
@@ -115,15 +112,6 @@ def _columns_lacking(layout: RowLayout, needs: Needs) -> Lacking:
         if name in ("soft_label", "prompt_embedding") and name not in layout.columns:
             return f"needs a {name} in every row", f"Add that column, or map one: {_map(name)}"
     return None
-
-
-def _has_scores(layout: RowLayout) -> bool:
-    return layout.shape == "ranked" or {"chosen_score", "rejected_score"} <= layout.columns.keys()
-
-
-def _has_margin(layout: RowLayout) -> bool:
-    has_strength = layout.columns.get("better") in STRENGTHS
-    return has_strength or "margin" in layout.columns or _has_scores(layout)
 
 
 def _map(name: str) -> str:
