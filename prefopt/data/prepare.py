@@ -18,7 +18,7 @@ import numpy as np
 
 from prefopt.data.rows.layouts.detect import detect, to_comparison
 from prefopt.data.rows.layouts.layout import RowLayout
-from prefopt.data.rows.loss_needs import PAIRS, Needs, check_served
+from prefopt.data.rows.loss_needs import PAIR_NEEDS, Needs, check_served
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.data.rows.raw_rows import BadRow, RawRow, RowError
 from prefopt.data.rows.report import DataReport, SourceReport, quantiles
@@ -61,7 +61,7 @@ def prepare(
     truncate: Mode = "keep_start",
     on_identical: Handling = "drop",
     on_tie: Handling = "drop",
-    needs: Needs = PAIRS,
+    needs: Needs = PAIR_NEEDS,
     turns: Turns = "all",
     chat_template: str | None = None,
     cache_dir: Path | None = None,

@@ -41,7 +41,7 @@ def weigh_alike(batch: PackedBatch, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if batch.is_ghost else torch.ones_like(like)
 
 
-def missing(name: str, batch: PackedBatch, what: str) -> RecipeError:
+def lacks(name: str, batch: PackedBatch, what: str) -> RecipeError:
     """Return the error for data that lacks what a loss needs."""
     return RecipeError(
         f"{batch.origins[0]}: the loss needs '{name}', but the data has no {what}. "

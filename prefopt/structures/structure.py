@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from prefopt.structures.packs import missing, of_role, roles_in, row_of
+from prefopt.structures.packs import lacks, of_role, roles_in, row_of
 from prefopt.structures.rows import RowUse
-from prefopt.types import (
-    LabelledLogps,
-    ListLogps,
-    LossOutput,
-    PackedBatch,
-    PairLogps,
-    SeqLogps,
-    Totals,
-)
+from prefopt.types import LossOutput, PackedBatch, SeqLogps, Totals
 
-UnitLogps = PairLogps | LabelledLogps | ListLogps | SeqLogps
-"""Log-probs in the units of a loss."""
+
+class UnitLogps(Protocol):
+    """Log-probs in the units of a loss: whatever type a structure gives them."""
+
+    def __len__(self) -> int:
+        """Return the number of units."""
+
+    def detach(self) -> UnitLogps:
+        """Return the same values outside the graph."""
+
 
 Answers = Callable[[Sequence[Tensor]], SeqLogps]
 """Make answers whose log-probs lie by so many nats, a tensor [] for each, beside a common start."""
@@ -113,7 +113,7 @@ class Structure:
         """
         others = {role: of_role(batch, role) for role in dict.fromkeys((*roles, *roles_in(batch)))}
         if lacking := [role for role, found in others.items() if not found]:
-            raise missing(lacking[0], batch, f"{lacking[0]} responses")
+            raise lacks(lacking[0], batch, f"{lacking[0]} responses")
         return self.gather(batch, logps, others)
 
     def origin(self, batch: PackedBatch, unit: int) -> str:

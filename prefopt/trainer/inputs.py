@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.ragged import on_device
 from prefopt.structures import Structure
-from prefopt.structures.packs import missing, of_role, row_of, take_rows
+from prefopt.structures.packs import lacks, of_role, row_of, take_rows
 from prefopt.types import BATCH_STATS, PackedBatch, Totals
 
 
@@ -73,17 +73,17 @@ def _input(name: str, structure: Structure, batch: PackedBatch, totals: Totals, 
             return batch.pair_margin
         case "soft_label":
             if batch.pair_soft_label is None:
-                raise missing(name, batch, "'soft_label' column")
+                raise lacks(name, batch, "'soft_label' column")
             return batch.pair_soft_label
         case "pair_seed":
             return _pair_seeds(batch, seed)
         case "answer_score":
             if batch.scores is None:
-                raise missing(name, batch, "scores")
+                raise lacks(name, batch, "scores")
             return take_rows(batch.scores, of_role(batch, "answer"))
         case "prompt_embedding":
             if batch.prompt_embedding is None:
-                raise missing(name, batch, "'prompt_embedding' column")
+                raise lacks(name, batch, "'prompt_embedding' column")
             return take_rows(batch.prompt_embedding, structure.rows_of_units(batch))
         case "mean_chosen_length":
             mean = totals.chosen_tokens / structure.units(totals)
@@ -93,7 +93,7 @@ def _input(name: str, structure: Structure, batch: PackedBatch, totals: Totals, 
             return torch.full((), share, dtype=torch.float32, device=batch.input_ids.device)
         case "chosen_score" | "rejected_score":
             if batch.scores is None:
-                raise missing(name, batch, "scores")
+                raise lacks(name, batch, "scores")
             side = 0 if name == "chosen_score" else 1
             return take_rows(batch.scores, [pair[side] for pair in batch.pairs])
     raise AssertionError(f"types.INPUTS names '{name}', which nothing supplies")

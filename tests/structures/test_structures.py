@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import toy
 from prefopt.data.packs.pack import pack
 from prefopt.data.tokens.table import GroupTable
 from prefopt.errors import RecipeError
+from prefopt.recipe import Eval
 from prefopt.structures import BY_VALUES, STRUCTURES, Structure, rows_for
 from prefopt.structures.labelled import LABELLED
 from prefopt.structures.lists import LISTS
@@ -152,6 +154,12 @@ def test_a_structure_counts_what_totals_and_tables_hold() -> None:
     for structure in STRUCTURES.values():
         assert structure.counted_in in {field.name for field in fields(Totals)}
         assert len(getattr(GroupTable.from_groups(ROWS).sizes(True), structure.counted_in)) == len(ROWS)
+
+
+def test_a_structure_is_evaluated_by_metrics_that_a_recipe_can_name() -> None:
+    known = get_args(Eval.model_fields["metric"].annotation)
+    for structure in STRUCTURES.values():
+        assert structure.eval_metrics and set(structure.eval_metrics) <= set(known), structure.name
 
 
 def test_a_structure_cannot_forget_a_part() -> None:

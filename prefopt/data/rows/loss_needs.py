@@ -48,7 +48,7 @@ class Needs:
         return READ_FOR[column] in (*self.roles, *self.inputs, *self.optional)
 
 
-PAIRS = Needs()
+PAIR_NEEDS = Needs()
 """What a plain loss over pairs needs."""
 
 READ_FOR = {

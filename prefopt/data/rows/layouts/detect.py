@@ -10,8 +10,8 @@ from prefopt.data.rows.convert import MISSING, cell_at, opened, sequence
 from prefopt.data.rows.layouts.columns import find, has
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.layout import Layout, RowLayout
-from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS, TABLE
-from prefopt.data.rows.loss_needs import PAIRS, READ_FOR, Needs
+from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS, ROW_LAYOUTS
+from prefopt.data.rows.loss_needs import PAIR_NEEDS, READ_FOR, Needs
 from prefopt.data.rows.raw_rows import RawRow
 from prefopt.data.rows.source import Source
 from prefopt.errors import DataError
@@ -19,7 +19,7 @@ from prefopt.types import Comparison
 from prefopt.words import did_you_mean
 
 
-def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> RowLayout:
+def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIR_NEEDS) -> RowLayout:
     """Return the one layout that fits the first rows of ``source``.
 
     Rows that fit no layout are passed over, so that one bad row at the top does not decide. Columns that
@@ -49,7 +49,7 @@ def detect(rows: Sequence[RawRow], source: Source, needs: Needs = PAIRS) -> RowL
 
 
 def to_comparison(
-    layout: RowLayout, row: Mapping[str, Any], row_id: int, origin: str, needs: Needs = PAIRS
+    layout: RowLayout, row: Mapping[str, Any], row_id: int, origin: str, needs: Needs = PAIR_NEEDS
 ) -> Comparison:
     """Read one row.
 
@@ -72,8 +72,8 @@ def _candidates(
     value: Mapping[str, Any], values: Sequence[Mapping[str, Any]], source: Source, needs: Needs
 ) -> list[RowLayout]:
     found: list[RowLayout] = []
-    named = [layout for layout in TABLE if layout.name == source.layout]
-    for layout in named or TABLE:
+    named = [layout for layout in ROW_LAYOUTS if layout.name == source.layout]
+    for layout in named or ROW_LAYOUTS:
         columns = {name: path for name in layout.required if (path := find(name, ALIASES, [value], source))}
         if len(columns) < len(layout.required) or (layout.gives_way and found):
             continue
@@ -149,7 +149,7 @@ def _no_match(source: Source, values: Sequence[Mapping[str, Any]]) -> str:
     found = ", ".join(_columns_of(values)) or "none"
     asked = "no layout fits" if source.layout == "auto" else f"layout '{source.layout}' does not fit"
     # the last of the table ask for the most particular columns
-    for name, lacking, what in (layout.half for layout in reversed(TABLE) if layout.half is not None):
+    for name, lacking, what in (layout.half for layout in reversed(ROW_LAYOUTS) if layout.half is not None):
         there = next((path for tier in ALIASES[name] for path in tier if has(values, path)), None)
         if there is not None and not find(lacking, ALIASES, values, source):
             return (

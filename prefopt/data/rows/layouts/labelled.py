@@ -53,7 +53,7 @@ def _form_of(cells: Mapping[str, Any]) -> str | None:
     return form_of_answers(cells.get("prompt"), [cells.get("completion")])
 
 
-LABELLED = Layout(
+LABELLED_ANSWER = Layout(
     name="labelled",
     described="messages (or prompt and completion) and a true or false label",
     required=("label",),

@@ -6,23 +6,23 @@ from prefopt.data.rows.layouts.choice import CHOICE
 from prefopt.data.rows.layouts.columns import SHARED, Tiers
 from prefopt.data.rows.layouts.contrast import CONTRAST
 from prefopt.data.rows.layouts.forms import FORMS
-from prefopt.data.rows.layouts.labelled import LABELLED
+from prefopt.data.rows.layouts.labelled import LABELLED_ANSWER
 from prefopt.data.rows.layouts.layout import Layout
 from prefopt.data.rows.layouts.pair import PAIR
 from prefopt.data.rows.layouts.ranked import RANKED
 
-TABLE: tuple[Layout, ...] = (PAIR, CONTRAST, LABELLED, RANKED, CHOICE)
+ROW_LAYOUTS: tuple[Layout, ...] = (PAIR, CONTRAST, LABELLED_ANSWER, RANKED, CHOICE)
 """In the order in which they are tried."""
 
 ALIASES: dict[str, Tiers] = SHARED | {
-    name: tiers for layout in TABLE for name, tiers in layout.aliases.items()
+    name: tiers for layout in ROW_LAYOUTS for name, tiers in layout.aliases.items()
 }
 """Canonical name -> the names it may have in a source."""
 
 
 def _described() -> dict[str, str]:
     texts = {name: [form.described] for name, form in FORMS.items()}
-    for layout in TABLE:
+    for layout in ROW_LAYOUTS:
         if layout.name:
             texts.setdefault(layout.name, []).append(layout.described)
     return {name: "; ".join(parts) for name, parts in texts.items()}
