@@ -18,6 +18,7 @@ from prefopt.losses import (
     mixed,
     settings_of,
 )
+from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
 
 PAGE = Path(__file__).with_name("losses.md")
@@ -67,12 +68,6 @@ loss:
 ```
 """
 
-UNITS = {
-    "pairs": "pairs",
-    "responses": "single answers",
-    "sides": "labelled answers",
-    "lists": "lists of answers",
-}
 _SECTION = re.compile(
     r"^(When|Args|Returns|Raises|Formula|Source):\n((?:(?: +.*)?(?:\n|$))+)", flags=re.MULTILINE
 )
@@ -91,7 +86,9 @@ def _overview() -> str:
     for name, loss in LOSSES.items():
         contract = contract_of(loss)
         reference = "yes" if contract.needs_reference else "no"
-        rows.append([f"[`{name}`](#{name})", UNITS[contract.structure], reference, contract.summary])
+        rows.append(
+            [f"[`{name}`](#{name})", STRUCTURES[contract.structure].learns_from, reference, contract.summary]
+        )
     return _table(["loss", "learns from", "reference", "what it does"], rows)
 
 
@@ -116,7 +113,7 @@ def _loss(name: str) -> str:
 
 def _needs(name: str, contract: LossContract) -> Iterable[str]:
     yield f"- take it when: {'; '.join(contract.when)}"
-    yield f"- learns from: {UNITS[contract.structure]}"
+    yield f"- learns from: {STRUCTURES[contract.structure].learns_from}"
     yield f"- reference: {'needed' if contract.needs_reference else 'not used'}"
     yield from (f"- prompts: {PROMPTS[name]}" for name in contract.prompts)
     yield from (f"- further texts: {OTHER_RESPONSES[role]}" for role in contract.roles)

@@ -13,12 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from prefopt.data.rows.layouts.detect import detect, to_comparison
+from prefopt.data.rows.layouts.layout import RowLayout
+from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS
+from prefopt.data.rows.loss_needs import Needs
+from prefopt.data.rows.raw_rows import RawRow
 
 from prefopt.assemble.loss import build_loss
-from prefopt.data.rows.layouts import ALIASES, LAYOUTS, RowLayout, detect
-from prefopt.data.rows.needs import Needs
-from prefopt.data.rows.raw import RawRow
-from prefopt.data.rows.shapes import to_comparison
 from prefopt.data.rows.source import Source
 from prefopt.losses import LOSSES, TRANSFORMS
 from prefopt.recipe import parse_recipe
@@ -160,7 +161,7 @@ def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, r
     value = json.loads(row)
     found: RowLayout = detect([RawRow("page:1", value, row)], Source("page.jsonl"))
     assert found.name.split()[0] == (layout if layout in LAYOUTS else "text")
-    comparison = to_comparison(found, value, 0, "page:1", Needs("all"))
+    comparison = to_comparison(found, value, 0, "page:1", Needs(structure=None))
     assert all(comparison.answers)
     for pair in comparison.preferences:
         assert "even" in str(comparison.answers[pair.chosen])  # seven is the prime on every row

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefopt
+from prefopt.structures import STRUCTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prefopt"
@@ -18,8 +19,9 @@ PACKAGE = ROOT / "prefopt"
 LEVELS = [
     {"ragged", "words"},
     {"types", "errors"},
-    {"engine", "recipe", "kernels", "losses", "data"},
-    {"policy", "demo"},
+    {"structures"},
+    {"engine", "kernels", "losses", "data"},
+    {"policy", "demo", "recipe"},
     {"reference"},
     {"trainer"},
     {"memory", "run"},
@@ -37,9 +39,7 @@ _SCHEMA = ("/recipe/__init__.py", "/recipe/blocks.py", "/recipe/references.py")
 
 FENCES = {
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
-    "transformers": lambda path: (
-        "/policy/" in path or path.endswith(("data/tokens/tokenize.py", "/demo.py")) or _builds(path)
-    ),
+    "transformers": lambda path: "/policy/" in path or path.endswith("/demo.py") or _builds(path),
     "peft": lambda path: "/policy/" in path or _builds(path),
     "accelerate": lambda path: path.endswith("/engine/__init__.py"),
     "deepspeed": lambda path: path.endswith("/engine/__init__.py"),
@@ -170,6 +170,56 @@ def test_data_flows_from_rows_to_tokens_to_packs() -> None:
             if module.startswith("prefopt.data.") and here != "__init__":
                 there = module.split(".")[2]
                 assert DATA_LEVELS.index(there) <= DATA_LEVELS.index(here), f"{path.name} imports {module}"
+
+
+def _asks_which_structure(node: ast.AST) -> bool:
+    """Whether a piece of code tells structures apart by name, or by the type of their values."""
+    types = {structure.values.__name__ for structure in STRUCTURES.values()}
+    match node:
+        case ast.Compare():
+            sides = [node.left, *node.comparators]
+            texts = {
+                part.value for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant)
+            }
+            return bool(texts & set(STRUCTURES)) and "structure" in ast.unparse(node)
+        case ast.Match():
+            return "structure" in ast.unparse(node.subject)
+        case ast.Dict():
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            return len(keys & set(STRUCTURES)) > 1
+        case ast.MatchClass():
+            return ast.unparse(node.cls) in types
+        case ast.Call(func=ast.Name(id="isinstance")):
+            return bool(types & {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)})
+    return False
+
+
+def test_only_the_structures_know_which_they_are() -> None:
+    """Losses and transforms may: they take values apart that they were written for."""
+    for path in modules():
+        inside = path.relative_to(PACKAGE).parts
+        if inside[0] == "structures" or (inside[0] == "losses" and not inside[1].startswith("_")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not _asks_which_structure(node), (
+                f"{path.relative_to(ROOT)}:{node.lineno} asks which structure a loss has. Give `Structure` in "
+                f"prefopt/structures/structure.py a part that answers, and ask that."
+            )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "contract.structure == 'pairs'",
+        "needs.structure in ('pairs', 'lists')",
+        "match self.structure:\n    case 'lists': pass",
+        "{'pairs': 1, 'lists': 2}[name]",
+        "isinstance(policy, PairLogps)",
+        "match policy:\n    case ListLogps(): pass",
+    ],
+)
+def test_asking_which_structure_is_noticed(code: str) -> None:
+    assert any(_asks_which_structure(node) for node in ast.walk(ast.parse(code)))
 
 
 def test_public_names_are_these() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +183,39 @@ def masks(loss: BoundLoss) -> TokenMasks | None:
         return None
     torch.manual_seed(0)
     return TokenMasks(2, 16, loss.contract.row_stats, dropout=0.0).double()
+
+
+def group(row: int, lengths: Sequence[int], roles: Sequence[str], **fields: object) -> TokenizedGroup:
+    """Build a group whose response of n tokens repeats the token n; ``fields`` are others of the group."""
+    given: dict[str, object] = {
+        "prompts": (np.array([9], np.int32),),
+        "responses": tuple(np.full(length, length, np.int32) for length in lengths),
+        "prompt_of": (0,) * len(lengths),
+        "preferences": (),
+        "row_id": row,
+        "origin": f"f:{row}",
+        "roles": tuple(roles),
+    }
+    return TokenizedGroup(**(given | fields))  # type: ignore[arg-type]
+
+
+def gold_groups() -> list[TokenizedGroup]:
+    """Return two rows of three and two answers with a gold text each, in awkward places."""
+    return [
+        group(
+            1,
+            [2, 3, 1, 4],
+            ["answer", "gold", "answer", "answer"],
+            preferences=(Preference(0, 2, 2.0), Preference(0, 3, 2.0)),
+            scores=(5.0, nan, 1.0, 2.0),
+            prompt_embedding=np.array([1.0, 0.0], np.float32),
+        ),
+        group(
+            2,
+            [5, 6, 7],
+            ["gold", "answer", "answer"],
+            preferences=(Preference(2, 1, 0.5),),
+            scores=(nan, 3.0, 4.0),
+            prompt_embedding=np.array([0.0, 1.0], np.float32),
+        ),
+    ]

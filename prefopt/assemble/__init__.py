@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from prefopt.assemble.references import are_live
 from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.rows.needs import Needs, Structure
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
 from prefopt.data.rows.source import Source
 from prefopt.data.tokens.table import GroupTable
@@ -29,6 +29,7 @@ from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.reference.cache import LogpCache
+from prefopt.structures import STRUCTURES
 from prefopt.trainer.optim import OptimSettings
 from prefopt.types import LEARNED_MASKS, OTHER_REFERENCES
 
@@ -97,7 +98,7 @@ def loss_of(recipe: Recipe) -> BoundLoss:
 
 def _check_metric(recipe: Recipe, contract: LossContract) -> None:
     metric = recipe.eval.metric if recipe.eval is not None else "loss"
-    known = {"sides": ("loss", "reward/margin"), "responses": ("loss",)}.get(contract.structure, (metric,))
+    known = STRUCTURES[contract.structure].eval_metrics
     if metric not in known:
         raise recipe.located(
             RecipeError(
@@ -281,7 +282,7 @@ def _prepare(
 def needs_of(contract: LossContract) -> Needs:
     """Return what a loss asks of the rows."""
     return Needs(
-        structure=cast(Structure, contract.structure),
+        structure=contract.structure,
         roles=contract.roles,
         inputs=tuple(name for name, is_required in contract.inputs.items() if is_required),
         optional=tuple(name for name, is_required in contract.inputs.items() if not is_required),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from prefopt import demo
-from prefopt.data.tokens.tokenize import Renderer
+from prefopt.data.tokens.render import Renderer
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, quantize

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.data.rows.choose import Policy, choose
-from prefopt.data.rows.layouts import RowLayout, detect
+from prefopt.data.rows.layouts.detect import detect, to_comparison
+from prefopt.data.rows.layouts.layout import RowLayout
+from prefopt.data.rows.loss_needs import PAIR_NEEDS, Needs, check_served
 from prefopt.data.rows.mismatched import add_mismatched
-from prefopt.data.rows.needs import PAIRS, Needs, check_served
-from prefopt.data.rows.parts import Part, split
-from prefopt.data.rows.raw import BadRow, RawRow, RowError
+from prefopt.data.rows.raw_rows import BadRow, RawRow, RowError
 from prefopt.data.rows.report import DataReport, SourceReport, quantiles
-from prefopt.data.rows.shapes import to_comparison
 from prefopt.data.rows.source import Source, read_rows, source_digest
+from prefopt.data.rows.split_prompts import Part, split
 from prefopt.data.tokens.group import GroupMaker, Settings
+from prefopt.data.tokens.render import Rendered, Renderer
 from prefopt.data.tokens.table import GroupTable
-from prefopt.data.tokens.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
+from prefopt.data.tokens.tokenize import Tokenizer, Tokens, WindowError
 from prefopt.data.tokens.truncate import Mode
 from prefopt.data.tokens.turns import Turns
 from prefopt.errors import CorruptError, DataError
+from prefopt.structures.rows import Handling
 from prefopt.types import ROLES, Comparison, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def prepare(
     *,
     max_tokens: int | None = None,
     truncate: Mode = "keep_start",
-    on_identical: Policy = "drop",
-    on_tie: Policy = "drop",
-    needs: Needs = PAIRS,
+    on_identical: Handling = "drop",
+    on_tie: Handling = "drop",
+    needs: Needs = PAIR_NEEDS,
     turns: Turns = "all",
     chat_template: str | None = None,
     cache_dir: Path | None = None,
@@ -75,7 +76,7 @@ def prepare(
         on_identical: what to do with pairs whose answers have the same tokens (after truncation).
         on_tie: what to do with pairs whose answers have the same score.
         needs: what the loss learns from. The structure "responses" keeps only preferred or desirable
-            answers; "sides" takes pairs apart into a desirable and an undesirable answer.
+            answers; "labelled" takes pairs apart into a desirable and an undesirable answer.
         turns: what is scored of an answer with several turns, see ``tokenize.Renderer``.
         chat_template: a Jinja template or its path, instead of the tokenizer's own.
         cache_dir: where results are kept, keyed by the content of everything they depend on.
@@ -242,12 +243,12 @@ class _Builder:
         except RowError as error:
             self._reject(raw, error, row_id, source)
             return None
-        choice = choose(row, self.settings.needs.structure, self.settings.on_tie)
-        if choice.num_ties:
-            self.report.ties.add(raw.origin, choice.num_ties)
-        if choice.row is None and not choice.num_ties:
+        kept = self.settings.needs.use.keep(row, self.settings.on_tie)
+        if kept.num_ties:
+            self.report.ties.add(raw.origin, kept.num_ties)
+        if kept.row is None and not kept.num_ties:
             self.report.unused.add(raw.origin)
-        return None if choice.row is None else _Item(raw, choice.row, split(choice.row))
+        return None if kept.row is None else _Item(raw, kept.row, split(kept.row))
 
     def _reject(self, raw: RawRow, error: RowError, row_id: int, source: int) -> None:
         self.bad.append((row_id, raw.bad(error)))

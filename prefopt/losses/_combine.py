@@ -41,6 +41,7 @@ from prefopt.losses._compose import Given, admit, arguments_of, compose, named_l
 from prefopt.losses._contract import Loss, base_of, contract_of, name_of, signature_of
 from prefopt.losses._settings import Setting, check_settings
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
+from prefopt.structures import STRUCTURES
 from prefopt.types import LossOutput, Range, Stats
 
 MIX_WEIGHT = Setting(default=1.0, type=float, range=Range(gt=0))
@@ -195,7 +196,9 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     weights = [MIX_WEIGHT.check(weight, f"mixed.weights[{i}]") for i, weight in enumerate(weights)]
     structures = {name_of(loss): contract_of(loss).structure for loss in losses}
     if len(set(structures.values())) > 1:
-        shown = ", ".join(f"{name} learns from {structure}" for name, structure in structures.items())
+        shown = ", ".join(
+            f"{name} learns from {STRUCTURES[kind].learns_from}" for name, kind in structures.items()
+        )
         raise RecipeError(f"mixed: {shown}. Mix losses of one structure; with_nll adds likelihood to pairs.")
     signatures = [signature_of(loss) for loss in losses]
     labels = _labels([name_of(loss) for loss in losses])

@@ -23,6 +23,7 @@ from prefopt.losses._contract import (
     settings_of,
 )
 from prefopt.losses._settings import check_settings
+from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Reads, Refuses, Roles, Stats
 
 Given = Mapping[str, Any]
@@ -44,9 +45,10 @@ def admit(
     """Refuse what ``transform`` cannot wrap; return its checked settings."""
     name, contract = name_of(transform), contract_of(loss)
     if contract.structure not in structures:
+        wanted = " or ".join(STRUCTURES[structure].learns_from for structure in structures)
         raise RecipeError(
-            f"{name}: needs a loss over {' or '.join(structures)}, but {contract.name} learns from "
-            f"{contract.structure}. Remove {name}."
+            f"{name}: needs a loss over {wanted}, but {contract.name} learns from "
+            f"{STRUCTURES[contract.structure].learns_from}. Remove {name}."
         )
     if name in contract.applies:
         raise RecipeError(f"{name}: {contract.name} already contains it. Apply it once.")

@@ -17,6 +17,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from prefopt.losses._settings import WORDS, Setting
+from prefopt.structures import BY_VALUES, Structure
 from prefopt.types import (
     INPUTS,
     MASK_STATS,
@@ -26,39 +27,18 @@ from prefopt.types import (
     STATS,
     Applies,
     Carried,
-    LabelledLogps,
-    ListLogps,
     LossOutput,
-    PairLogps,
     Prompts,
     Range,
     Reads,
     Refuses,
     Roles,
-    SeqLogps,
     Stats,
     WholeStep,
 )
 
 Loss = Callable[..., LossOutput]
 """A pure function from log-probs to one cost per unit; its signature says the rest."""
-
-STRUCTURES: dict[type, str] = {
-    PairLogps: "pairs",
-    SeqLogps: "responses",
-    LabelledLogps: "sides",
-    ListLogps: "lists",
-}
-"""The kind of unit a loss pays for, by the type of its first parameter."""
-
-_STRUCTURES_OF = {
-    "[P]": ("pairs",),
-    "int64 [P]": ("pairs",),
-    "[S]": ("sides", "lists"),
-    "[]": ("pairs", "responses", "sides"),
-    "desirable_share": ("sides",),
-}
-"""Which structures have an input, by its name or its shape; any other fits all."""
 
 RESERVED = ("name", "with", "of", "weight")
 """Keys of a loss block that no setting may take."""
@@ -75,7 +55,7 @@ class LossContract:
     """
 
     name: str
-    structure: str  # pairs, responses, sides or lists
+    structure: str  # a name of structures.STRUCTURES
     needs_reference: bool
     policy_stats: tuple[str, ...]
     reference_stats: tuple[str, ...]
@@ -114,10 +94,10 @@ def contract_of(loss: Loss) -> LossContract:
         raise TypeError(
             f"loss {name}: positional parameters are {names}. Take policy, then reference if used."
         )
-    structures = {STRUCTURES.get(base_of(p)) for p in positional}
-    structure = structures.pop()
-    if structure is None or structures:
-        known = ", ".join(kind.__name__ for kind in STRUCTURES)
+    types = {base_of(p) for p in positional}
+    structure = BY_VALUES.get(types.pop())
+    if structure is None or types:
+        known = ", ".join(kind.__name__ for kind in BY_VALUES)
         raise TypeError(f"loss {name}: annotate policy and reference alike, with one of {known}.")
     keyword = [p for p in parameters if p.kind is not Parameter.POSITIONAL_OR_KEYWORD]
     carried = tuple(p.name for p in keyword if _is_carried(p))
@@ -128,7 +108,7 @@ def contract_of(loss: Loss) -> LossContract:
     summary, sections = read_docstring(loss)
     return LossContract(
         name=name,
-        structure=structure,
+        structure=structure.name,
         needs_reference=len(positional) == 2,
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
@@ -148,15 +128,14 @@ def contract_of(loss: Loss) -> LossContract:
     )
 
 
-def _inputs(name: str, structure: str, keyword: Iterable[Parameter]) -> dict[str, bool]:
+def _inputs(name: str, structure: Structure, keyword: Iterable[Parameter]) -> dict[str, bool]:
     """Return the inputs that a signature names, and whether it requires each."""
     inputs = {p.name: p.default is Parameter.empty for p in keyword if p.name in INPUTS}
     for given in inputs:
-        shape = INPUTS[given].shape
-        fitting = _STRUCTURES_OF.get(given) or _STRUCTURES_OF.get(shape, (structure,))
-        if structure not in fitting:
+        if given not in structure.inputs:
             raise TypeError(
-                f"loss {name}: '{given}' is {shape}, but the loss learns from {structure}. Take it out."
+                f"loss {name}: '{given}' is {INPUTS[given].shape}, but the loss learns from "
+                f"{structure.learns_from}. Take it out."
             )
     return inputs
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefopt.losses._contract import Loss, LossContract, contract_of, signature_of
 from prefopt.losses._settings import check_settings
+from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, OTHER_RESPONSES, READS, PairLogps, SeqLogps
 
 SUMS = {
@@ -82,10 +83,8 @@ def on_sums(loss: Loss) -> Callable[..., Tensor]:
 
 def obstacle(contract: LossContract) -> str | None:
     """Say in a sentence why sums of log-probs are not enough for a loss; None where they are."""
-    if contract.structure == "lists":
-        return "It compares whole lists."
-    if contract.structure != "pairs":
-        return "It learns from single answers."
+    if (why := STRUCTURES[contract.structure].beyond_sums) is not None:
+        return why
     if contract.roles:
         return f"It also reads {OTHER_RESPONSES[contract.roles[0]]}."
     if contract.policy_stats:
@@ -113,21 +112,8 @@ def instead(contract: LossContract) -> str:
 def _values(contract: LossContract) -> str:
     """Return the code that builds a loss's log-probs."""
     stats = "".join(f", {stat}=..." for stat in contract.policy_stats)
-    answers = f"SeqLogps.from_padded(logps, mask{stats})"
     others = ", ".join(f"'{role}': {role}" for role in contract.roles)
-    match contract.structure:
-        case "responses":
-            return answers
-        case "lists":
-            return f"ListLogps({answers}, group_sizes)"
-        case "pairs" if others:
-            return f"PairLogps(chosen, rejected, {{{others}}}), each by {answers}"
-        case "pairs":
-            return f"PairLogps.from_concatenated(logps, mask{stats})"
-        case _ if others:
-            return f"LabelledLogps(answers, is_desirable, {{{others}}}), each by {answers}"
-        case _:
-            return f"LabelledLogps({answers}, is_desirable)"
+    return STRUCTURES[contract.structure].code(stats, others and f", {{{others}}}")
 
 
 def _reads_lengths_for_means_only(contract: LossContract) -> bool:

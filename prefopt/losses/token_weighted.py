@@ -48,7 +48,7 @@ def token_weighted(loss: Loss, *, source: Literal["data", "activations"] = "data
         Direct Preference Optimization With Estimated Weights", 2024, arXiv 2410.04350; from activations:
         Christopoulou et al., 2024, arXiv 2410.05102.
     """
-    settings = admit(token_weighted, loss, ("pairs", "sides", "lists"), source=source)
+    settings = admit(token_weighted, loss, ("pairs", "labelled", "lists"), source=source)
     contract, stat = contract_of(loss), _STATS[settings["source"]]
     if source == "activations" and not contract.needs_reference:
         raise RecipeError(

@@ -25,7 +25,7 @@ from pydantic import (
 
 from prefopt.errors import PrefoptError, RecipeError
 from prefopt.recipe.blocks import Block, Count, Decay, Text, wrong
-from prefopt.recipe.explain import explain, missing_file
+from prefopt.recipe.explain import explain, missing_file, no_choice
 from prefopt.recipe.names import Schema
 from prefopt.recipe.overrides import apply_overrides
 from prefopt.recipe.references import FROM_START, Entry, References, check_fit
@@ -133,6 +133,23 @@ TILE = 128
 """Rows of compiled layers are multiples of it, as tiles of matrix products are."""
 
 
+def _layouts() -> tuple[str, ...]:
+    # the table loads torch, for which a recipe that names no layout need not wait
+    from prefopt.data.rows.layouts.table import LAYOUTS
+
+    return ("auto", *LAYOUTS)
+
+
+def _is_layout(name: str) -> str:
+    if name != "auto" and name not in _layouts():
+        raise wrong(no_choice(name, _layouts()))
+    return name
+
+
+def _layout_names(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(_layouts())
+
+
 class DataSource(Block):
     """One source of rows."""
 
@@ -150,7 +167,7 @@ class DataSource(Block):
     """What prefopt expects: what the column is called here."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often an epoch draws each row, on average."""
-    layout: Literal["auto", "messages", "sharegpt", "transcript", "text", "labelled", "ranked"] = "auto"
+    layout: Annotated[str, AfterValidator(_is_layout), Field(json_schema_extra=_layout_names)] = "auto"
     """Shape of the rows."""
 
 

@@ -9,8 +9,8 @@ import torch
 
 from prefopt.engine import Engine
 from prefopt.run.folder import RunFolder
+from prefopt.structures import STRUCTURES
 from prefopt.trainer import StepResult
-from prefopt.trainer.arrange import UNIT_NAMES
 from prefopt.trainer.metrics import divide
 
 
@@ -62,7 +62,7 @@ def write_out(
 
 
 def _line(result: StepResult, means: dict[str, float], norm: float, structure: str) -> dict[str, Any]:
-    unit = UNIT_NAMES[structure]
+    unit = STRUCTURES[structure].unit
     line = {
         "step": result.index + 1,
         "epoch": result.epoch,

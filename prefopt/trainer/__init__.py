@@ -23,7 +23,7 @@ from prefopt.reference import Reference, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
 from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
-from prefopt.trainer.metrics import Sums, divide
+from prefopt.trainer.metrics import MetricSums, divide
 from prefopt.trainer.objective import Objective
 from prefopt.trainer.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.trainer.scoring import Scorer
@@ -41,7 +41,7 @@ class StepResult:
     units: int
     lr: float
     seconds: float  # wall time since the previous step ended
-    sums: Sums = field(repr=False)
+    sums: MetricSums = field(repr=False)
     grad_norm: Tensor = field(repr=False)  # [], before clipping
     skipped: bool = False  # the step was not finite and left the weights alone
 
@@ -205,7 +205,7 @@ class Trainer:
         """Return the mean loss and metrics over one pass of a source, weights untouched."""
         return means_of_pass(steps, self.reader, self.scorer, self.objective)
 
-    def _step(self, step: Step, lr: float) -> tuple[Sums, Tensor, bool]:
+    def _step(self, step: Step, lr: float) -> tuple[MetricSums, Tensor, bool]:
         found = self.accumulator.run(step)
         if self.masks is not None:
             self.engine.average_gradients(self.masks)

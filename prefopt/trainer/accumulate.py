@@ -11,7 +11,7 @@ from torch import Tensor
 from prefopt.data.packs.pack import pack
 from prefopt.errors import RecipeError
 from prefopt.trainer.identity import StartCheck
-from prefopt.trainer.metrics import Sums
+from prefopt.trainer.metrics import MetricSums
 from prefopt.trainer.objective import Objective, mix
 from prefopt.trainer.replay import Replay
 from prefopt.trainer.scoring import Scorer, Scores
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Accumulated(NamedTuple):
     """What one optimizer step found, beside the gradients that it left in the parameters."""
 
-    sums: Sums
+    sums: MetricSums
     losses: list[Tensor]  # [] of each pack, to find out which is not finite
     packs: list[PackedBatch]  # as they were run
     carried: dict[str, Tensor]  # what the loss hands to itself, once the weights have moved
@@ -67,7 +67,7 @@ class Accumulator:
 
     def _run_each(self, step: Step, packs: list[PackedBatch]) -> Accumulated:
         """Add the gradient of each pack's share of the loss."""
-        sums, losses = Sums(), []
+        sums, losses = MetricSums(), []
         for at, batch in enumerate(packs):
             self._begin(step, at)
             with self.engine.accumulate(self.policy.model, is_last=at == len(packs) - 1):
@@ -77,7 +77,7 @@ class Accumulator:
             sums.merge(part, is_ghost=batch.is_ghost)
         return Accumulated(sums, losses, packs, {})
 
-    def forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[Sums, Tensor]:
+    def forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[MetricSums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
         scores = self.scorer.both(batch)
         sums, numerator, output = self.objective.charge(batch, scores.policy, scores.reference, totals, index)
@@ -104,7 +104,7 @@ class Accumulator:
             self.start.check_step(layout, packs, policy.detach(), reference)
         charge = self.objective.charge(layout.batch, policy, reference, step.totals, step.index)
         replay.backward(charge.numerator / self.objective.units(step.totals))
-        sums = Sums()
+        sums = MetricSums()
         sums.merge(
             charge.sums, is_ghost=not self.engine.is_main
         )  # every rank holds all units, which count once

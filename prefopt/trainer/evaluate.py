@@ -9,7 +9,7 @@ from torch import nn
 
 from prefopt.data.packs.steps import CountedSteps, Reader, read
 from prefopt.errors import RecipeError
-from prefopt.trainer.metrics import Sums, divide
+from prefopt.trainer.metrics import MetricSums, divide
 from prefopt.trainer.objective import Objective
 from prefopt.trainer.replay import gather_scores
 from prefopt.trainer.scoring import Scorer
@@ -30,7 +30,7 @@ def means_of_pass(
     Raises:
         RecipeError: a step that contradicts its totals, or steps that do not add up to those of the pass.
     """
-    sums, totals = Sums(), steps.totals()
+    sums, totals = MetricSums(), steps.totals()
     units = objective.units(totals)
     read_units = 0
     with scorer.policy.evaluating(), _still(scorer.masks):
@@ -51,8 +51,8 @@ def means_of_pass(
     return divide(names, scorer.engine.sum(vector), units)
 
 
-def _charge_each(step: Step, totals: Totals, scorer: Scorer, objective: Objective) -> Sums:
-    sums = Sums()
+def _charge_each(step: Step, totals: Totals, scorer: Scorer, objective: Objective) -> MetricSums:
+    sums = MetricSums()
     for host in step.packs:
         batch = scorer.on_device(host)
         scores = scorer.both(batch)
@@ -61,7 +61,7 @@ def _charge_each(step: Step, totals: Totals, scorer: Scorer, objective: Objectiv
     return sums
 
 
-def charge_whole(step: Step, totals: Totals, scorer: Scorer, objective: Objective) -> Sums:
+def charge_whole(step: Step, totals: Totals, scorer: Scorer, objective: Objective) -> MetricSums:
     """Return the metrics of a step's units, all of them read at once."""
     assert step.layout is not None, "asked for, and checked where it was read"
     layout = step.layout.to(scorer.engine.device, non_blocking=True)

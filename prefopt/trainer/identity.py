@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import ModelError
-from prefopt.trainer.arrange import origin_of_unit
+from prefopt.structures import Structure
+from prefopt.structures.responses import RESPONSES
 from prefopt.trainer.objective import Objective
 from prefopt.trainer.replay import gather_logps
 from prefopt.trainer.scoring import Scorer, Scores
@@ -55,8 +56,8 @@ class StartCheck:
             output = objective.compute(policy, objective.arrange(batch, scores.reference), inputs)
         with torch.no_grad():
             expected = objective.compute(policy.detach(), policy.detach(), inputs).loss
-        structure, loss = objective.contract.structure, output.loss.detach()
-        self.found = check_loss(structure, batch, loss, expected, self.scorer.dtype)
+        loss = output.loss.detach()
+        self.found = check_loss(objective.structure, batch, loss, expected, self.scorer.dtype)
 
     def check_step(
         self, layout: StepLayout, packs: Sequence[PackedBatch], policy: SeqLogps, reference: SeqLogps
@@ -69,7 +70,7 @@ class StartCheck:
 
 
 def check_loss(
-    structure: str, batch: PackedBatch, loss: Tensor, expected: Tensor, dtype: torch.dtype
+    structure: Structure, batch: PackedBatch, loss: Tensor, expected: Tensor, dtype: torch.dtype
 ) -> float:
     """Compare the loss of the first step with that of equal log-probs.
 
@@ -89,7 +90,7 @@ def check_loss(
     gap = (loss - expected).abs() / (1 + expected.abs())
     worst = int(gap.argmax())
     what = f"the loss is {loss[worst].item():.6g} where equal log-probs give {expected[worst].item():.6g}"
-    return _judge(gap[worst].item(), dtype, origin_of_unit(structure, batch, worst), what)
+    return _judge(gap[worst].item(), dtype, structure.origin(batch, worst), what)
 
 
 def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype: torch.dtype) -> float:
@@ -114,7 +115,7 @@ def check_logps(batch: PackedBatch, policy: SeqLogps, reference: SeqLogps, dtype
     worst = int(gap.argmax())
     one, other = policy.total[worst].item(), reference.total[worst].item()
     what = f"the log-prob of an answer is {one:.6g} under the policy and {other:.6g} under the reference"
-    return _judge(gap[worst].item(), dtype, origin_of_unit("responses", batch, worst), what)
+    return _judge(gap[worst].item(), dtype, RESPONSES.origin(batch, worst), what)
 
 
 def _judge(gap: float, dtype: torch.dtype, origin: str, what: str) -> float:

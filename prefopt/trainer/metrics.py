@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
+from prefopt.structures import BY_VALUES, UnitLogps
+from prefopt.types import LossOutput
 
 COUNT = "/count"
 """Ends the name of a metric's own denominator, where that is not the units of the step."""
 
 
 @dataclass
-class Sums:
+class MetricSums:
     """Add up named numerators on the device over the packs of a step, without a host sync."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Sums:
         self.add(name, (values * mask).sum())
         self.add(name + COUNT, mask.sum())
 
-    def merge(self, other: Sums, *, is_ghost: bool = False) -> None:
+    def merge(self, other: MetricSums, *, is_ghost: bool = False) -> None:
         """Add another pack's sums; a ghost adds its names with zeros, so that all ranks know the same names."""
         for name, value in other.values.items():
             self.add(name, torch.zeros_like(value) if is_ghost else value)
@@ -40,13 +41,8 @@ class Sums:
         return names, torch.stack([self.values[name] for name in names])
 
 
-def pack_sums(
-    policy: PairLogps | LabelledLogps | ListLogps | SeqLogps, output: LossOutput, weighted_loss: Tensor
-) -> Sums:
+def pack_sums(policy: UnitLogps, output: LossOutput, weighted_loss: Tensor) -> MetricSums:
     """Return what one pack contributes to the step's metrics.
-
-    Labelled answers have means over the desirable and over the undesirable ones in place of chosen and
-    rejected; a step without any of a kind has no such mean.
 
     Args:
         policy: what the loss was computed from.
@@ -56,21 +52,13 @@ def pack_sums(
     Returns:
         Numerators; the caller divides by the units of the whole step.
     """
-    sums = Sums()
+    sums = MetricSums()
     sums.add("loss", weighted_loss)
-    match policy:
-        case PairLogps():
-            sums.add("logps/chosen", policy.chosen.sum(policy.chosen.tokens).sum())
-            sums.add("logps/rejected", policy.rejected.sum(policy.rejected.tokens).sum())
-        case LabelledLogps():
-            _add_sides(sums, "logps", policy.answers.sum(policy.answers.tokens), policy.is_desirable)
-            if output.chosen_reward is not None:
-                _add_sides(sums, "reward", output.chosen_reward, policy.is_desirable)
-        case ListLogps():
-            logps = policy.answers.sum(policy.answers.tokens)
-            sums.add_mean("logps/answers", logps, torch.ones_like(logps))
-        case SeqLogps():
-            sums.add("logps/chosen", policy.tokens.sum())
+    for name, (values, counted) in BY_VALUES[type(policy)].log(policy, output).items():
+        if counted is None:
+            sums.add(name, values.sum())
+        else:
+            sums.add_mean(name, values, counted)
     if output.chosen_reward is not None and output.rejected_reward is not None:
         margin = output.chosen_reward - output.rejected_reward
         # a tie is half a win: at step 0 every pair ties, and 0 would mislead
@@ -83,11 +71,6 @@ def pack_sums(
     return sums
 
 
-def _add_sides(sums: Sums, kind: str, values: Tensor, is_desirable: Tensor) -> None:
-    sums.add_mean(f"{kind}/desirable", values.detach(), is_desirable)
-    sums.add_mean(f"{kind}/undesirable", values.detach(), ~is_desirable)
-
-
 def divide(names: Iterable[str], vector: Tensor, count: int) -> dict[str, float]:
     """Turn summed numerators into means over ``count`` units; reads the device once.
 
@@ -96,7 +79,7 @@ def divide(names: Iterable[str], vector: Tensor, count: int) -> dict[str, float]
     sums = dict(zip(names, vector.tolist(), strict=True))
     counts = {name: sums.get(name + COUNT, max(1, count)) for name in sums if not name.endswith(COUNT)}
     means = {name: sums[name] / counts[name] for name in counts if counts[name]}
-    sides = ("reward/desirable", "reward/undesirable")
-    if all(side in means for side in sides):
-        means["reward/margin"] = means[sides[0]] - means[sides[1]]
+    by_label = ("reward/desirable", "reward/undesirable")
+    if all(name in means for name in by_label):
+        means["reward/margin"] = means[by_label[0]] - means[by_label[1]]
     return means

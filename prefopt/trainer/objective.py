@@ -9,15 +9,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 from prefopt.losses import LossContract, contract_of
-from prefopt.trainer.arrange import Values, arrange, inputs_of, num_units, unit_weights, wanted_inputs
-from prefopt.trainer.metrics import Sums, pack_sums
+from prefopt.structures import STRUCTURES, UnitLogps
+from prefopt.trainer.inputs import inputs_of, wanted_inputs
+from prefopt.trainer.metrics import MetricSums, pack_sums
 from prefopt.types import LossOutput, PackedBatch, SeqLogps, Totals
 
 
 class Charge(NamedTuple):
     """What the units of one batch are charged."""
 
-    sums: Sums
+    sums: MetricSums
     numerator: Tensor  # [], weight times loss, summed over the units
     output: LossOutput
 
@@ -31,17 +32,19 @@ class Objective:
 
     Attributes:
         contract: what the loss's signature asks for.
+        structure: of its units.
         carried: what the loss hands to itself in the next optimizer step.
     """
 
     def __init__(self, loss: Callable[..., LossOutput], seed: int) -> None:
         self.loss, self.seed = loss, seed
         self.contract: LossContract = getattr(loss, "contract", None) or contract_of(loss)
+        self.structure = STRUCTURES[self.contract.structure]
         self.carried: dict[str, Tensor] = {}
 
     def units(self, totals: Totals) -> int:
         """Return how many units the loss of one step is averaged over."""
-        return num_units(self.contract.structure, totals)
+        return self.structure.units(totals)
 
     def charge(
         self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int
@@ -58,19 +61,21 @@ class Objective:
         values = self.arrange(batch, policy)
         other = None if reference is None else self.arrange(batch, reference)
         output = self.compute(values, other, self.inputs(batch, totals, index))
-        numerator = (output.loss * unit_weights(self.contract.structure, batch, output.loss)).sum()
+        numerator = (output.loss * self.structure.weigh(batch, output.loss)).sum()
         return Charge(pack_sums(values, output, numerator), numerator, output)
 
-    def arrange(self, batch: PackedBatch, logps: SeqLogps) -> Values:
+    def arrange(self, batch: PackedBatch, logps: SeqLogps) -> UnitLogps:
         """Group log-probs into the units of the loss."""
-        return arrange(self.contract.structure, batch, logps, self.contract.roles)
+        return self.structure.arrange(batch, logps, self.contract.roles)
 
     def inputs(self, batch: PackedBatch, totals: Totals, index: int) -> dict[str, Tensor]:
         """Return the tensors that the loss's signature names, beside the log-probs."""
         names, seed = wanted_inputs(self.contract.inputs, batch), mix(self.seed, index)
-        return inputs_of(names, self.contract.structure, batch, totals, seed) | self.carried
+        return inputs_of(names, self.structure, batch, totals, seed) | self.carried
 
-    def compute(self, policy: Values, reference: Values | None, inputs: Mapping[str, Tensor]) -> LossOutput:
+    def compute(
+        self, policy: UnitLogps, reference: UnitLogps | None, inputs: Mapping[str, Tensor]
+    ) -> LossOutput:
         """Call the loss."""
         if reference is None:
             return self.loss(policy, **inputs)

@@ -10,7 +10,7 @@ from prefopt.engine import Engine
 from prefopt.losses import LossContract
 from prefopt.policy import Policy, RowStates
 from prefopt.reference import LiveReference, Reference
-from prefopt.trainer.arrange import batch_stats
+from prefopt.trainer.inputs import batch_stats
 from prefopt.trainer.weighting import TokenMasks, mask_stats, needs_layers
 from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
 

@@ -20,7 +20,7 @@ from prefopt.data.tokens.table import GroupTable
 from prefopt.memory import Ranks
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run.folder import RunFolder
-from prefopt.trainer.arrange import UNIT_NAMES
+from prefopt.structures import STRUCTURES, Structure
 from prefopt.types import TokenizedGroup
 from prefopt.verbs.check_memory import Device, show_memory
 
@@ -64,7 +64,7 @@ def run(
     for report in filter(None, (data.report, data.eval_report)):
         report.enforce(loaded.rows.max_bad)
     console.print()
-    structure = loss.contract.structure
+    structure = STRUCTURES[loss.contract.structure]
     _show_example(console, tokenizer, data.train[0], structure)
     _show_lengths(console, data.train, structure)
     plan = build.plan_of(loaded, data.train, loss, world=gpus)
@@ -99,7 +99,7 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("data")
 
 
-def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, structure: str) -> None:
+def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, structure: Structure) -> None:
     """Print one row as the model sees it; tokens that are scored are marked."""
     console.rule(f"example {group.origin}")
     shown = None
@@ -123,14 +123,14 @@ def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, struc
         console.print(line)
 
 
-def _role(group: TokenizedGroup, index: int, structure: str) -> str:
+def _role(group: TokenizedGroup, index: int, structure: Structure) -> str:
     """Name what a response is for."""
     role = group.roles[index] if group.roles is not None else "answer"
     if role != "answer":
         return {"kl": "answer to another prompt"}.get(role, role)
     if group.labels is not None:
         return "desirable" if group.labels[index] else "undesirable"
-    if structure == "lists" and group.scores is not None:
+    if structure.rows.ranks and group.scores is not None:
         return f"score {group.scores[index]:g}"
     chosen = {p.chosen for p in group.preferences}
     if index in chosen:
@@ -142,10 +142,10 @@ def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)).replace("\n", "⏎\n")
 
 
-def _show_lengths(console: Console, table: GroupTable, structure: str) -> None:
+def _show_lengths(console: Console, table: GroupTable, structure: Structure) -> None:
     lengths = {"prompt": table.prompt_lengths, "answer": table.response_lengths[table.is_answer]}
     chosen = np.repeat(table.group_responses[:-1], np.diff(table.group_pairs))
-    if len(chosen) and structure != "lists":
+    if len(chosen) and not structure.rows.ranks:
         lengths["chosen"] = table.response_lengths[chosen + table.pair_chosen]
         lengths["rejected"] = table.response_lengths[chosen + table.pair_rejected]
     lengths["prompt + longest answer"] = table.sizes(True).longest
@@ -165,12 +165,12 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
     steps = build.num_steps(recipe, plan)
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())
-    unit = UNIT_NAMES[loss.contract.structure]
+    structure = STRUCTURES[loss.contract.structure]
     epoch = len(plan.epoch_steps(0))
     lines = [
-        f"{len(data.train):,} groups with {_counted(data.train, plan, loss.contract.structure)} to train on"
+        f"{len(data.train):,} groups with {_counted(data.train, plan, structure)} to train on"
         + (f", {len(data.held_out):,} groups held out" if data.held_out is not None else ""),
-        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {unit}, {epoch:,} in an epoch",
+        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {structure.unit}, {epoch:,} in an epoch",
         _packing(plan, recipe.batch.tokens_per_batch),
         f"tokens per epoch: {shared:,} with each prompt once, {separate:,} with a prompt per answer: "
         f"sharing ratio {separate / shared:.2f}, {1 - shared / separate:.0%} of the tokens saved"
@@ -181,12 +181,12 @@ def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Da
         console.print(line, markup=False)
 
 
-def _counted(table: GroupTable, plan: Plan, structure: str) -> str:
+def _counted(table: GroupTable, plan: Plan, structure: Structure) -> str:
     """Say how many units there are; of answers also how many are wanted, which some losses weigh."""
-    if structure == "lists":
+    if structure.rows.ranks:
         return f"{int(table.is_answer.sum()):,} answers"
-    text = f"{int(plan.units.sum()):,} {UNIT_NAMES[structure]}"
-    if structure != "sides" or table.labels is None:
+    text = f"{int(plan.units.sum()):,} {structure.unit}"
+    if not structure.rows.labels or table.labels is None:
         return text
     wanted = int(table.labels[table.is_answer].sum())
     return f"{text}, {wanted:,} desirable and {int(table.is_answer.sum()) - wanted:,} undesirable,"

@@ -15,7 +15,7 @@ from prefopt.assemble import model as build_model
 from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.errors import DataError
 from prefopt.types import PackedBatch, SeqLogps
 from prefopt.verbs.progress import Display
@@ -69,7 +69,7 @@ def run(
         truncate="keep_start",
         on_identical="keep",
         on_tie="keep",
-        needs=Needs("all"),
+        needs=Needs(structure=None),
         chat_template=chat_template,
         cache_dir=build.cache_folder() / "tokenized",
     )

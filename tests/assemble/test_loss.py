@@ -243,7 +243,7 @@ REFUSED = [
     ),
     (
         {"name": "sft", "with": [{"name": "weighted"}]},
-        r"^loss.with.0: weighted: needs a loss over pairs, but sft learns from responses.",
+        r"^loss.with.0: weighted: needs a loss over pairs, but sft learns from single answers.",
     ),
     ({"name": "wpo", "with": [{"name": "weighted"}]}, r"^loss.with.0: weighted: wpo already contains it."),
     (
@@ -273,7 +273,7 @@ REFUSED = [
     ),
     (
         {"name": "mixed", "of": [{"name": "dpo"}, {"name": "sft"}]},
-        r"^loss: mixed: dpo learns from pairs, sft learns from responses.",
+        r"^loss: mixed: dpo learns from pairs, sft learns from single answers.",
     ),
     (
         {"name": "mixed", "of": [{"name": "wpo"}, {"name": "ipo"}], "with": [{"name": "weighted"}]},

@@ -13,7 +13,7 @@ import pytest
 
 from prefopt.data import prepare as module
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
 from prefopt.data.rows.source import Source, read_rows
 from prefopt.errors import BadRowsError, DataError
@@ -51,9 +51,9 @@ def test_responses_keep_the_preferred_answers_alone(write: Any, chatml: Any) -> 
 
 
 def test_sides_are_labelled_answers_or_pairs_taken_apart(write: Any, chatml: Any) -> None:
-    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, needs=Needs("sides"))
+    labelled = prepare([Source(write("k.jsonl", KTO))], chatml, needs=Needs("labelled"))
     assert [labelled.table[n].labels for n in (0, 1)] == [(True,), (False,)]
-    apart = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, needs=Needs("sides"))
+    apart = prepare([Source(write("d.jsonl", [PAIR, SAME]))], chatml, needs=Needs("labelled"))
     assert len(apart.table) == 1 and apart.report.identical.count == 1
     assert apart.table[0].labels == (True, False) and apart.table[0].preferences == ()
 
@@ -77,7 +77,7 @@ def test_best_of_several_meets_the_rest_and_equals_are_ties(write: Any, chatml: 
 
 
 def test_all_keeps_every_answer_of_every_row(write: Any, chatml: Any) -> None:
-    got = prepare([Source(write("d.jsonl", [SAME, TIE]))], chatml, needs=Needs("all"))
+    got = prepare([Source(write("d.jsonl", [SAME, TIE]))], chatml, needs=Needs(None))
     assert [len(got.table[n].responses) for n in (0, 1)] == [2, 2]
     assert not got.report.identical.count and not got.report.ties.count
 
@@ -464,6 +464,6 @@ def test_real_sharegpt_pairs_load_without_a_mapping(shared_data: Path, chatml: A
 
 def test_real_labelled_answers_load_without_a_mapping(shared_data: Path, chatml: Any) -> None:
     path = shared_data / "llama-factory-demo" / "kto_en_demo.json"
-    got = prepare([Source(str(path))], chatml, needs=Needs("sides"))
+    got = prepare([Source(str(path))], chatml, needs=Needs("labelled"))
     assert got.report.sources[0].layout == "labelled (messages)" and not got.report.bad
     assert np.asarray(got.table.labels).tolist().count(1) == 150 and len(got.table) == 300

@@ -13,7 +13,8 @@ from torch import Tensor
 from prefopt.data.packs.pack import pack
 from prefopt.losses import bound, dpo, nca_pair, tdpo, token_weighted
 from prefopt.losses._contract import Loss
-from prefopt.trainer.arrange import arrange, batch_stats
+from prefopt.structures.pairs import PAIRS
+from prefopt.trainer.inputs import batch_stats
 from prefopt.types import TokenizedGroup
 
 GROUPS = toy.groups(4, seed=4, answers=3)
@@ -44,8 +45,8 @@ def loss_and_gradients(
     other, rows = reference.with_rows(batch)
     logps = policy(batch, stats=("kl",), against=rows)
     given = batch_stats(("weight",), batch) if counts is None else {"weight": counts}
-    units = arrange("pairs", batch, logps.with_stats(given))
-    paid = loss(units, arrange("pairs", batch, other)).loss
+    units = PAIRS.arrange(batch, logps.with_stats(given))
+    paid = loss(units, PAIRS.arrange(batch, other)).loss
     paid.sum().backward()
     return paid.detach(), {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
 

@@ -25,7 +25,7 @@ from prefopt.trainer import Trainer
 from prefopt.types import LabelledLogps, LossOutput, PairLogps, Range, Roles, TokenizedGroup
 
 
-def on_sides(
+def on_labelled(
     policy: Annotated[LabelledLogps, Roles("kl")],
     reference: LabelledLogps,
     *,
@@ -44,7 +44,7 @@ def with_gold(policy: Annotated[PairLogps, Roles("gold")], reference: PairLogps)
     return replace(output, loss=output.loss - policy.others["gold"].mean)
 
 
-def sides(count: int) -> list[TokenizedGroup]:
+def labelled(count: int) -> list[TokenizedGroup]:
     """Pairs taken apart, each with the answers of the next row."""
     apart = [replace(group, preferences=(), labels=(True, False)) for group in toy.groups(count)]
     return add_mismatched(apart, None)
@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Callable[..., LossOutput], Callable[[int], list[Tokenized
         name: (build_loss({"name": name}), toy.scored_groups)
         for name in ("plackett_luce", "pro_rank", "rrhf", "infonca_k", "nca_k", "exo_k", "tree", "sppo_k")
     },
-    "sides": (on_sides, sides),
+    "labelled": (on_labelled, labelled),
     "gold": (with_gold, gold),
     "two prompts": (build_loss({"name": "joint_prompt"}), two_prompts),
 }
@@ -149,7 +149,7 @@ def test_a_whole_group_is_one_unit_however_many_answers_it_has() -> None:
 
 def test_evaluation_means_are_over_units() -> None:
     """Lists and labelled answers go through the loop that only looks, too."""
-    for name in ("plackett_luce", "sides"):
+    for name in ("plackett_luce", "labelled"):
         loss, make = CASES[name]
         contract = getattr(loss, "contract", None) or contract_of(loss)
         table = GroupTable.from_groups(make(8))
@@ -167,7 +167,7 @@ def test_evaluation_means_are_over_units() -> None:
         units = 8 if name == "plackett_luce" else 16
         assert means["loss"] == pytest.approx(step["loss"].item() / units, rel=1e-12)
         assert ("reward/accuracy" in means) == (name == "plackett_luce")
-        assert ("reward/desirable" in means) == (name == "sides")
+        assert ("reward/desirable" in means) == (name == "labelled")
 
 
 def test_scores_of_other_roles_do_not_reach_a_list() -> None:

@@ -24,8 +24,8 @@ from prefopt.losses import contract_of
 from prefopt.losses._terms import recording_stops, replaying_stops
 from prefopt.policy import Policy
 from prefopt.trainer import Trainer
-from prefopt.trainer.arrange import arrange, inputs_of, unit_weights
 from prefopt.trainer.evaluate import charge_whole
+from prefopt.trainer.inputs import inputs_of
 from prefopt.trainer.objective import mix
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Stats, WholeStep
@@ -65,10 +65,11 @@ def directly(trainer: Trainer) -> tuple[float, dict[str, Tensor]]:
     batch = pack([trainer.steps.groups[i] for i in plan.groups(0)])
     policy, reference, _ = trainer.scorer.both(batch)
     scored = [policy] if reference is None else [policy, reference]
-    sides = [arrange(contract.structure, batch, logps, contract.roles) for logps in scored]
-    inputs = inputs_of(contract.inputs, contract.structure, batch, totals, mix(trainer.objective.seed, 0))
-    loss = trainer.objective.loss(*sides, **inputs).loss
-    total = (loss * unit_weights(contract.structure, batch, loss)).sum()
+    objective = trainer.objective
+    sides = [objective.arrange(batch, logps) for logps in scored]
+    inputs = inputs_of(contract.inputs, objective.structure, batch, totals, mix(objective.seed, 0))
+    loss = objective.loss(*sides, **inputs).loss
+    total = (loss * objective.structure.weigh(batch, loss)).sum()
     (total / trainer.units(totals)).backward()
     return total.item(), {name: p.grad.clone() for name, p in trainer.trained.items()}
 

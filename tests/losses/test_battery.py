@@ -219,7 +219,7 @@ def units(structure: str, stats: Sequence[str], dtype: torch.dtype, seed: int, r
     others = {role: draw(OTHER_LENGTHS, stats, dtype, seed + 2 + i) for i, role in enumerate(roles)}
     if structure == "pairs":
         return PairLogps(chosen, draw(REJECTED_LENGTHS, stats, dtype, seed + 1), others)
-    if structure == "sides":
+    if structure == "labelled":
         return LabelledLogps(chosen, torch.tensor([True, False, True, True, False]), others)
     if structure == "lists":
         return ListLogps(draw(LIST_LENGTHS, stats, dtype, seed), GROUP_SIZES)

@@ -210,9 +210,9 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
     [
         (
             lambda: weighted(sft),
-            "weighted: needs a loss over pairs, but sft learns from responses. Remove weighted.",
+            "weighted: needs a loss over pairs, but sft learns from single answers. Remove weighted.",
         ),
-        (lambda: with_nll(sft), "with_nll: needs a loss over pairs, but sft learns from responses."),
+        (lambda: with_nll(sft), "with_nll: needs a loss over pairs, but sft learns from single answers."),
         (lambda: length_desensitized(sft), "length_desensitized: needs a loss over pairs"),
         (lambda: weighted(wpo), "weighted: wpo already contains it. Apply it once."),
         (lambda: length_desensitized(ld_dpo), "length_desensitized: ld_dpo already contains it."),
@@ -238,7 +238,7 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
             "alpha: 1.5 is out of range. Give a number >= 0 and <= 1.",
         ),
         (lambda: f_div(simpo), "f_div: simpo has no reference to diverge from. Remove f_div."),
-        (lambda: f_div(sft), "f_div: needs a loss over pairs, but sft learns from responses."),
+        (lambda: f_div(sft), "f_div: needs a loss over pairs, but sft learns from single answers."),
         (lambda: f_div(f_div(dpo)), r"f_div: f_div\(dpo\) already contains it."),
         (
             lambda: f_div(ld_dpo),
@@ -263,7 +263,7 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
         (lambda: mixed([dpo], [0]), r"mixed.weights\[0\]: 0 is out of range."),
         (
             lambda: mixed([dpo, sft], [1, 1]),
-            "dpo learns from pairs, sft learns from responses. Mix losses of one",
+            "dpo learns from pairs, sft learns from single answers. Mix losses of one",
         ),
         (
             lambda: mixed([dpo, ipo], [1, 1]),

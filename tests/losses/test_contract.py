@@ -119,7 +119,7 @@ def open_ended(policy: PairLogps, **settings: float) -> LossOutput: ...
         (bare_policy, "annotate policy and reference alike, with one of PairLogps"),
         (two_structures, "annotate policy and reference alike"),
         (unknown_input, "'temperature' has no default and is no input that a trainer supplies"),
-        (misplaced, r"'chosen_score' is \[P\], but the loss learns from lists"),
+        (misplaced, r"'chosen_score' is \[P\], but the loss learns from lists of answers"),
         (scores_of_pairs, r"'answer_score' is \[S\], but the loss learns from pairs"),
         (odd_type, "'betas' is annotated .*Use float, int, bool or a Literal"),
         (reserved, "'weight' has the name of a key of every loss block"),

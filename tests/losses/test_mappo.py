@@ -101,5 +101,5 @@ def test_prior_scaled_is_applied_once_and_to_pairs():
     for loss in (mappo, prior_scaled(ipo)):
         with pytest.raises(RecipeError, match=r"prior_scaled: .* already contains it. Apply it once."):
             prior_scaled(loss)
-    with pytest.raises(RecipeError, match="needs a loss over pairs, but sft learns from responses"):
+    with pytest.raises(RecipeError, match="needs a loss over pairs, but sft learns from single answers"):
         prior_scaled(sft)

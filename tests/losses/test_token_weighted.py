@@ -69,7 +69,7 @@ def test_lengths_and_likelihood_terms_stay(policy, reference):
 
 
 def test_labelled_answers_are_weighed(answers):
-    """A loss over sides sees -1 * 2 - 2 * 0.5 = -3 and -5 * 0.5 = -2.5."""
+    """A loss over labelled answers sees -1 * 2 - 2 * 0.5 = -3 and -5 * 0.5 = -2.5."""
 
     def lone(policy: LabelledLogps) -> LossOutput:
         return LossOutput(loss=-policy.answers.total)
@@ -85,7 +85,7 @@ def test_labelled_answers_are_weighed(answers):
     [
         (
             lambda: token_weighted(sft),
-            "needs a loss over pairs or sides or lists, but sft learns from responses",
+            "needs a loss over pairs or labelled answers or lists of answers, but sft learns from single answers",
         ),
         (
             lambda: token_weighted(simpo, source="activations"),

@@ -10,6 +10,7 @@ import toy
 
 from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
+from prefopt.structures.pairs import PAIRS
 from prefopt.trainer.identity import LARGEST_GAP, check_logps, check_loss
 from prefopt.types import SeqLogps
 
@@ -23,11 +24,11 @@ def logps(*totals: float) -> SeqLogps:
 def test_losses_are_compared_absolute_plus_relative() -> None:
     """0.75 against 0.5: 0.25 / 1.5 = 1 / 6. At most 0.05 is let through in bfloat16."""
     expected, off = torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.56])
-    assert check_loss("pairs", BATCH, off, expected, torch.bfloat16) == pytest.approx(0.04, rel=1e-6)
+    assert check_loss(PAIRS, BATCH, off, expected, torch.bfloat16) == pytest.approx(0.04, rel=1e-6)
     with pytest.raises(
         ModelError, match=r"toy.jsonl:2: .* the loss is 0.75 where equal log-probs give 0.5. Check"
     ):
-        check_loss("pairs", BATCH, torch.tensor([0.5, 0.75]), expected, torch.bfloat16)
+        check_loss(PAIRS, BATCH, torch.tensor([0.5, 0.75]), expected, torch.bfloat16)
 
 
 def test_log_probs_count_as_much_as_they_move_dpo() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prefopt.trainer.metrics import Sums, divide, pack_sums
+from prefopt.trainer.metrics import MetricSums, divide, pack_sums
 from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
 
 
@@ -24,7 +24,7 @@ def pairs(count: int) -> PairLogps:
 
 def test_uneven_packs_average_over_pairs_not_over_packs() -> None:
     """Pack 1: margins 1, -1, 0; pack 2: margin 2. Accuracy (1 + 0 + 0.5 + 1) / 4, margin 2 / 4."""
-    sums = Sums()
+    sums = MetricSums()
     sums.merge(pack_sums(pairs(3), output([1, 0, 1], [0, 1, 1]), torch.tensor(3.0)))
     sums.merge(pack_sums(pairs(1), output([2], [0]), torch.tensor(1.0)))
     names, vector = sums.vector()
@@ -38,7 +38,7 @@ def test_uneven_packs_average_over_pairs_not_over_packs() -> None:
 
 def test_a_ghost_adds_names_and_zeros() -> None:
     """A rank that holds only a ghost still brings the same vector to the collective."""
-    real, ghost = Sums(), Sums()
+    real, ghost = MetricSums(), MetricSums()
     part = pack_sums(pairs(1), output([2], [float("nan")]), torch.tensor(1.0))
     real.merge(part)
     ghost.merge(part, is_ghost=True)
@@ -50,7 +50,7 @@ def test_labelled_answers_have_means_of_their_own_kind() -> None:
     """Desirable: 3 and 1, mean 2, in two packs; undesirable: -1. Margin 3; log-probs -3 each."""
     first = LabelledLogps(pairs(2).chosen, torch.tensor([True, False]))
     second = LabelledLogps(pairs(1).chosen, torch.tensor([True]))
-    sums = Sums()
+    sums = MetricSums()
     sums.merge(pack_sums(first, LossOutput(torch.zeros(2), torch.tensor([3.0, -1.0])), torch.tensor(4.0)))
     sums.merge(pack_sums(second, LossOutput(torch.zeros(1), torch.tensor([1.0])), torch.tensor(2.0)))
     means = divide(*sums.vector(), 3)
@@ -72,7 +72,7 @@ def test_a_step_without_undesirable_answers_has_no_mean_of_them() -> None:
 
 
 def test_a_ghost_of_labelled_answers_counts_none() -> None:
-    sums = Sums()
+    sums = MetricSums()
     side = LabelledLogps(pairs(1).chosen, torch.tensor([True]))
     part = pack_sums(side, LossOutput(torch.zeros(1), torch.tensor([1.0])), torch.tensor(2.0))
     sums.merge(part)

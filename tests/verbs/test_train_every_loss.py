@@ -72,7 +72,7 @@ BY_DEFAULT = ("dpo", "sft", "kto", "plackett_luce", "joint_prompt", "prompt_cont
 
 def rows_for(name: str) -> Any:
     by_name = {"joint_prompt": two_prompts, "prompt_contrast": contrast}
-    by_structure = {"pairs": pair, "responses": pair, "lists": ranked, "sides": labelled}
+    by_structure = {"pairs": pair, "responses": pair, "lists": ranked, "labelled": labelled}
     return by_name.get(name) or by_structure[contract_of(LOSSES[name]).structure]
 
 

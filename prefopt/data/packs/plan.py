@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prefopt.data.tokens.arrays import Int64
 from prefopt.data.tokens.table import GroupSizes, GroupTable
 from prefopt.errors import RecipeError
+from prefopt.structures import STRUCTURES
 from prefopt.types import TokenizedGroup, Totals
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Plan:
         sizes: what is known of every group.
         units_per_step: units (pairs, answers or groups, as the loss has them) per optimizer step.
         tokens_per_batch: most packed tokens in one forward pass.
-        unit: what ``units_per_step`` counts: "pairs", "lists" (groups), or "responses" or "sides" (answers).
+        unit: what ``units_per_step`` counts, by the name of a structure: of ``prefopt.structures.STRUCTURES``.
         seed: of the order.
         world: number of ranks.
         shuffle: a new order every epoch; False keeps the order of the data.
@@ -61,9 +61,11 @@ class Plan:
     shuffle: bool = True
     source_of: npt.NDArray[np.integer[Any]] | None = None
     source_weights: Sequence[float] = (1.0,)
-    _epochs: dict[int, list[Ints]] = field(default_factory=dict, repr=False, compare=False)
+    _epochs: dict[int, list[Int64]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.unit not in STRUCTURES:
+            raise RecipeError(f"Plan: there is no unit '{self.unit}'. Give one of {', '.join(STRUCTURES)}.")
         if len(self.sizes.tokens) == 0:
             raise RecipeError("data: no usable rows are left, so there is nothing to plan. Check the report.")
         largest = int(self.sizes.tokens.max())
@@ -95,16 +97,12 @@ class Plan:
         return cls(sizes, units_per_step, tokens_per_batch, **settings)
 
     @cached_property
-    def units(self) -> Ints:
+    def units(self) -> Int64:
         """Units of every group, int64 [G]."""
-        match self.unit:
-            case "pairs":
-                return self.sizes.pairs
-            case "lists":
-                return np.ones_like(self.sizes.pairs)
-        return self.sizes.responses
+        units: Int64 = getattr(self.sizes, STRUCTURES[self.unit].counted_in)
+        return units
 
-    def epoch_steps(self, epoch: int) -> list[Ints]:
+    def epoch_steps(self, epoch: int) -> list[Int64]:
         """Return the group indices of every optimizer step of ``epoch``; the last may be short."""
         if epoch not in self._epochs:
             order = self._order(epoch)
@@ -127,7 +125,7 @@ class Plan:
         epoch = bisect_right(ends, index)
         return epoch, index - (ends[epoch - 1] if epoch else 0)
 
-    def groups(self, index: int) -> Ints:
+    def groups(self, index: int) -> Int64:
         """Return the group indices of global step ``index``, whatever the world."""
         epoch, within = self.locate(index)
         return self.epoch_steps(epoch)[within]
@@ -143,14 +141,14 @@ class Plan:
         ranks = tuple((*rank, *[ghost] * missing) for rank, missing in zip(packs, ghosts, strict=True))
         return StepPlan(epoch=epoch, ranks=ranks, ghosts=ghosts, totals=self._totals(groups))
 
-    def _order(self, epoch: int) -> Ints:
+    def _order(self, epoch: int) -> Int64:
         rng = np.random.default_rng([self.seed, epoch])
         drawn = np.concatenate([self._draw(rng, source) for source in range(len(self.source_weights))])
         if not self.shuffle:
             return np.sort(drawn, kind="stable")
         return drawn[rng.permutation(len(drawn))]
 
-    def _draw(self, rng: np.random.Generator, source: int) -> Ints:
+    def _draw(self, rng: np.random.Generator, source: int) -> Int64:
         """Draw a source's groups ``weight`` times: whole passes, then a random part of one."""
         if self.source_of is None:
             members = np.arange(len(self.sizes.tokens), dtype=np.int64)
@@ -160,7 +158,7 @@ class Plan:
         rest = rng.permutation(members)[: round(part * len(members))]
         return np.concatenate([np.repeat(members, int(whole)), rest])
 
-    def _share_out(self, groups: Ints) -> list[list[int]]:
+    def _share_out(self, groups: Int64) -> list[list[int]]:
         """Give every group to the rank with the fewest tokens so far, longest group first."""
         shares: list[list[int]] = [[] for _ in range(self.world)]
         loads = [0] * self.world
@@ -185,10 +183,10 @@ class Plan:
             room[at] -= tokens
         return [tuple(pack) for pack in packs]
 
-    def _longest_first(self, groups: Ints) -> list[int]:
+    def _longest_first(self, groups: Int64) -> list[int]:
         return [int(g) for g in groups[np.argsort(-self.sizes.tokens[groups], kind="stable")]]
 
-    def _totals(self, groups: Ints) -> Totals:
+    def _totals(self, groups: Int64) -> Totals:
         return Totals(
             pairs=int(self.sizes.pairs[groups].sum()),
             responses=int(self.sizes.responses[groups].sum()),
@@ -199,7 +197,7 @@ class Plan:
         )
 
 
-def _cuts(units: Ints, per_step: int) -> Ints:
+def _cuts(units: Int64, per_step: int) -> Int64:
     """Return where to cut an order so that no step exceeds ``per_step`` units, unless one group does alone."""
     if len(units) and units.min() == units.max():
         groups_per_step = max(1, per_step // int(units[0]))

@@ -1,9 +1,8 @@
 """From a row of any known layout to a ``Comparison``, in the order in which a row meets the files.
 
-``source`` opens a file or hub data set (``files`` reads the text formats) and yields ``raw`` rows;
-``layouts`` decides from the first of them which layout they have, ``needs`` whether that can serve the loss;
-``cells`` takes a row's cells under their canonical names, ``values`` checks and converts each;
-``shapes`` makes the ``Comparison`` of them (``question`` where only a rationale is given);
-``mismatched`` adds answers to other prompts, ``parts`` splits a row of several prompts, ``choose`` keeps what the
-loss learns from. ``report`` counts what became of the rows.
+``source`` opens a file or hub data set (``files`` reads the text formats) and yields ``raw_rows``;
+``layouts`` decides from the first of them which layout they have, ``loss_needs`` whether that can serve the loss;
+``convert`` checks and converts cells, and the layout makes the ``Comparison`` of them, of which the structure of the
+loss keeps what it learns from; ``split_prompts`` splits a row of several prompts, ``mismatched`` adds answers to other
+prompts. ``report`` counts what became of the rows.
 """

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from prefopt.data.rows.raw import RawRow, RowError, file_error, one_line, shown
+from prefopt.data.rows.raw_rows import RawRow, RowError, file_error, one_line, quoted
 
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def read_jsonl(path: Path, place: str) -> Iterator[RawRow]:
+def jsonl_rows(path: Path, place: str) -> Iterator[RawRow]:
     """Yield every non-blank line of a JSON-lines file; a bad line is a row with an error."""
     for number, line in _lines(path, place):
         if line.strip():
             yield _parse_line(f"{place}:{number}", line)
 
 
-def read_json(path: Path, place: str) -> Iterator[RawRow]:
+def json_rows(path: Path, place: str) -> Iterator[RawRow]:
     """Yield the elements of a JSON array, or the lines of a ``.json`` file that holds JSON lines.
 
     Raises:
@@ -39,11 +39,11 @@ def read_json(path: Path, place: str) -> Iterator[RawRow]:
     if first.startswith(b"["):
         yield from _elements(text, place)
         return
-    kind = "one JSON object" if first.startswith(b"{") else f"text that begins {shown(text[:20])}"
+    kind = "one JSON object" if first.startswith(b"{") else f"text that begins {quoted(text[:20])}"
     raise file_error(place, f"holds {kind}, not rows", "Give an array of objects, or one object per line.")
 
 
-def read_csv(path: Path, place: str) -> Iterator[RawRow]:
+def csv_rows(path: Path, place: str) -> Iterator[RawRow]:
     """Yield every record of a comma-separated file with a header line; all cells are text.
 
     Raises:
@@ -135,7 +135,7 @@ def _parse_line(origin: str, line: bytes) -> RawRow:
 def _row(origin: str, value: Any, text: str) -> RawRow:
     if isinstance(value, dict):
         return RawRow(origin, value, text)
-    why = f"a row must be a JSON object, found {type(value).__name__} {shown(value, 40)}"
+    why = f"a row must be a JSON object, found {type(value).__name__} {quoted(value, 40)}"
     return RawRow(origin, None, text, RowError("", why))
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.rows.raw import BadRow
+from prefopt.data.rows.raw_rows import BadRow
 from prefopt.errors import BadRowsError, DataError
+from prefopt.structures import rows_for
 
 MAX_NAMED = 20
 """Origins kept of each kind of finding; the count goes on."""
@@ -72,7 +73,7 @@ class DataReport:
     sequence of a group.
     """
 
-    structure: str
+    structure: str | None
     max_tokens: int | None
     on_identical: str
     on_tie: str
@@ -154,7 +155,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return the report for people, one finding a line."""
         counted = [f"{self.responses} answers"]
-        if self.structure == "lists":
+        if rows_for(self.structure).ranks:
             counted = [f"{self.responses} answers in {self.groups} groups"]
         elif self.pairs:
             counted = [f"{self.pairs} pairs in {self.groups} groups"]

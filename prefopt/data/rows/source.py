@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.rows.files import read_bytes, read_csv, read_json, read_jsonl
-from prefopt.data.rows.raw import RawRow, file_error, one_line
+from prefopt.data.rows.files import csv_rows, json_rows, jsonl_rows, read_bytes
+from prefopt.data.rows.raw_rows import RawRow, file_error, one_line
 from prefopt.errors import DataError
 from prefopt.words import nearest
 
@@ -114,11 +114,11 @@ def _read_file(source: Source) -> Iterator[RawRow]:
     path = _existing(source)
     match _suffix(source.path):
         case ".jsonl":
-            return read_jsonl(path, source.place)
+            return jsonl_rows(path, source.place)
         case ".json":
-            return read_json(path, source.place)
+            return json_rows(path, source.place)
         case ".csv":
-            return read_csv(path, source.place)
+            return csv_rows(path, source.place)
         case ".parquet":
             return _read_parquet(path, source.place)
         case ".arrow":

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefopt.data.rows.choose import Policy, renumber
-from prefopt.data.rows.needs import Needs
-from prefopt.data.rows.parts import Part, roles_of
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.report import DataReport
+from prefopt.data.rows.split_prompts import Part, roles_of
 from prefopt.data.tokens.tokenize import Tokens
 from prefopt.data.tokens.truncate import Mode, fit
 from prefopt.data.tokens.turns import Weights
 from prefopt.errors import DataError
+from prefopt.structures.rows import Handling, renumber
 from prefopt.types import Comparison, IntArray, Preference, TokenizedGroup
 
 
@@ -24,8 +24,8 @@ class Settings(NamedTuple):
 
     max_tokens: int | None
     truncate: Mode
-    on_identical: Policy
-    on_tie: Policy
+    on_identical: Handling
+    on_tie: Handling
     needs: Needs
 
 
@@ -64,17 +64,17 @@ class GroupMaker:
         replies = self._fit(row, parts, tokens)
         if replies is None:
             return None
-        structure, num_answers = self.settings.needs.structure, len(row.answers)
+        use, num_answers = self.settings.needs.use, len(row.answers)
         preferences = row.preferences
         wanted = list(range(num_answers))
-        if structure in ("pairs", "sides") and preferences:
+        if use.drops_identical and preferences:
             preferences = tuple(p for p in preferences if not self._is_identical(row, replies, p))
             wanted = sorted({index for pair in preferences for index in pair[:2]})
             if not wanted:
                 return None
             preferences = renumber(preferences, wanted)
         labels = None if row.labels is None else tuple(row.labels[index] for index in wanted)
-        if structure == "sides" and labels is None:
+        if use.labels and labels is None:
             best = {pair.chosen for pair in preferences}
             labels, preferences = tuple(index in best for index in range(len(wanted))), ()
         scores = None if row.scores is None else tuple(row.scores[index] for index in wanted)

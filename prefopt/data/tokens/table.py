@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from math import isnan
@@ -13,6 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from prefopt.data.tokens.arrays import Float32, Float64, Int8, Int32, Int64, read_arrays, write_arrays
+from prefopt.data.tokens.columns import (
+    FILL,
+    join_optional,
+    joined,
+    offsets,
+    optional_columns,
+    part_of,
+    read_optional,
+    sum_by_group,
+    take_spans,
+)
 from prefopt.data.tokens.embeddings import join_embeddings, stack_embeddings
 from prefopt.errors import CorruptError
 from prefopt.types import ROLES, Preference, TokenizedGroup
@@ -31,6 +42,11 @@ class GroupSizes(NamedTuple):
     longest: Int64  # prompt + response of the group's longest sequence
     chosen_tokens: Int64  # scored tokens of the chosen answers, once per pair; of all answers without pairs
     desirable: Int64  # answers labelled so
+
+    @property
+    def groups(self) -> Int64:
+        """1 for every group, the count of itself."""
+        return np.ones_like(self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +101,7 @@ class GroupTable:
         """Tokens of every response that are scored, int64 [R]: all but those of weight 0."""
         if self.token_weights is None:
             return self.response_lengths
-        return _sum_by_group((self.token_weights != 0).astype(np.int64), self.response_starts)
+        return sum_by_group((self.token_weights != 0).astype(np.int64), self.response_starts)
 
     @property
     def is_answer(self) -> npt.NDArray[np.bool_]:
@@ -120,8 +136,8 @@ class GroupTable:
         prompts = range(self.group_prompts[index], self.group_prompts[index + 1])
         spans = range(responses.start, responses.stop)
         return TokenizedGroup(
-            prompts=tuple(_slice(self.prompt_ids, self.prompt_starts, n) for n in prompts),
-            responses=tuple(_slice(self.response_ids, self.response_starts, n) for n in spans),
+            prompts=tuple(part_of(self.prompt_ids, self.prompt_starts, n) for n in prompts),
+            responses=tuple(part_of(self.response_ids, self.response_starts, n) for n in spans),
             prompt_of=tuple(self.prompt_of[responses].tolist()),
             preferences=tuple(
                 Preference(chosen, rejected, weight, margin, None if isnan(label) else label)
@@ -131,9 +147,9 @@ class GroupTable:
             ),
             row_id=int(self.row_ids[index]),
             origin=self.origin(index),
-            roles=_optional(self.roles, responses, lambda code: ROLES[code]),
-            scores=_optional(self.scores, responses, float),
-            labels=_optional(self.labels, responses, bool),
+            roles=read_optional(self.roles, responses, lambda code: ROLES[code]),
+            scores=read_optional(self.scores, responses, float),
+            labels=read_optional(self.labels, responses, bool),
             token_weights=self._weights_of(spans),
             prompt_embedding=self._embedding_of(index),
         )
@@ -147,7 +163,7 @@ class GroupTable:
     def _weights_of(self, spans: range) -> tuple[Float32, ...] | None:
         if self.token_weights is None:
             return None
-        weights = tuple(_slice(self.token_weights, self.response_starts, n) for n in spans)
+        weights = tuple(part_of(self.token_weights, self.response_starts, n) for n in spans)
         return None if any(np.isnan(part).any() for part in weights) else weights
 
     def sizes(self, share_prompts: bool) -> GroupSizes:
@@ -155,17 +171,17 @@ class GroupTable:
         prompt_lengths, response_lengths = self.prompt_lengths, self.response_lengths
         owner = np.repeat(self.group_prompts[:-1], np.diff(self.group_responses)) + self.prompt_of
         whole = prompt_lengths[owner] + response_lengths
-        shared = _sum_by_group(prompt_lengths, self.group_prompts)
-        shared = shared + _sum_by_group(response_lengths, self.group_responses)
+        shared = sum_by_group(prompt_lengths, self.group_prompts)
+        shared = shared + sum_by_group(response_lengths, self.group_responses)
         longest = np.maximum.reduceat(whole, self.group_responses[:-1]) if len(self) else whole
         return GroupSizes(
-            tokens=shared if share_prompts else _sum_by_group(whole, self.group_responses),
+            tokens=shared if share_prompts else sum_by_group(whole, self.group_responses),
             pairs=np.diff(self.group_pairs),
-            responses=_sum_by_group(self.is_answer.astype(np.int64), self.group_responses),
-            scored_tokens=_sum_by_group(self.scored_lengths, self.group_responses),
+            responses=sum_by_group(self.is_answer.astype(np.int64), self.group_responses),
+            scored_tokens=sum_by_group(self.scored_lengths, self.group_responses),
             longest=longest,
             chosen_tokens=self._chosen_tokens(),
-            desirable=_sum_by_group(self._is_desirable(), self.group_responses),
+            desirable=sum_by_group(self._is_desirable(), self.group_responses),
         )
 
     @property
@@ -181,18 +197,18 @@ class GroupTable:
 
     def _chosen_tokens(self) -> Int64:
         num_pairs, lengths, chosen = np.diff(self.group_pairs), self.scored_lengths, self._chosen
-        answered = _sum_by_group(lengths * self.is_answer, self.group_responses)
-        return np.where(num_pairs > 0, _sum_by_group(lengths[chosen], self.group_pairs), answered)
+        answered = sum_by_group(lengths * self.is_answer, self.group_responses)
+        return np.where(num_pairs > 0, sum_by_group(lengths[chosen], self.group_pairs), answered)
 
     def select(self, indices: Sequence[int] | Int64) -> GroupTable:
         """Return the groups at ``indices``, in that order; repeats are allowed."""
         at = np.asarray(indices, dtype=np.int64)
-        prompts, group_prompts = _ragged(self.group_prompts, at)
-        responses, group_responses = _ragged(self.group_responses, at)
-        pairs, group_pairs = _ragged(self.group_pairs, at)
-        prompt_tokens, prompt_starts = _ragged(self.prompt_starts, prompts)
-        tokens, response_starts = _ragged(self.response_starts, responses)
-        letters, origin_starts = _ragged(self.origin_starts, at)
+        prompts, group_prompts = take_spans(self.group_prompts, at)
+        responses, group_responses = take_spans(self.group_responses, at)
+        pairs, group_pairs = take_spans(self.group_pairs, at)
+        prompt_tokens, prompt_starts = take_spans(self.prompt_starts, prompts)
+        tokens, response_starts = take_spans(self.response_starts, responses)
+        letters, origin_starts = take_spans(self.origin_starts, at)
         of_response = {
             name: None if column is None else column[responses]
             for name, column in (("roles", self.roles), ("scores", self.scores), ("labels", self.labels))
@@ -241,26 +257,26 @@ class GroupTable:
         pairs = list(chain.from_iterable(group.preferences for group in groups))
         origins = [group.origin.encode() for group in groups]
         return cls(
-            prompt_ids=_joined(prompts),
-            prompt_starts=_starts(map(len, prompts)),
-            group_prompts=_starts(len(group.prompts) for group in groups),
-            response_ids=_joined(responses),
-            response_starts=_starts(map(len, responses)),
-            group_responses=_starts(len(group.responses) for group in groups),
+            prompt_ids=joined(prompts),
+            prompt_starts=offsets(map(len, prompts)),
+            group_prompts=offsets(len(group.prompts) for group in groups),
+            response_ids=joined(responses),
+            response_starts=offsets(map(len, responses)),
+            group_responses=offsets(len(group.responses) for group in groups),
             prompt_of=np.array([n for group in groups for n in group.prompt_of], dtype=np.int32),
             pair_chosen=np.array([pair.chosen for pair in pairs], dtype=np.int32),
             pair_rejected=np.array([pair.rejected for pair in pairs], dtype=np.int32),
             pair_weight=np.array([pair.weight for pair in pairs], dtype=np.float64),
             pair_margin=np.array([pair.margin for pair in pairs], dtype=np.float64),
             pair_soft_label=np.array([pair.soft_label for pair in pairs], dtype=np.float64),  # None: NaN
-            group_pairs=_starts(len(group.preferences) for group in groups),
+            group_pairs=offsets(len(group.preferences) for group in groups),
             row_ids=np.array([group.row_id for group in groups], dtype=np.int64),
             source_of=np.asarray([0] * len(groups) if source_of is None else source_of, dtype=np.int32),
             origin_bytes=np.frombuffer(b"".join(origins), dtype=np.uint8),
-            origin_starts=_starts(map(len, origins)),
+            origin_starts=offsets(map(len, origins)),
             prompt_embedding=stack_embeddings(groups),
             source_weights=tuple(source_weights),
-            **_optional_columns(groups),
+            **optional_columns(groups),
         )
 
     @classmethod
@@ -272,16 +288,18 @@ class GroupTable:
             parts = [getattr(table, field.name) for table in tables]
             if field.name == "source_weights":
                 columns[field.name] = tuple(chain.from_iterable(parts))
-            elif field.name.endswith("_starts") or field.name.startswith("group_"):
-                columns[field.name] = _starts(np.concatenate([np.diff(part) for part in parts]))
+            elif field.name.endswith("offsets") or field.name.startswith("group_"):
+                columns[field.name] = offsets(np.concatenate([np.diff(part) for part in parts]))
             elif field.name == "source_of":
                 shifts = np.cumsum([0, *(len(table.source_weights) for table in tables)])
                 columns[field.name] = np.concatenate([p + s for p, s in zip(parts, shifts, strict=False)])
                 columns[field.name] = columns[field.name].astype(np.int32)
             elif field.name == "prompt_embedding":
                 columns[field.name] = join_embeddings(parts, list(map(len, tables)))
-            elif field.name in _FILL:
-                columns[field.name] = _concatenate_optional(field.name, parts, tables)
+            elif field.name in FILL:
+                like = "response_ids" if field.name == "token_weights" else "prompt_of"
+                sizes = [len(getattr(table, like)) for table in tables]
+                columns[field.name] = join_optional(field.name, parts, sizes)
             else:
                 columns[field.name] = np.concatenate(parts)
         return cls(**columns)
@@ -309,77 +327,3 @@ class GroupTable:
         if meta.get("format") != FORMAT:
             raise CorruptError(f"{path}: table format {meta.get('format')} is not {FORMAT}. Delete it.")
         return cls(**arrays, source_weights=tuple(meta["source_weights"])), meta["extra"]
-
-
-_FILL: dict[str, tuple[float, type[np.generic]]] = {
-    "roles": (-1, np.int8),
-    "scores": (np.nan, np.float64),
-    "labels": (-1, np.int8),
-    "token_weights": (np.nan, np.float32),
-}
-
-
-def _optional_columns(groups: Sequence[TokenizedGroup]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for name, (fill, dtype) in _FILL.items():
-        if all(getattr(group, name) is None for group in groups):
-            continue
-        parts: list[npt.NDArray[Any]] = []
-        for group in groups:
-            values: Any = getattr(group, name)
-            size = sum(map(len, group.responses)) if name == "token_weights" else len(group.responses)
-            if values is None:
-                values = np.full(size, fill)
-            elif name == "token_weights":
-                values = np.concatenate(values)
-            elif name == "roles":
-                values = [ROLES.index(role) for role in values]
-            parts.append(np.asarray(values, dtype))
-        columns[name] = np.concatenate(parts)
-    return columns
-
-
-def _concatenate_optional(name: str, parts: list[Any], tables: Sequence[GroupTable]) -> Any:
-    if all(part is None for part in parts):
-        return None
-    fill, dtype = _FILL[name]
-    like = "response_ids" if name == "token_weights" else "prompt_of"
-    sizes = [len(getattr(table, like)) for table in tables]
-    return np.concatenate(
-        [np.full(n, fill, dtype) if part is None else part for part, n in zip(parts, sizes, strict=True)]
-    )
-
-
-def _optional(column: Any, span: slice, convert: Callable[[Any], Any]) -> tuple[Any, ...] | None:
-    """Read a group's part of a column; None where it has no value at all (scores hold NaN for other roles)."""
-    if column is None:
-        return None
-    values = column[span]
-    absent = np.isnan(values) if values.dtype.kind == "f" else values < 0
-    return None if absent.all() else tuple(convert(value) for value in values.tolist())
-
-
-def _slice(values: npt.NDArray[Any], starts: Int64, index: int) -> npt.NDArray[Any]:
-    return values[starts[index] : starts[index + 1]]
-
-
-def _joined(parts: list[Int32]) -> Int32:
-    return np.concatenate(parts).astype(np.int32, copy=False) if parts else np.empty(0, np.int32)
-
-
-def _starts(lengths: Iterable[int]) -> Int64:
-    sizes = np.fromiter(lengths, dtype=np.int64)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-
-
-def _ragged(starts: Int64, at: Int64) -> tuple[Int64, Int64]:
-    """Return the flat index of the spans ``at`` and their new offsets."""
-    new_starts = _starts(np.diff(starts)[at])
-    shift = np.repeat(starts[at] - new_starts[:-1], np.diff(new_starts))
-    return np.arange(new_starts[-1]) + shift, new_starts
-
-
-def _sum_by_group(values: Int64, starts: Int64) -> Int64:
-    running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
-    total: Int64 = running[starts[1:]] - running[starts[:-1]]
-    return total

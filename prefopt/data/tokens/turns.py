@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison
 
 Turns = Literal["all", "assistant"]

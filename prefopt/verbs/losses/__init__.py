@@ -9,6 +9,7 @@ from typing import Any
 
 from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
+from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
 from prefopt.verbs.losses.curves import curves_of
 from prefopt.verbs.losses.drawing import draw
@@ -16,7 +17,6 @@ from prefopt.verbs.losses.printing import entries, say, table
 from prefopt.words import did_you_mean
 
 OF_MIXED = "Add up several losses of one kind, each with its weight."
-_UNITS = {"pairs": "pairs", "responses": "answers", "sides": "labelled answers", "lists": "groups of answers"}
 
 
 def run(name: str | None = None) -> None:
@@ -55,7 +55,7 @@ def _list_by_unit(contracts: Mapping[str, LossContract], changes: Sequence[tuple
     for structure in dict.fromkeys(contract.structure for contract in contracts.values()):
         of_unit = {name: c for name, c in contracts.items() if c.structure == structure}
         found = [(name, contract.summary, _remark(contract)) for name, contract in of_unit.items()]
-        entries(f"Losses over {_UNITS[structure]}", found)
+        entries(f"Losses over {STRUCTURES[structure].learns_from}", found)
         say("")
     entries("Transforms, with: [...]", [(name, what, "") for name, what in changes])
 
@@ -63,7 +63,8 @@ def _list_by_unit(contracts: Mapping[str, LossContract], changes: Sequence[tuple
 def _list_in_lines(contracts: Mapping[str, LossContract], changes: Sequence[tuple[str, str]]) -> None:
     """Print one line each, for other programs."""
     rows = [
-        [name, _UNITS[c.structure], _reference(c), _extras(c), c.summary] for name, c in contracts.items()
+        [name, STRUCTURES[c.structure].learns_from, _reference(c), _extras(c), c.summary]
+        for name, c in contracts.items()
     ]
     table(["loss", "learns from", "reference", "also needs", "what it does"], rows)
     say("")
@@ -72,7 +73,7 @@ def _list_in_lines(contracts: Mapping[str, LossContract], changes: Sequence[tupl
 
 def _explain_loss(name: str) -> None:
     contract = contract_of(LOSSES[name])
-    say(f"{name}: learns from {_UNITS[contract.structure]}, reference {_reference(contract)}")
+    say(f"{name}: learns from {STRUCTURES[contract.structure].learns_from}, reference {_reference(contract)}")
     if (extras := _extras(contract)) != "-":
         say(f"also needs: {extras}")
     say(f"reads of an answer: {READS[contract.reads]}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.losses import Loss, LossContract, contract_of
-from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps
+from prefopt.structures import STRUCTURES
+from prefopt.structures.structure import MakeUnit
+from prefopt.types import LossOutput, SeqLogps
 
 LENGTH = 200
 """Tokens per answer. Long, so that a wide margin of sums is a likely one per token."""
@@ -63,23 +64,17 @@ def curves_of(loss: Loss, num_points: int = 81) -> Curves | None:
     """
     contract = contract_of(loss)
     subject = "log-ratio to the reference" if contract.needs_reference else "log-prob"
-    match contract.structure:
-        case "pairs" | "lists":
-            axis = f"chosen minus rejected {subject}, nats"
-            kinds: list[tuple[str, Callable[..., Any]]] = [
-                ("", _pair if contract.structure == "pairs" else _group)
-            ]
-        case "sides":
-            axis = f"{subject} of the answer beyond its start, nats"
-            kinds = [(word, partial(_side, word == "desirable")) for word in ("desirable", "undesirable")]
-        case _:
-            return None
-    width = max(_width(loss, contract, make) for _, make in kinds)
-    lines = tuple(_line(loss, contract, make, word, width, num_points) for word, make in kinds)
-    return None if all(min(line.loss) == max(line.loss) for line in lines) else Curves(axis, lines)
+    units = STRUCTURES[contract.structure].margin
+    if units is None:
+        return None
+    width = max(_width(loss, contract, make) for make in units.make.values())
+    lines = tuple(_line(loss, contract, make, word, width, num_points) for word, make in units.make.items())
+    if all(min(line.loss) == max(line.loss) for line in lines):
+        return None
+    return Curves(units.axis.format(subject=subject), lines)
 
 
-def _width(loss: Loss, contract: LossContract, make: Callable[..., Any]) -> float:
+def _width(loss: Loss, contract: LossContract, make: MakeUnit) -> float:
     """Choose the narrowest axis on which the loss shows three quarters of the bend it ever shows."""
     # without a reference the log-probs themselves move, and none of them may rise above 0
     most_nats = -2 * NATS * LENGTH
@@ -98,37 +93,23 @@ def _bend(values: Sequence[float]) -> float:
 
 
 def _line(
-    loss: Loss, contract: LossContract, make: Callable[..., Any], label: str, width: float, num_points: int
+    loss: Loss, contract: LossContract, make: MakeUnit, label: str, width: float, num_points: int
 ) -> Curve:
     margins = torch.linspace(-width, width, num_points, dtype=torch.float64).tolist()
     points = [_point(loss, contract, make, margin) for margin in margins]
     return Curve(label, tuple(margins), *zip(*points, strict=True))
 
 
-def _point(
-    loss: Loss, contract: LossContract, make: Callable[..., Any], margin: float
-) -> tuple[float, float]:
+def _point(loss: Loss, contract: LossContract, make: MakeUnit, margin: float) -> tuple[float, float]:
     moved = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
     given = {name: EXAMPLE_INPUTS[name] for name in contract.inputs}
     start = torch.zeros((), dtype=torch.float64)
-    sides = [make(contract, moved)] + ([make(contract, start)] if contract.needs_reference else [])
-    output: LossOutput = loss(*sides, **given)
+    answers = partial(_answers, contract)
+    others = {role: answers([start]) for role in contract.roles}
+    margins = (moved, start) if contract.needs_reference else (moved,)
+    output: LossOutput = loss(*(make(answers, by, others) for by in margins), **given)
     (slope,) = torch.autograd.grad(output.loss.sum(), moved)
     return output.loss.sum().item(), slope.item()
-
-
-def _pair(contract: LossContract, margin: Tensor) -> PairLogps:
-    others = {role: _answers(contract, [margin * 0]) for role in contract.roles}
-    return PairLogps(_answers(contract, [margin / 2]), _answers(contract, [-margin / 2]), others)
-
-
-def _group(contract: LossContract, margin: Tensor) -> ListLogps:
-    return ListLogps(_answers(contract, [margin / 2, -margin / 2]), (2,))
-
-
-def _side(is_desirable: bool, contract: LossContract, margin: Tensor) -> LabelledLogps:
-    others = {role: _answers(contract, [margin * 0]) for role in contract.roles}
-    return LabelledLogps(_answers(contract, [margin]), torch.tensor([is_desirable]), others)
 
 
 def _answers(contract: LossContract, lifted: Sequence[Tensor]) -> SeqLogps:

@@ -12,8 +12,8 @@ from prefopt.policy import Policy
 from prefopt.reference import Reference
 from prefopt.run import resume
 from prefopt.run.resume import Origin
+from prefopt.structures import STRUCTURES
 from prefopt.trainer import Trainer
-from prefopt.trainer.arrange import UNIT_NAMES
 from prefopt.trainer.optim import total_size
 from prefopt.trainer.state import restore
 from prefopt.verbs.progress import Display
@@ -123,7 +123,7 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
     model = job.engine.unwrap(trainer.policy.model)
     trained, total = total_size(trainer.parameters.values()), total_size(model.parameters())
     first = loaded.steps.plan.step(0)
-    unit = UNIT_NAMES[job.loss.contract.structure]
+    unit = STRUCTURES[job.loss.contract.structure].unit
     choices = ", ".join(f"{key} {value}" for key, value in trainer.policy.describe().items())
     entries = job.recipe.references if trainer.reference is not None else ()
     lines = [

@@ -123,7 +123,7 @@ def test_a_group_over_the_budget_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "groups"), [("pairs", [2, 1]), ("responses", [1, 1, 1]), ("sides", [1, 1, 1]), ("lists", [3])]
+    ("unit", "groups"), [("pairs", [2, 1]), ("responses", [1, 1, 1]), ("labelled", [1, 1, 1]), ("lists", [3])]
 )
 def test_steps_are_cut_by_the_units_of_the_loss(unit: str, groups: list[int]) -> None:
     """Three groups of 1, 2 and 4 pairs with 2, 3 and 5 answers, three units a step."""

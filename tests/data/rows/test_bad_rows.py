@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.source import Source
 from prefopt.errors import BadRowsError, DataError
 
@@ -193,7 +193,7 @@ def test_bad_row_is_named_by_line_column_and_reason(name: str, write: Any, chatm
 def test_bad_labelled_row_is_named_by_line_column_and_reason(name: str, write: Any, chatml: Any) -> None:
     line, why = LABELLED[name]
     path = write("rows.jsonl", f"{but(KTO)}\n{line}\n")
-    report = prepare([Source(path)], chatml, needs=Needs("sides")).report
+    report = prepare([Source(path)], chatml, needs=Needs("labelled")).report
     assert [bad.describe() for bad in report.bad] == [f"{path}:2: {why}"]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prefopt.data.prepare import prepare
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.mismatched import add_mismatched
-from prefopt.data.rows.needs import Needs
 from prefopt.data.rows.source import Source
 from prefopt.errors import DataError
 from prefopt.types import TokenizedGroup
@@ -72,7 +72,7 @@ def test_preparing_adds_them_for_a_loss_that_asks(write: Any, chatml: Any) -> No
     """A pair taken apart and a labelled answer: two and one mismatched, at most as many as the other row has."""
     pairs = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "c", "rejected": "d"}]
     path = write("d.jsonl", pairs)
-    got = prepare([Source(path)], chatml, needs=Needs("sides", roles=("kl",)))
+    got = prepare([Source(path)], chatml, needs=Needs("labelled", roles=("kl",)))
     assert [chatml.decode(r) for r in got.table[0].responses] == [f"{t}<|endoftext|>" for t in "abcd"]
     assert got.table[0].labels == (True, False, False, False)
     assert (got.report.responses, got.report.others) == (4, {"kl": 4})
@@ -80,4 +80,4 @@ def test_preparing_adds_them_for_a_loss_that_asks(write: Any, chatml: Any) -> No
     sizes = got.table.sizes(share_prompts=True)
     assert sizes.responses.tolist() == [2, 2]
     assert sizes.tokens.tolist() == [1 + 8, 1 + 8]  # the prompt once, four answers of two tokens
-    assert prepare([Source(path)], chatml, needs=Needs("sides")).report.others == {}
+    assert prepare([Source(path)], chatml, needs=Needs("labelled")).report.others == {}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.data.tokens import tokenize
-from prefopt.data.tokens.tokenize import Rendered, Renderer, Tokenizer, Tokens, WindowError
+from prefopt.data.tokens.render import Rendered, Renderer
+from prefopt.data.tokens.tokenize import Tokenizer, Tokens, WindowError
 from prefopt.errors import DataError, ModelError
 from prefopt.types import Comparison, Preference
 

@@ -12,11 +12,12 @@ import pytest
 
 from prefopt.data.packs.pack import group_of
 from prefopt.data.prepare import prepare
+from prefopt.data.rows.convert import messages
 from prefopt.data.rows.mismatched import add_mismatched
-from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.data.rows.source import Source
-from prefopt.data.rows.values import messages
-from prefopt.data.tokens.tokenize import Rendered, Renderer, Tokenizer, Tokens
+from prefopt.data.tokens.render import Rendered, Renderer
+from prefopt.data.tokens.tokenize import Tokenizer, Tokens
 from prefopt.data.tokens.turns import Span, token_weights
 from prefopt.types import Comparison
 

@@ -75,6 +75,6 @@ def one_line(text: object, limit: int = 200) -> str:
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
-def shown(value: object, limit: int = 60) -> str:
+def quoted(value: object, limit: int = 60) -> str:
     """Return a short quoted form of ``value`` for an error message."""
     return one_line(repr(value), limit)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from prefopt.data.rows.layouts import LAYOUTS, RowLayout, detect
-from prefopt.data.rows.raw import RawRow, RowError
+from prefopt.data.rows.layouts.columns import SHARED
+from prefopt.data.rows.layouts.detect import detect
+from prefopt.data.rows.layouts.layout import Layout, RowLayout
+from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS, ROW_LAYOUTS
+from prefopt.data.rows.raw_rows import RawRow, RowError
 from prefopt.data.rows.source import Source
 from prefopt.errors import DataError
 
@@ -188,3 +192,22 @@ def test_naming_the_layout_settles_an_ambiguity() -> None:
 def test_text_that_looks_like_json_stays_text() -> None:
     row = {"prompt": '["a", "b"]', "chosen": '{"x": 1}', "rejected": "[]"}
     assert found(row).name == "text"
+
+
+def test_every_layout_says_all_of_its_columns() -> None:
+    """A column nobody names is never found, and one that two layouts name would go by the last one's names."""
+    for layout in ROW_LAYOUTS:
+        read = {*layout.required, *layout.optional}
+        assert read <= ALIASES.keys(), f"layout '{layout.name}': no aliases for {read - ALIASES.keys()}"
+        assert layout.aliases.keys() <= read, f"layout '{layout.name}' names columns that it does not read"
+        assert set(layout.lists) <= read
+        assert layout.half is None or {layout.half.there, layout.half.lacking} <= ALIASES.keys()
+    names = [name for columns in (SHARED, *(layout.aliases for layout in ROW_LAYOUTS)) for name in columns]
+    assert len(names) == len(ALIASES), "a column that two layouts read belongs into columns.SHARED"
+
+
+def test_a_layout_cannot_forget_a_part() -> None:
+    parts = {field.name: getattr(ROW_LAYOUTS[0], field.name) for field in fields(Layout)}
+    for name in parts:
+        with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
+            Layout(**{key: value for key, value in parts.items() if key != name})

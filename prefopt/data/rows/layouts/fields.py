@@ -8,32 +8,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.rows.layouts import ALIASES, SPARSE, RowLayout
-from prefopt.data.rows.needs import Needs
-from prefopt.data.rows.raw import RowError
-from prefopt.data.rows.values import MISSING, messages, number, numbers, opened, pick, text, tools
+from prefopt.data.rows.convert import MISSING, cell_at, messages, number, numbers, opened, text, tools
+from prefopt.data.rows.layouts.columns import SHARED, SPARSE
+from prefopt.data.rows.layouts.layout import RowLayout
+from prefopt.data.rows.loss_needs import Needs
+from prefopt.data.rows.raw_rows import RowError
 
-Turns = list[dict[str, Any]]
+Messages = list[dict[str, Any]]
 
 
-class Row:
+class Fields:
     """The cells of one row under their canonical names."""
 
-    def __init__(self, layout: RowLayout, value: Mapping[str, Any], needs: Needs, origin: str) -> None:
+    def __init__(
+        self, layout: RowLayout, value: Mapping[str, Any], needs: Needs, origin: str, row_id: int
+    ) -> None:
         self.layout = layout
         self.value = value
         self.needs = needs
         self.origin = origin
+        self.row_id = row_id
 
     def cell(self, name: str) -> Any:
-        found = pick(self.value, self.column(name))
+        found = cell_at(self.value, self.column(name))
         return MISSING if found is None else found
 
     def column(self, name: str) -> str:
         """The path of a column; one that the first rows did not have is looked for in this row too."""
         path = self.layout.columns.get(name)
         if path is None and name in SPARSE:
-            path = next((alias for tier in ALIASES[name] for alias in tier if alias in self.value), None)
+            path = next((alias for tier in SHARED[name] for alias in tier if alias in self.value), None)
         return name if path is None else path
 
     def has(self, name: str) -> bool:
@@ -61,7 +65,7 @@ class Row:
             raise RowError(self.column(name), f"must be a probability from 0 to 1, found {value:g}")
         return value
 
-    def system(self) -> Turns:
+    def system(self) -> Messages:
         value = self.cell("system")
         if value is MISSING or (isinstance(value, str) and not value.strip()):
             return []
@@ -82,7 +86,7 @@ class Row:
             return None
         return numbers(self.cell("prompt_embedding"), self.column("prompt_embedding"))
 
-    def prompt(self, name: str = "prompt") -> str | Turns:
+    def prompt(self, name: str = "prompt") -> str | Messages:
         """The prompt in the form of the rows, from the column ``name``."""
         if not self.layout.is_chat:
             self.system()  # refuses one, which plain text has no place for
@@ -103,7 +107,7 @@ class Row:
             prompt += "\n" + text(extra, "input")
         return prompt
 
-    def prompt_turns(self, name: str = "prompt") -> Turns | None:
+    def prompt_turns(self, name: str = "prompt") -> Messages | None:
         value = opened(self.cell(name))
         if value is MISSING:
             return None

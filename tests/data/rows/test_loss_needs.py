@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.needs import Needs
+from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.source import Source
 from prefopt.errors import DataError
 
@@ -92,9 +92,9 @@ SERVED = {
         {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": -2},
         Needs(inputs=("pair_margin",)),
     ),
-    "labelled for sides": (LABELLED, Needs("sides")),
-    "pairs for sides": (PAIR, Needs("sides")),
-    "everything to score": (LABELLED, Needs("all")),
+    "labelled for labelled answers": (LABELLED, Needs("labelled")),
+    "pairs for labelled answers": (PAIR, Needs("labelled")),
+    "everything to score": (LABELLED, Needs(None)),
 }
 
 
@@ -144,7 +144,7 @@ def test_a_column_that_is_mapped_and_not_read_is_refused(write: Any, chatml: Any
     assert prepare([source], chatml, needs=Needs(roles=("gold",))).report.others == {"gold": 1}
 
 
-@pytest.mark.parametrize("structure", ["responses", "sides"])
+@pytest.mark.parametrize("structure", ["responses", "labelled"])
 def test_a_weight_that_no_unit_can_carry_is_refused(structure: Any, write: Any, chatml: Any) -> None:
     path = write("d.jsonl", [{**PAIR, "weight": 2}])
     with pytest.raises(DataError, match="the row has a weight, which belongs to a pair or a list"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from prefopt.errors import DataError
+from prefopt.structures import RowUse, rows_for
 
 if TYPE_CHECKING:
-    from prefopt.data.rows.layouts import RowLayout
-
-Structure = Literal["pairs", "responses", "sides", "lists", "all"]
+    from prefopt.data.rows.layouts.layout import RowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class Needs:
     """What a loss learns from, as far as preparing rows must know it.
 
     Args:
-        structure: the units; "all" keeps every answer of every row, to be scored rather than learned from.
+        structure: the units, a name of ``structures.STRUCTURES``; None learns nothing, every answer is scored.
         roles: responses besides the answers, of ``types.ROLES``.
         inputs: the names of ``types.INPUTS`` that the loss cannot do without.
         optional: those that it takes where the data has them.
@@ -26,7 +25,7 @@ class Needs:
         loss: what messages call it; the only field that changes nothing in the result.
     """
 
-    structure: Structure = "pairs"
+    structure: str | None = "pairs"
     roles: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -34,17 +33,22 @@ class Needs:
     loss: str = "this loss"
 
     @property
-    def key(self) -> list[str | list[str]]:
+    def key(self) -> list[str | list[str] | None]:
         """All that decides what becomes of a row, for the key of a cache."""
         lists = (self.roles, self.inputs, self.optional, self.prompts)
         return [self.structure, *(sorted(names) for names in lists)]
+
+    @property
+    def use(self) -> RowUse:
+        """What is taken of a row."""
+        return rows_for(self.structure)
 
     def reads(self, column: str) -> bool:
         """Whether the loss reads a column that is left alone unless a loss asks for it."""
         return READ_FOR[column] in (*self.roles, *self.inputs, *self.optional)
 
 
-PAIRS = Needs()
+PAIR_NEEDS = Needs()
 """What a plain loss over pairs needs."""
 
 READ_FOR = {
@@ -54,9 +58,6 @@ READ_FOR = {
     "prompt_embedding": "prompt_embedding",
 }
 """Columns that are read only for a loss that names this role or input."""
-
-STRENGTHS = ("overall_preference", "preference_strength")
-"""Columns that say by how much the better of two answers is better."""
 
 
 def check_served(layout: RowLayout, needs: Needs, place: str) -> None:
@@ -77,12 +78,12 @@ Lacking = tuple[str, str] | None
 
 
 def _structure_lacking(layout: RowLayout, needs: Needs) -> Lacking:
-    if layout.shape == "labelled" and needs.structure in ("pairs", "lists"):
+    if needs.use.compares and not layout.layout.compares:
         return (
             "compares answers to one prompt, but the rows are single labelled answers",
             "Give rows with chosen and rejected answers, or use a loss for labelled answers",
         )
-    if needs.structure == "lists" and not _has_scores(layout):
+    if needs.use.ranks and not layout.gives("scores"):
         return (
             "reads lists of scored answers, but the rows have no number per answer",
             "Give responses with scores or ranks, or chosen_score and rejected_score",
@@ -100,10 +101,10 @@ def _columns_lacking(layout: RowLayout, needs: Needs) -> Lacking:
         if name in needs.roles and name not in layout.columns:
             return f"needs a {name} text in every row", f"Add a column {name}, or map one: {_map(name)}"
     for name in needs.inputs:
-        if name in ("chosen_score", "rejected_score", "answer_score") and not _has_scores(layout):
+        if name in ("chosen_score", "rejected_score", "answer_score") and not layout.gives("scores"):
             way_out = f"Add chosen_score and rejected_score, or map them: {_map('chosen_score')}"
             return "needs a score for each answer", way_out
-        if name == "pair_margin" and not _has_margin(layout):
+        if name == "pair_margin" and not layout.gives("margin"):
             return (
                 "needs a margin for each pair",
                 f"Add a column margin, or scores, or map one: {_map('margin')}",
@@ -111,15 +112,6 @@ def _columns_lacking(layout: RowLayout, needs: Needs) -> Lacking:
         if name in ("soft_label", "prompt_embedding") and name not in layout.columns:
             return f"needs a {name} in every row", f"Add that column, or map one: {_map(name)}"
     return None
-
-
-def _has_scores(layout: RowLayout) -> bool:
-    return layout.shape == "ranked" or {"chosen_score", "rejected_score"} <= layout.columns.keys()
-
-
-def _has_margin(layout: RowLayout) -> bool:
-    has_strength = layout.columns.get("better") in STRENGTHS
-    return has_strength or "margin" in layout.columns or _has_scores(layout)
 
 
 def _map(name: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison, Text
 
 

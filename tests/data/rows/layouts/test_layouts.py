@@ -1,4 +1,4 @@
-"""A row of every shape becomes the comparison that its data says, margin and scores included."""
+"""A row of every layout becomes the comparison that its data says, margin and scores included."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.data.rows.layouts import detect
-from prefopt.data.rows.raw import RawRow, RowError
-from prefopt.data.rows.shapes import to_comparison
+from prefopt.data.rows.convert import transcript
+from prefopt.data.rows.layouts.detect import detect, to_comparison
+from prefopt.data.rows.raw_rows import RawRow, RowError
 from prefopt.data.rows.source import Source
-from prefopt.data.rows.values import transcript
 from prefopt.types import Comparison, Preference
 
 

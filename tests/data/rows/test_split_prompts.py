@@ -9,10 +9,10 @@ import pytest
 
 from prefopt.data.packs.pack import pack
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.rows.needs import Needs
-from prefopt.data.rows.parts import split
-from prefopt.data.rows.raw import RowError
+from prefopt.data.rows.loss_needs import Needs
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.data.rows.source import Source
+from prefopt.data.rows.split_prompts import split
 from prefopt.errors import DataError
 from prefopt.types import Comparison, Extra, Preference
 
@@ -129,7 +129,7 @@ def test_a_loss_over_one_prompt_refuses_two(write: Any, chatml: Any) -> None:
         run([JOINT], Needs(loss="dpo"), write, chatml)
 
 
-@pytest.mark.parametrize("structure", ["responses", "sides", "all"])
+@pytest.mark.parametrize("structure", ["responses", "labelled", None])
 def test_a_loss_over_single_answers_takes_each_with_its_prompt(
     structure: Any, write: Any, chatml: Any
 ) -> None:

@@ -1,0 +1,7 @@
+"""The layouts of rows, one file each, and what they are made of.
+
+``columns`` finds columns by their names, ``forms`` says what an answer is, ``layout`` what there is to know of a
+layout; ``fields`` takes a row's cells, ``texts`` its prompts and answers (``question`` where only a rationale is
+given). ``pair``, ``contrast``, ``labelled``, ``ranked`` and ``choice`` are the layouts, ``table`` lists them, and
+``detect`` decides which one the first rows of a source have.
+"""

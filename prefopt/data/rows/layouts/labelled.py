@@ -1,0 +1,72 @@
+"""Labelled answers: single ones, each desirable or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefopt.data.rows.convert import (
+    is_messages,
+    is_sharegpt,
+    label,
+    messages,
+    opened,
+)
+from prefopt.data.rows.layouts.fields import Fields
+from prefopt.data.rows.layouts.forms import form_of_answers
+from prefopt.data.rows.layouts.layout import Half, Layout
+from prefopt.data.rows.layouts.texts import prompt_and_answers, reply
+from prefopt.data.rows.raw_rows import RowError
+from prefopt.types import Comparison
+
+
+def _read(row: Fields) -> Comparison:
+    desirable = label(row.cell("label"), row.column("label"))
+    if "completion" in row.layout.columns:
+        read = prompt_and_answers(row, [row.column("completion")], [row.cell("completion")])
+        prompt, answers = read.prompt, read.answers
+    else:
+        column = row.column("messages")
+        turns = messages(opened(row.cell("messages")), column)
+        if turns[0]["role"] != "system":
+            turns = row.system() + turns
+        asked = max(
+            (i for i, turn in enumerate(turns) if turn["role"] not in ("assistant", "tool")), default=-1
+        )
+        prompt, answers = turns[: asked + 1], (reply(turns[asked + 1 :], column),)
+        if not prompt:
+            raise RowError(column, "has no turn before the answer")
+    return Comparison(
+        prompt=prompt,
+        answers=answers,
+        preferences=(),
+        row_id=row.row_id,
+        origin=row.origin,
+        labels=(desirable,),
+        tools=row.tools(),
+    )
+
+
+def _form_of(cells: Mapping[str, Any]) -> str | None:
+    if is_messages(cells.get("messages")) and "completion" not in cells:
+        return "sharegpt" if is_sharegpt(cells["messages"]) else "messages"
+    return form_of_answers(cells.get("prompt"), [cells.get("completion")])
+
+
+LABELLED_ANSWER = Layout(
+    name="labelled",
+    described="messages (or prompt and completion) and a true or false label",
+    required=("label",),
+    optional=("messages", "prompt", "completion", "system", "tools", "prompt_embedding"),
+    lists=(),
+    aliases={
+        "messages": (("messages",), ("conversations", "conversation")),
+        "label": (("label",), ("kto_tag", "is_desirable", "desirable")),
+    },
+    gives_way=False,
+    compares=False,
+    gives=lambda columns: set(),
+    half=Half("completion", "label", "true or false that says whether it is wanted"),
+    form_of=_form_of,
+    read=_read,
+)

@@ -1,0 +1,91 @@
+"""What there is to know of a layout of rows, and how the rows of one source are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefopt.data.rows.layouts.columns import OWN_PROMPTS, Tiers
+from prefopt.data.rows.layouts.forms import FORMS
+from prefopt.types import Comparison
+
+if TYPE_CHECKING:
+    from prefopt.data.rows.layouts.fields import Fields
+
+
+class Half(NamedTuple):
+    """A column that is of no use without another, and what the other would say."""
+
+    there: str
+    lacking: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A layout: which columns a row has and what they mean. Every part is required.
+
+    Args:
+        name: what a recipe and the report call it; "" where its form alone names it.
+        described: what a row needs, for messages; "" where that of its form says it.
+        required: canonical names of the columns that every row has.
+        optional: of those that it may have.
+        lists: those of both that hold a list, not a text or messages.
+        aliases: what sources call the columns that no other layout reads.
+        gives_way: it is not meant where the rows fit another layout that is tried before.
+        compares: rows hold answers to compare, not single ones.
+        gives: what the columns found say of answers besides their text: "scores", "margin".
+        half: said where no layout fits and only this is lacking.
+        form_of: the form of a row's cells, one of ``FORMS``, or None where they have none.
+        read: the comparison that a row holds; a RowError where it cannot be used.
+    """
+
+    name: str
+    described: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    lists: tuple[str, ...]
+    aliases: Mapping[str, Tiers]
+    gives_way: bool
+    compares: bool
+    gives: Callable[[Mapping[str, str]], set[str]]
+    half: Half | None
+    form_of: Callable[[Mapping[str, Any]], str | None]
+    read: Callable[[Fields], Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """How the rows of one source are read.
+
+    Args:
+        form: of ``FORMS``, what an answer is.
+        layout: what a row holds.
+        columns: canonical name -> dotted path in the row, only names that the source has.
+        found: all columns of the first rows, as they are called there.
+    """
+
+    form: str
+    layout: Layout
+    columns: Mapping[str, str]
+    found: tuple[str, ...] = ()
+
+    @property
+    def has_own_prompts(self) -> bool:
+        """Whether the two answers of a pair may reply to different prompts."""
+        return any(name in self.columns for name in OWN_PROMPTS)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows become messages for the chat template, rather than plain text."""
+        return FORMS[self.form].is_chat
+
+    @property
+    def name(self) -> str:
+        """The layout as a recipe and the report call it."""
+        return f"{self.layout.name} ({self.form})" if self.layout.name else self.form
+
+    def gives(self, what: str) -> bool:
+        """Whether the columns found give "scores" or a "margin"."""
+        return what in self.layout.gives(self.columns)

@@ -1,0 +1,178 @@
+"""The texts of a row: its prompts, its answers, and what else replies to something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from prefopt.data.rows.convert import MISSING, is_transcript, messages, opened, text, transcript
+from prefopt.data.rows.layouts.fields import Fields, Messages
+from prefopt.data.rows.layouts.question import which_is_better
+from prefopt.data.rows.raw_rows import RowError
+from prefopt.errors import DataError
+from prefopt.types import Comparison, Extra, Preference
+
+Reply = str | Messages
+
+
+class Texts(NamedTuple):
+    """The texts of a row."""
+
+    prompt: Reply
+    answers: tuple[Reply, ...]
+    gold: Reply | None = None
+    own_prompts: tuple[Reply, ...] | None = None  # of the answers, where they differ
+
+
+def compared(
+    row: Fields, read: Texts, preferences: tuple[Preference, ...], scores: tuple[float, ...] | None
+) -> Comparison:
+    """Put a row with preferences together, and what else the loss reads of it."""
+    extras = [] if read.gold is None else [Extra("gold", read.gold)]
+    if row.has("rationale"):
+        extras.append(_rationale(row, read, preferences[0]))
+    return Comparison(
+        prompt=read.prompt,
+        answers=read.answers,
+        preferences=preferences,
+        row_id=row.row_id,
+        origin=row.origin,
+        scores=scores,
+        tools=row.tools(),
+        own_prompts=read.own_prompts,
+        extras=tuple(extras),
+    )
+
+
+def _rationale(row: Fields, read: Texts, pair: Preference) -> Extra:
+    """Read why the chosen answer is better, and the question that this text answers."""
+    name = row.column("rationale")
+    reason = _alone(row, row.cell("rationale"), name)
+    if row.has("rationale_prompt"):
+        return Extra("rationale", reason, row.prompt("rationale_prompt"))
+    if read.own_prompts is not None:
+        raise RowError(name, "has no question: the answers reply to different prompts. Give rationale_prompt")
+    asked = which_is_better(read.prompt, read.answers[pair.chosen], read.answers[pair.rejected])
+    return Extra("rationale", reason, asked)
+
+
+def own_prompts_and_answers(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
+    """Read two answers that each follow a prompt of their own, or else the row's."""
+    answers = tuple(_alone(row, cell, name) for cell, name in zip(cells, names, strict=True))
+    given = [name if row.has(name) else "prompt" for name in ("chosen_prompt", "rejected_prompt")]
+    prompts = tuple(row.prompt(name) for name in given)
+    gold = _alone(row, row.cell("gold"), row.column("gold")) if row.has("gold") else None
+    if prompts[0] == prompts[1]:
+        read = Texts(prompts[0], answers, gold)
+    else:
+        read = Texts(prompts[0], answers, gold, prompts)
+    _check_prompts(row, read, given, names)
+    return read
+
+
+def _check_prompts(row: Fields, read: Texts, prompts: Sequence[str], names: Sequence[str]) -> None:
+    allowed = row.needs.prompts
+    if read.own_prompts is not None and row.needs.use.one_prompt and not allowed:
+        raise DataError(
+            f"{row.origin}: '{row.column(prompts[0])}' and '{row.column(prompts[1])}' differ, but "
+            f"{row.needs.loss} compares answers to one prompt. Use joint_prompt, or give one prompt."
+        )
+    if "contrast" in allowed and read.answers[0] != read.answers[1]:
+        why = f"differs from '{names[0]}', but {row.needs.loss} compares one answer to two prompts"
+        raise RowError(names[1], why)
+
+
+def _alone(row: Fields, cell: Any, name: str) -> Reply:
+    """Read a reply that is not the end of a whole conversation."""
+    return reply(_turns(cell, name), name) if row.layout.is_chat else text(cell, name)
+
+
+def prompt_and_answers(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
+    """Read the prompt, its answers and a gold answer where the loss reads one."""
+    if not row.has("gold"):
+        return _split(row, names, cells)
+    name, cell = row.column("gold"), row.cell("gold")
+    if not _is_conversation(row, cell, name):
+        return _split(row, names, cells)._replace(gold=_alone(row, cell, name))
+    read = _split(row, [*names, name], [*cells, cell])
+    return Texts(read.prompt, read.answers[:-1], read.answers[-1])
+
+
+def _is_conversation(row: Fields, cell: Any, name: str) -> bool:
+    """Whether a cell holds the prompt as well as the reply."""
+    if row.layout.form == "transcript":
+        return is_transcript(cell)
+    return row.layout.is_chat and _turns(cell, name)[0]["role"] != "assistant"
+
+
+def _split(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
+    if not row.layout.is_chat:
+        prompt = row.prompt()
+        return Texts(prompt, tuple(text(cell, name) for cell, name in zip(cells, names, strict=True)))
+    read = transcript if row.layout.form == "transcript" else _turns
+    answers = [read(cell, name) for cell, name in zip(cells, names, strict=True)]
+    opening = [answer[0]["role"] for answer in answers]
+    turns: Any
+    if all(role == "assistant" for role in opening):
+        turns = row.prompt()
+    elif "assistant" in opening:
+        at = opening.index("assistant")
+        raise RowError(
+            names[at], "begins with an assistant turn, but the other answer is a whole conversation"
+        )
+    else:
+        turns, answers = _split_conversations(answers, names)
+        if turns and turns[0]["role"] != "system":
+            turns = row.system() + turns
+    return Texts(turns, tuple(reply(turn, name) for turn, name in zip(answers, names, strict=True)))
+
+
+def _turns(cell: Any, name: str) -> Messages:
+    value = opened(cell)
+    if value is MISSING or isinstance(value, str):
+        return [{"role": "assistant", "content": text(value, name)}]
+    return messages(value, name)
+
+
+def _split_conversations(
+    conversations: list[Messages], names: Sequence[str]
+) -> tuple[Messages, list[Messages]]:
+    """Split whole conversations where they part: before the first assistant turn that differs.
+
+    Assistant turns right before that belong to the answers too, so that a prompt never ends with
+    one. Equal conversations part before their last reply.
+    """
+    shortest = min(conversations, key=len)
+    common = 0
+    while common < len(shortest) and all(turns[common] == shortest[common] for turns in conversations):
+        common += 1
+    if common == len(shortest):
+        if any(len(turns) > common for turns in conversations):
+            at = next(i for i, turns in enumerate(conversations) if turns is shortest)
+            raise RowError(
+                names[at], f"is the beginning of '{names[0 if at else 1]}', so its answer would be empty"
+            )
+        common -= 1
+    parting = {turns[common]["role"] for turns in conversations}
+    if parting != {"assistant"}:
+        role = next(role for role in sorted(parting, reverse=True) if role != "assistant")
+        raise RowError(
+            names[-1], f"parts from '{names[0]}' at turn {common + 1}, a {role} turn, not in an answer"
+        )
+    while common and shortest[common - 1]["role"] == "assistant":
+        common -= 1
+    if not common:
+        raise RowError(names[0], "has no turn before the answer")
+    return shortest[:common], [turns[common:] for turns in conversations]
+
+
+def reply(turns: Messages, column: str) -> Messages:
+    """Return the turns of an answer, which begin and end with one of the assistant's."""
+    if not turns or turns[-1]["role"] != "assistant":
+        role = turns[-1]["role"] if turns else "user"
+        raise RowError(column, f"ends with a {role} turn, not with an answer")
+    if turns[0]["role"] != "assistant":
+        raise RowError(column, f"begins with a {turns[0]['role']} turn, not with an answer")
+    if not turns[-1]["content"].strip() and not turns[-1].get("tool_calls"):
+        raise RowError(column, "empty answer")
+    return turns
