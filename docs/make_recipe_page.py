@@ -134,7 +134,8 @@ def _section(path: str, block: Mapping[str, Any], schema: Mapping[str, Any]) -> 
         key = f"{path}.{name}".lstrip(".")
         default = _default(name, field, block, schema)
         kind = ", or ".join(dict.fromkeys(_kinds(field, schema)))
-        cells = [f"`{name}`", kind, default, _on_resume(key, field, schema), SCHEMA.notes[key]]
+        cells = [f"`{name}`", kind, default, _on_resume(key, field, schema)]
+        cells.append(field.get("description", SCHEMA.notes[key]))
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join([*lines, ""])
 
