@@ -13,13 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+
+from prefopt.assemble.loss import build_loss
 from prefopt.data.rows.layouts.detect import detect, to_comparison
 from prefopt.data.rows.layouts.layout import RowLayout
 from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS
 from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.raw_rows import RawRow
-
-from prefopt.assemble.loss import build_loss
 from prefopt.data.rows.source import Source
 from prefopt.losses import LOSSES, TRANSFORMS
 from prefopt.recipe import parse_recipe
