@@ -29,8 +29,9 @@ test: $(VENV)/.installed-dev  ## set up, run the default test lane (CPU, no netw
 test-interpret: $(VENV)/.installed-dev  ## run the Triton kernels in the interpreter, on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) -m interpret
 
+# A file stays in one process, since its cases share what is dear: a launch, a training, a compilation.
 slow: $(VENV)/.installed-dev  ## run the slow lane: matrices, sweeps, ranks as processes of their own
-	$(BIN)/python -m pytest -n $(JOBS) -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m slow
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import FORESTS, draw, forest
+from lanes import slow_but
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -66,7 +67,7 @@ def test_dense_truth_equals_every_path_run_alone(
         torch.testing.assert_close(packed[:, at], alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", FORESTS)
+@pytest.mark.parametrize("name", slow_but(["pair", "deep_tree", "interleaved_trees"], [*FORESTS]))
 def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole trees, in blocks of three queries too, and chains likewise; windows, caps, sinks, grouped heads."""
     segments = FORESTS[name]
