@@ -18,8 +18,9 @@ PACKAGE = ROOT / "prefopt"
 LEVELS = [
     {"ragged", "words"},
     {"types", "errors"},
-    {"engine", "recipe", "kernels", "losses", "data"},
-    {"policy", "demo"},
+    {"engine", "kernels", "losses", "data"},
+    {"optim"},
+    {"recipe", "policy", "demo"},
     {"reference"},
     {"trainer"},
     {"memory", "run"},
@@ -33,9 +34,10 @@ LEVELS = [
 DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 """The rooms of ``data``, each knowing only those before it."""
 
-_SCHEMA = ("/recipe/__init__.py", "/recipe/blocks.py", "/recipe/references.py")
+_SCHEMA = tuple(f"/recipe/{name}.py" for name in ("__init__", "blocks", "optim", "references"))
 
 FENCES = {
+    "bitsandbytes": lambda path: path.endswith("/optim/adamw_8bit.py"),
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
     "transformers": lambda path: (
         "/policy/" in path or path.endswith(("data/tokens/tokenize.py", "/demo.py")) or _builds(path)

@@ -29,7 +29,6 @@ from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.reference.cache import LogpCache
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import LEARNED_MASKS, OTHER_REFERENCES
 
 
@@ -202,11 +201,6 @@ def num_steps(recipe: Recipe, plan: Plan) -> int:
         return recipe.train.steps
     assert recipe.train.epochs is not None
     return plan.num_steps(recipe.train.epochs)
-
-
-def optim_of(recipe: Recipe) -> OptimSettings:
-    """Translate the recipe's ``optim`` block."""
-    return OptimSettings(**recipe.optim.model_dump())
 
 
 def engine_of(recipe: Recipe) -> Engine:
