@@ -25,7 +25,8 @@ from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.errors import DataError, RecipeError
 from prefopt.losses import LossContract
-from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
+from prefopt.recipe import DataSource, Recipe, parse_recipe
+from prefopt.recipe.optim import Optim
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.reference.cache import LogpCache

@@ -179,7 +179,7 @@ def test_a_resumed_run_may_change_how_but_not_what(
 def test_another_optimizer_is_resumed_bit_equal_and_not_exchanged(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"optim__name": name, "optim__schedule": "wsd", "optim__decay": "2"}
+    settings = {"optim__name": name, "optim__schedule": "wsd", "optim__decay": "2", "optim__eps": "null"}
     for folder in (tmp_path / "straight", tmp_path / "broken"):
         folder.mkdir()
     assert go(tmp_path / "straight", **settings) == 0
