@@ -82,6 +82,8 @@ Refused in one line each before anything is loaded, the last one when the rows a
 - A `reference` other than `none` with a loss that uses none, and `none` with a loss that needs one.
 - Several references with a loss that combines none, and one with a loss that combines several.
 - `reference: {name: moving}` with a `mix` below 1 where an adapter is trained, and with FSDP2.
+- A setting of `optim` that its optimizer or its schedule does not read; `adamw_8bit` without bitsandbytes or an NVIDIA
+  GPU, and with FSDP2, as `adafactor`.
 - `train.epochs` with `train.steps`; `eval.split` with `eval.data`, or neither of them in an `eval` block.
 - `eval.metric` without `eval.best` or `eval.patience`: nothing would go by it.
 - `model.trust_remote_code` on a hub model whose `model.revision` is no full commit.

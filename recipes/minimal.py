@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prefopt import FrozenReference, Plan, PlannedSteps, Policy, Trainer
 from prefopt.data.packs.pack import group_of
 from prefopt.losses import bound, dpo
-from prefopt.trainer.optim import OptimSettings
+from prefopt.optim import OptimSettings
 
 ROWS = [  # prompt, chosen, rejected; your own rows go here
     ("the sky is", "blue today", "green and loud"),

@@ -13,8 +13,8 @@ from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.engine import Engine
+from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import TokenizedGroup
 
 BLOCKS: dict[str, dict[str, Any]] = {

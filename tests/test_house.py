@@ -21,6 +21,7 @@ LEVELS = [
     {"types", "errors"},
     {"structures"},
     {"engine", "kernels", "losses", "data"},
+    {"optim"},
     {"policy", "demo", "recipe"},
     {"reference"},
     {"trainer"},
@@ -35,9 +36,10 @@ LEVELS = [
 DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 """The rooms of ``data``, each knowing only those before it."""
 
-_SCHEMA = ("/recipe/__init__.py", "/recipe/blocks.py", "/recipe/references.py")
+_SCHEMA = tuple(f"/recipe/{name}.py" for name in ("__init__", "blocks", "optim", "references"))
 
 FENCES = {
+    "bitsandbytes": lambda path: path.endswith("/optim/adamw_8bit.py"),
     "triton": lambda path: path.endswith("/fused.py") or "/prefix_attention/" in path,
     "transformers": lambda path: "/policy/" in path or path.endswith("/demo.py") or _builds(path),
     "peft": lambda path: "/policy/" in path or _builds(path),

@@ -26,11 +26,11 @@ from prefopt.engine import Engine
 from prefopt.kernels import which_impl
 from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.losses import dpo
+from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference, CachedReference, FrozenReference, Reference, fill_cache
 from prefopt.reference.cache import LogpCache
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import PackedBatch
 
 

@@ -25,12 +25,12 @@ from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
 from prefopt.errors import DataError, RecipeError
 from prefopt.losses import LossContract
-from prefopt.recipe import DataSource, Optim, Recipe, parse_recipe
+from prefopt.recipe import DataSource, Recipe, parse_recipe
+from prefopt.recipe.optim import Optim
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, needs_live_reference, own_stats
 from prefopt.reference.cache import LogpCache
 from prefopt.structures import STRUCTURES
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import LEARNED_MASKS, OTHER_REFERENCES
 
 
@@ -203,11 +203,6 @@ def num_steps(recipe: Recipe, plan: Plan) -> int:
         return recipe.train.steps
     assert recipe.train.epochs is not None
     return plan.num_steps(recipe.train.epochs)
-
-
-def optim_of(recipe: Recipe) -> OptimSettings:
-    """Translate the recipe's ``optim`` block."""
-    return OptimSettings(**recipe.optim.model_dump())
 
 
 def engine_of(recipe: Recipe) -> Engine:

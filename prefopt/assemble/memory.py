@@ -9,6 +9,7 @@ from torch import nn
 
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.model import DTYPES
+from prefopt.assemble.optim import check_optim
 from prefopt.assemble.references import footprints, has_copy
 from prefopt.assemble.references.kind import Skeletons
 from prefopt.assemble.skeleton import skeleton_of
@@ -42,12 +43,14 @@ def plan_memory(
 
     Raises:
         ModelError: a model cannot be found, or cannot be run without numbers.
-        RecipeError: the attention asked for cannot run on the target, or its memory is not planned.
+        RecipeError: the attention or the optimizer asked for cannot run so, or the memory is not planned.
     """
     try:
         check_planned(recipe.model.attention, "model.attention:")
     except RecipeError as error:
         raise recipe.located(error) from None
+    if ranks.is_sharded:
+        check_optim(recipe, torch.device(target.device), is_sharded=True)
     policy = skeleton_of(recipe)
     model = policy.model
     compared = recipe.references if loss.contract.needs_reference else ()
@@ -63,6 +66,7 @@ def plan_memory(
         layers=needs_layers(loss.contract.policy_stats),
         masks=_masks(loss, policy),
         accumulates=accumulates,
+        optimizer=recipe.optim.name,
     )
     return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
 

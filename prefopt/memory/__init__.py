@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from prefopt.engine.sharding import units_of
@@ -38,7 +39,7 @@ from prefopt.memory.tracking import (
     REFERENCE,
     REFERENCE_HEAD,
 )
-from prefopt.trainer.optim import trainable
+from prefopt.optim import OPTIMIZERS, kept, kept_bytes, trainable
 
 __all__ = ["MemoryPlan", "Ranks", "Sample", "Target", "plan_model_memory"]
 
@@ -73,12 +74,16 @@ class Ranks:
         """Tell whether gradients are copied into buckets on their way to the other ranks."""
         return self.count > 1 and not self.is_sharded
 
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return what the rank that holds most of a parameter has of it, without memory: whole rows, spread evenly."""
+        shape = tensor.shape
+        if self.is_sharded and tensor.dim():
+            shape = torch.Size((ceil(shape[0] / self.count), *shape[1:]))
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
     def share(self, tensor: Tensor) -> int:
-        """Bytes of a parameter on the rank that holds most of it: whole rows, spread evenly."""
-        if not self.is_sharded or not tensor.dim():
-            return tensor.nbytes
-        rows = tensor.shape[0]
-        return ceil(rows / self.count) * (tensor.nbytes // max(1, rows))
+        """Bytes of what the rank that holds most of a parameter has of it."""
+        return self.part(tensor).nbytes
 
 
 class Peak(NamedTuple):
@@ -95,7 +100,7 @@ class MemoryPlan:
 
     weights: int
     gradients: int
-    moments: int  # the state of AdamW
+    moments: int  # the state of the optimizer
     buckets: int  # copies of gradients on their way between ranks (DDP)
     gathered: int  # whole weights and gradients of the units at work (FSDP2)
     references: int  # those that are models of their own
@@ -106,6 +111,7 @@ class MemoryPlan:
     accumulates: bool  # gradients of earlier packs are there while a pack runs
     diverges: bool = False  # the loss reads the divergence from the reference, token by token
     unpacked: int = 0  # the weight at work, out of few bits
+    optimizer: str = "adamw"
 
     def parts(self, tokens: int) -> dict[str, int]:
         """Return what the memory goes to at the highest moment of a pack of ``tokens``; it adds up to ``total``."""
@@ -115,7 +121,7 @@ class MemoryPlan:
             "weights": self.weights,
             "references": self.references,
             "gradients": peak.gradients,
-            "AdamW": self.moments,
+            OPTIMIZERS[self.optimizer].label: self.moments,
             "gradients on their way (DDP)": self.buckets,
             "gathered weights (FSDP2)": self.gathered,
             "unpacked weight": self.unpacked,
@@ -191,8 +197,9 @@ def plan_model_memory(
     layers: Callable[[Tensor], Tensor] | None = None,
     masks: nn.Module | None = None,
     accumulates: bool = True,
+    optimizer: str = "adamw",
 ) -> MemoryPlan:
-    """Plan the memory of training ``model`` with AdamW.
+    """Plan the memory of training ``model``.
 
     Args:
         model: a causal language model as it is trained, with its adapters and checkpointing, best on the
@@ -208,6 +215,7 @@ def plan_model_memory(
         layers: what is kept of every layer of the reference for such a statistic, from [M, D].
         masks: makes token weights of that, and is trained along.
         accumulates: steps have several packs, so that gradients are there while a pack runs.
+        optimizer: its name in ``optim.OPTIMIZERS``.
 
     Raises:
         ModelError: the model cannot run without numbers.
@@ -231,8 +239,7 @@ def plan_model_memory(
     return MemoryPlan(
         weights=_held(model, ranks) + (0 if masks is None else _held(masks, Ranks())),
         gradients=sum(trained),
-        # two moments in the weight's dtype, and a step counter in float32
-        moments=sum(2 * size + 4 for size in trained),
+        moments=kept_bytes(optimizer, kept(optimizer, model, masks, ranks.part).values()),
         buckets=sum(p.nbytes for p in trainable(model).values()) if ranks.copies_gradients else 0,
         gathered=max((_gathered(each, ranks) for each in apart), default=0),
         references=sum(_held(each, ranks) for each in own),
@@ -242,6 +249,7 @@ def plan_model_memory(
         ranks=ranks,
         accumulates=accumulates or ranks.is_sharded,
         diverges="kl" in stats,
+        optimizer=optimizer,
     )
 
 

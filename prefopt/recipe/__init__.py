@@ -24,9 +24,10 @@ from pydantic import (
 )
 
 from prefopt.errors import PrefoptError, RecipeError
-from prefopt.recipe.blocks import Block, Count, Decay, Text, wrong
+from prefopt.recipe.blocks import Block, Count, Decay, ShareOrCount, Text, wrong
 from prefopt.recipe.explain import explain, missing_file, no_choice
 from prefopt.recipe.names import Schema
+from prefopt.recipe.optim import Optim
 from prefopt.recipe.overrides import apply_overrides
 from prefopt.recipe.references import FROM_START, Entry, References, check_fit
 from prefopt.recipe.strict_yaml import Document, dump_yaml, parse_yaml, read_yaml
@@ -38,14 +39,6 @@ Tracker = Literal[
 ]
 
 
-def _share_or_count(value: float) -> float:
-    if value < 1:
-        return value
-    if value != int(value):
-        raise wrong(f"{value:g} is neither a share below 1 nor a whole number. Give one of the two.")
-    return int(value)
-
-
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise wrong("is an empty list. Give at least one entry.")
@@ -55,9 +48,6 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _listed(value: Any) -> Any:
     """Let one source stand without a list around it."""
     return [value] if isinstance(value, dict) else value
-
-
-ShareOrCount = Annotated[float, Field(ge=0), AfterValidator(_share_or_count)]
 
 
 class Lora(Block):
@@ -231,29 +221,6 @@ class Batch(Block):
     """Compute each prompt once for all its answers. Exact; false is for comparison."""
 
 
-class Optim(Block):
-    """AdamW and its learning rate."""
-
-    lr: Annotated[float, Field(gt=0)]
-    """Peak learning rate. Usual: 5e-7 to 1e-6 for all weights, 5e-6 to 2e-5 for an adapter."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled; on matrices, not on norms and biases."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """cosine and linear fall to zero at the last step."""
-    warmup: ShareOrCount = 0.1
-    """Linear rise from zero: a share of all steps below 1, else a number of steps."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest total gradient norm. null: no clipping."""
-    mask_lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of learned token weights, as in sparse_mask. null: lr."""
-    mask_weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled; on the matrices that make learned token weights."""
-
-
 class Train(Block):
     """How long to train and what to write on the way."""
 
@@ -309,7 +276,7 @@ class Recipe(Block):
     batch: Batch = Batch()
     """How much goes into one optimizer step and into one forward pass."""
     optim: Optim
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
     train: Train = Train(epochs=1)
     """How long to train and what to write on the way."""
     track: Annotated[tuple[Tracker, ...], Field(strict=False)] = ()

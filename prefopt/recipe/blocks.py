@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(pattern=r"\S")]
@@ -34,3 +34,15 @@ def without(block: Any, other: type[Block], why: str) -> Any:
     if misplaced is not None:
         raise wrong(why, misplaced)
     return block
+
+
+def share_or_count(value: float) -> float:
+    """Take a share below 1 or a whole number."""
+    if value < 1:
+        return value
+    if value != int(value):
+        raise wrong(f"{value:g} is neither a share below 1 nor a whole number. Give one of the two.")
+    return int(value)
+
+
+ShareOrCount = Annotated[float, Field(ge=0), AfterValidator(share_or_count)]

@@ -12,12 +12,25 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefopt.data.packs.steps import CountedSteps, Reader, Steps
 from prefopt.engine import Engine
 from prefopt.errors import NonFiniteError, RecipeError
 from prefopt.losses import LossContract
+from prefopt.optim import (
+    MakeOptimizer,
+    OptimSettings,
+    as_settings,
+    check_optimizer,
+    check_steps,
+    learning_rate,
+    make_optimizer,
+    peak_lr,
+    set_learning_rate,
+    trainable,
+    trained,
+)
 from prefopt.policy import Policy
 from prefopt.reference import Reference, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
@@ -25,7 +38,6 @@ from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import MetricSums, divide
 from prefopt.trainer.objective import Objective
-from prefopt.trainer.optim import OptimSettings, adamw, learning_rate, set_learning_rate, trainable
 from prefopt.trainer.scoring import Scorer
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LEARNED_MASKS, LossOutput, Step, Totals
@@ -64,7 +76,8 @@ class Trainer:
         steps: where the steps come from: ``PlannedSteps``, or any source with its ``stream``.
         num_steps: optimizer steps of the whole run, which the schedule is laid over.
         reference: needed by losses whose signature has ``reference``.
-        optim: settings of AdamW and its schedule.
+        optim: settings of an optimizer and its schedule; or a function from named parameters to an optimizer
+            of one's own, with the default schedule over the learning rates that it gives its groups.
         engine: devices and ranks; None is one process on the default device.
         masks: makes the token weights that a loss may ask for as ``types.LEARNED_MASKS``.
         on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
@@ -76,7 +89,7 @@ class Trainer:
 
     Raises:
         RecipeError: the loss needs a reference and there is none, or one that can do more; or it needs
-            ``masks`` and there are none.
+            ``masks`` and there are none; or the optimizer cannot run here.
     """
 
     def __init__(
@@ -87,7 +100,7 @@ class Trainer:
         *,
         num_steps: int,
         reference: Reference | None = None,
-        optim: OptimSettings | None = None,
+        optim: OptimSettings | MakeOptimizer | None = None,
         engine: Engine | None = None,
         masks: TokenMasks | None = None,
         on_nonfinite: str = "abort",
@@ -99,13 +112,18 @@ class Trainer:
         _check_parts(self.contract, policy, reference, masks)
         self.engine = engine or Engine()
         self.policy = policy
-        self.settings = optim or OptimSettings()
+        self.settings = as_settings(optim)
+        check_optimizer(self.settings, self.engine.device, is_sharded=self.engine.sharding is not None)
+        check_steps(self.settings, num_steps)
         self.num_steps, self.done = num_steps, start_step
         self.on_nonfinite = on_nonfinite
         self.policy.wrap(self.engine)
         self.masks = None if masks is None else masks.to(self.engine.device)
-        self.parameters = trainable(self.engine.unwrap(self.policy.model))
-        self.optimizer = adamw(self.engine.unwrap(self.policy.model), self.settings, self.masks)
+        model = self.engine.unwrap(self.policy.model)
+        self.parameters = trainable(model)
+        self.trained = trained(model, self.masks)  # with those of the masks
+        self.optimizer = make_optimizer(self.settings, model, self.masks)
+        self.peak_lr = peak_lr(self.optimizer)
         compared = reference if self.contract.needs_reference else None
         self.scorer = Scorer(policy, compared, self.contract, self.engine, self.masks)
         self.accumulator = Accumulator(self.scorer, self.objective, seed)
@@ -129,12 +147,6 @@ class Trainer:
     def identity(self) -> float | None:
         """Largest difference found by the check of the first step, once checked."""
         return self.accumulator.start.found
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Everything that the optimizer changes, by name: the policy's parameters and those of the masks."""
-        masks = {} if self.masks is None else trainable(self.masks)
-        return self.parameters | {f"masks.{name}": parameter for name, parameter in masks.items()}
 
     def feed(self, steps: Steps, *, first: int = 0) -> None:
         """Read the coming steps from another source; optimizer, schedule and carried state go on.
@@ -176,7 +188,7 @@ class Trainer:
         before = time.perf_counter()
         with closing(self._feed.read(self.done, stop, may_end=may_end)) as steps:
             for step in steps:
-                lr = learning_rate(self.settings, step.index, self.num_steps)
+                lr = learning_rate(self.settings, step.index, self.num_steps, self.peak_lr)
                 sums, norm, skipped = self._step(step, lr)
                 self.done = step.index + 1
                 now = time.perf_counter()

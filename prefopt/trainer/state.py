@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt.errors import ResumeError
+from prefopt.optim import kept, load_state_tensors, name_of, state_tensors
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import load_state_tensors, state_tensors
 
 Files = Mapping[str, Mapping[str, Tensor]]
 
@@ -32,10 +33,11 @@ def state_files(trainer: Trainer) -> Files:
     return files
 
 
-def write_files(folder: Path, files: Files) -> None:
-    """Write what ``state_files`` returned."""
+def write_files(folder: Path, files: Files, trainer: Trainer) -> None:
+    """Write what ``state_files`` returned, and which optimizer ``trainer`` has."""
+    notes = {"optimizer": {"name": name_of(trainer.settings, trainer.optimizer)}}
     for name, tensors in files.items():
-        save_file(dict(tensors), str(folder / f"{name}.safetensors"))
+        save_file(dict(tensors), str(folder / f"{name}.safetensors"), metadata=notes.get(name))
 
 
 def restore(trainer: Trainer, checkpoint: Path) -> None:
@@ -44,7 +46,7 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     Raises:
         ResumeError: the checkpoint lacks a part that the trainer has, or holds that of another one.
     """
-    load_state_tensors(trainer.optimizer, trainer.trained, _read(checkpoint, "optimizer"))
+    _restore_optimizer(trainer, checkpoint)
     if trainer.masks is not None:
         trainer.masks.load_state_dict(_read(checkpoint, "masks"))
     if trainer.contract.carried:
@@ -54,6 +56,21 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
         trainer.objective.carried = {name: value.to(trainer.engine.device) for name, value in carried.items()}
     if trainer.reference is not None and trainer.reference.moves:
         trainer.reference.load_state(_read(checkpoint, "reference"))
+
+
+def _restore_optimizer(trainer: Trainer, checkpoint: Path) -> None:
+    flat = _read(checkpoint, "optimizer")
+    with safe_open(checkpoint / "optimizer.safetensors", framework="pt") as file:
+        written = (file.metadata() or {}).get("name")
+    name, optimizer = name_of(trainer.settings, trainer.optimizer), trainer.settings.optimizer
+    if written != name:
+        raise ResumeError(
+            f"{checkpoint}: it holds the state of the optimizer {written}, but this run trains with {name}. "
+            f"Resume with {written}, or start anew."
+        )
+    model = trainer.engine.unwrap(trainer.policy.model)
+    states = kept(optimizer, model, trainer.masks) if isinstance(optimizer, str) else None
+    load_state_tensors(trainer.optimizer, trainer.trained, flat, states)
 
 
 def _read(checkpoint: Path, name: str) -> dict[str, Tensor]:

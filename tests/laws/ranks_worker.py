@@ -14,8 +14,8 @@ from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
+from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 
 
 def main(folder: Path) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
+from prefopt.optim import OptimSettings, make_optimizer
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings, adamw
 from prefopt.types import PackedBatch, SeqLogps
 
 OPTIM = OptimSettings(lr=1e-3, warmup=0, clip=None, schedule="constant")
@@ -98,7 +98,9 @@ class Zero(Engine):
             # even the smallest weight is spread over the ranks
             "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": 0},
         }
-        self.wrapped, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, OPTIM), config=config)
+        self.wrapped, *_ = deepspeed.initialize(
+            model=model, optimizer=make_optimizer(OPTIM, model), config=config
+        )
         return self.wrapped
 
     def unwrap(self, model: nn.Module) -> nn.Module:

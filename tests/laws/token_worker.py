@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine, sharding
+from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
 from prefopt.reference import AdapterOffReference, FrozenReference, LiveReference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "tdpo": ({"name": "tdpo"}, False),

@@ -22,11 +22,11 @@ from prefopt.kernels.linear_logp import chunked
 from prefopt.losses import LOSSES, contract_of
 from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.memory.tracking import MemoryTracker
+from prefopt.optim import OptimSettings, make_optimizer
 from prefopt.policy import Policy
 from prefopt.policy.load import skeleton
 from prefopt.reference import AdapterOffReference, FrozenReference, Reference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings, adamw
 from prefopt.trainer.weighting import TokenMasks, needs_layers
 
 pytestmark = [
@@ -112,16 +112,28 @@ def bytes_of(tensors: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "lora"),
+    ("family", "lora", "name"),
     slow_but(
-        [("llama", False), ("qwen3", True)], [(family, lora) for family in FAMILIES for lora in (False, True)]
+        [
+            ("llama", False, "adamw"),
+            ("qwen3", True, "adamw"),
+            ("experts", False, "muon"),
+            ("gpt2", False, "adafactor"),
+        ],
+        [
+            (family, lora, name)
+            for family in FAMILIES
+            for lora in (False, True)
+            for name in ("adamw", "adafactor", "muon")
+        ],
     ),
 )
-def test_weights_gradients_and_moments_are_counted_to_the_byte(family: str, lora: bool) -> None:
+def test_weights_gradients_and_moments_are_counted_to_the_byte(family: str, lora: bool, name: str) -> None:
     dtype = torch.bfloat16 if family == "qwen3" else torch.float32
-    plan = plan_model_memory(build(family, dtype, lora=lora, real=False).model, SAMPLE, cpu())
+    model = build(family, dtype, lora=lora, real=False).model
+    plan = plan_model_memory(model, SAMPLE, cpu(), optimizer=name)
     policy = build(family, dtype, lora=lora)
-    optimizer = adamw(policy.model, OptimSettings())
+    optimizer = make_optimizer(OptimSettings(optimizer=name), policy.model)
     policy(pack(groups(2))).tokens.sum().backward()
     optimizer.step()
     gradients = [p.grad for p in policy.model.parameters() if p.grad is not None]

@@ -15,11 +15,11 @@ from prefopt.data.packs.pack import group_of, pack
 from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
+from prefopt.optim import OptimSettings
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_model
 from prefopt.reference import AdapterOffReference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import PackedBatch, TokenizedGroup
 
 pytestmark = [

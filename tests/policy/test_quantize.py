@@ -19,12 +19,12 @@ from prefopt.data.packs.pack import pack
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, RecipeError
+from prefopt.optim import total_size
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_model
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.reference import AdapterOffReference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import total_size
 
 peft = pytest.importorskip("peft")
 is_installed = importlib.util.find_spec("bitsandbytes") is not None

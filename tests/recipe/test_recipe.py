@@ -13,6 +13,7 @@ import pytest
 from prefopt.assemble import loss_of
 from prefopt.assemble.loss import build_loss
 from prefopt.errors import ModelError, RecipeError
+from prefopt.optim import OPTIMIZERS, SCHEDULES, own_settings
 from prefopt.recipe import SCHEMA, Recipe, load_recipe, parse_recipe
 from prefopt.recipe.diff import FREE, diff_recipes
 from prefopt.recipe.names import NOT_YET, OTHER_NAMES
@@ -303,6 +304,20 @@ MISTAKES = {
         "optim.schedule=cosin",
         "'cosin' is no choice. Did you mean 'cosine'? Choose from: cosine",
     ),
+    "an optimizer's name": (
+        "optim.name=adamv",
+        "optim.name: 'adamv' is no choice. Did you mean 'adamw'? Choose from: adamw, adamw_8bit,",
+    ),
+    "another trainer's optimizer": ("optim.optimizer=adamw_torch", "Did you mean 'optim.name'?"),
+    "a setting of another optimizer": (
+        "optim.momentum=0.9",
+        "optim.momentum: adamw does not read it, but betas, eps, weight_decay. Take it out.",
+    ),
+    "a setting of another schedule": (
+        "optim.decay=0.1",
+        "optim.decay: the schedule cosine does not read it, but floor, warmup. Take it out.",
+    ),
+    "a floor above the peak": ("optim.floor=1", "optim.floor: must be < 1, got 1."),
     "half a step": ("optim.warmup=10.5", "10.5 is neither a share below 1 nor a whole number"),
     "float for a count": ("batch.max_tokens=2048.0", "must be a whole number, got 2048.0. Write 2048."),
     "scientific count": ("batch.pairs_per_step=1e2", "must be a whole number, got 100.0. Write 100."),
@@ -422,6 +437,18 @@ def split_overrides(text: str) -> list[str]:
         else:
             parts[-1] = f"{parts[-1]} {word}".strip()
     return parts
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_optimizer_and_schedule_take_by_themselves_is_written_down(name: str, schedule: str) -> None:
+    """All that they read, nothing that they do not, and a recipe that can be read again."""
+    recipe = parse_recipe(SMALL, [f"optim.name={name}", f"optim.schedule={schedule}"])
+    own = own_settings(OPTIMIZERS[name].build) | own_settings(SCHEDULES[schedule])
+    every = {key for kind in OPTIMIZERS.values() for key in own_settings(kind.build)}
+    every |= {key for falls in SCHEDULES.values() for key in own_settings(falls)}
+    assert {key: getattr(recipe.optim, key) for key in every} == {key: own.get(key) for key in every}
+    assert parse_recipe(recipe.to_yaml()) == recipe
 
 
 def test_mistakes_are_all_listed_in_the_order_of_the_file() -> None:

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from prefopt.data.packs.pack import pack
 from prefopt.errors import CorruptError
+from prefopt.optim import trainable
 from prefopt.policy import Policy
 from prefopt.reference import (
     AdapterOffReference,
@@ -21,7 +22,6 @@ from prefopt.reference import (
     SelfReference,
     SeveralReferences,
 )
-from prefopt.trainer.optim import trainable
 
 
 def adapted() -> Policy:

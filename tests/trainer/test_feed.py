@@ -23,8 +23,8 @@ from prefopt.data.packs.steps import PlannedSteps, Reader, build_step
 from prefopt.engine import Engine
 from prefopt.errors import RecipeError
 from prefopt.losses import dpo
+from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import Step, TokenizedGroup, Totals
 
 CASES = ["beta_dynamic", "dpo beside bco", "dpo"]

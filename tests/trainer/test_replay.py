@@ -17,10 +17,10 @@ from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
+from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
 from prefopt.reference import Reference
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import Carried, LossOutput, PackedBatch, PairLogps, SeqLogps, WholeStep
 
 

@@ -16,9 +16,9 @@ from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
+from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
 from prefopt.trainer import StepResult, Trainer
-from prefopt.trainer.optim import OptimSettings
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
 

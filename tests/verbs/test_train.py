@@ -175,6 +175,35 @@ def test_a_resumed_run_may_change_how_but_not_what(
         assert got["loss"] == pytest.approx(expected["loss"], abs=1e-5)  # float32, other packs
 
 
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_another_optimizer_is_resumed_bit_equal_and_not_exchanged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"optim__name": name, "optim__schedule": "wsd", "optim__decay": "2", "optim__eps": "null"}
+    for folder in (tmp_path / "straight", tmp_path / "broken"):
+        folder.mkdir()
+    assert go(tmp_path / "straight", **settings) == 0
+    said = capsys.readouterr().err
+    assert {"adafactor": "optimizer Adafactor,", "muon": "optimizer Muon for 14 hidden matrices"}[
+        name
+    ] in said
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, RuntimeError)
+        assert go(tmp_path / "broken", **settings) == 70
+    assert go(tmp_path / "broken", "--resume") == 5
+    assert f"optim.name: '{name}' -> 'adamw'" in capsys.readouterr().err
+    assert go(tmp_path / "broken", "--resume", **settings) == 0
+    assert without_times(tmp_path / "broken") == without_times(tmp_path / "straight")
+    assert same_weights(tmp_path / "broken", tmp_path / "straight")
+
+
+def test_eight_bits_are_refused_on_a_cpu_before_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(tmp_path, optim__name="adamw_8bit", data__path="nowhere.jsonl") == 2
+    assert "optim.name: adamw_8bit needs " in capsys.readouterr().err
+
+
 def test_a_resumed_run_may_spell_out_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

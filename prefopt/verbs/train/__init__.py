@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prefopt import assemble
 from prefopt.assemble import model as assemble_model
+from prefopt.assemble import optim as assemble_optim
 from prefopt.assemble import references as assemble_references
 from prefopt.errors import RecipeError
 from prefopt.recipe import Recipe, load_recipe
@@ -74,8 +75,9 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
     if origin is not None and job.folder.is_finished:
         job.say(f"{job.folder.path}: the run is finished; there is nothing left to do.")
         return job.folder.final
-    tokenizer = assemble_model.tokenizer_of(job.recipe)
     is_sharded = job.engine.sharding is not None
+    assemble_optim.check_optim(job.recipe, job.engine.device, is_sharded=is_sharded)
+    tokenizer = assemble_model.tokenizer_of(job.recipe)
     assemble_references.check_references(job.recipe, job.loss, tokenizer, is_sharded=is_sharded)
     loaded = load(job, tokenizer)
     built = build(job, loaded, tokenizer, origin)

@@ -6,15 +6,16 @@ from typing import Any
 
 from prefopt import assemble
 from prefopt.assemble import model as assemble_model
+from prefopt.assemble import optim as assemble_optim
 from prefopt.assemble import references as assemble_references
 from prefopt.errors import RecipeError
+from prefopt.optim import describe, total_size
 from prefopt.policy import Policy
 from prefopt.reference import Reference
 from prefopt.run import resume
 from prefopt.run.resume import Origin
 from prefopt.structures import STRUCTURES
 from prefopt.trainer import Trainer
-from prefopt.trainer.optim import total_size
 from prefopt.trainer.state import restore
 from prefopt.verbs.progress import Display
 from prefopt.verbs.train.job import Built, Job, Loaded
@@ -60,7 +61,7 @@ def _trainer(
         loaded.steps,
         num_steps=loaded.num_steps,
         reference=reference,
-        optim=assemble.optim_of(recipe),
+        optim=assemble_optim.optim_of(recipe),
         engine=job.engine,
         masks=assemble_references.masks_of(job.loss, reference, recipe.seed),
         on_nonfinite=recipe.train.on_nonfinite,
@@ -130,6 +131,7 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
         f"loss {job.loss.describe()}, divided by all {unit} of a step",
         f"reference {assemble_references.describe_references(entries)}",
         f"model {job.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
+        f"optimizer {describe(trainer.settings, trainer.optimizer, model)}",
         f"{len(loaded.data.train):,} groups, {loaded.num_steps:,} steps of {trainer.units(first.totals)} {unit}",
         f"{job.engine.describe()}, {len(first.ranks[0])} pack(s) per rank in the first step",
     ]

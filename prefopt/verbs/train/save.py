@@ -21,7 +21,7 @@ def save(job: Job, built: Built, progress: RunState, done: int) -> None:
 
     def write(folder: Path) -> None:
         _save_model(job, built, folder / "model", weights)
-        write_files(folder, files)
+        write_files(folder, files, built.trainer)
 
     if job.engine.is_main:
         state = {**progress.state(), "recipe": job.recipe.resolved(), "facts": built.facts}
