@@ -32,7 +32,7 @@ SETTINGS = (
     "constant learning rate, random weights and ids, the same pairs per optimizer step; the reference has other "
     "weights than training starts from; batches as large as fit and pay; memory: torch's peak from the first step on"
 )
-QUICK = Pace(seconds=45.0, contender=0.5, overhead=40.0, warmup=1, steps=3, least=3.0)
+QUICK = Pace(seconds=45.0, contender=0.5, warmup=1, steps=3, least=3.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
