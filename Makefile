@@ -44,7 +44,7 @@ format: $(VENV)/.installed-dev  ## rewrite the files in house style
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/mypy
 
-pages: $(VENV)/.installed-dev  ## write the generated pages again, after changing a loss or a recipe key
+pages: $(VENV)/.installed-dev  ## write the generated pages and pictures again, after changing a loss, a recipe key or a room
 	for script in docs/make_*.py; do $(BIN)/python $$script || exit 1; done
 
 wheel: $(VENV)/.installed-dev  ## build sdist and wheel, look into them, use the wheel from elsewhere

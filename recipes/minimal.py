@@ -3,10 +3,8 @@
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt import FrozenReference, Plan, PlannedSteps, Policy, Trainer
-from prefopt.data.packs.pack import group_of
+from prefopt import FrozenReference, OptimSettings, Plan, PlannedSteps, Policy, Trainer, group_of
 from prefopt.losses import bound, dpo
-from prefopt.optim import OptimSettings
 
 ROWS = [  # prompt, chosen, rejected; your own rows go here
     ("the sky is", "blue today", "green and loud"),

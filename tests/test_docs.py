@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
+import prefopt
 from prefopt.assemble.loss import build_loss
 from prefopt.data.rows.layouts.detect import detect, to_comparison
 from prefopt.data.rows.layouts.layout import RowLayout
@@ -63,6 +64,38 @@ def module_at(path: Path) -> ModuleType:
 def test_generated_page_is_what_its_script_writes(script: Path) -> None:
     made = module_at(script)
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: make pages"
+
+
+def test_the_picture_of_the_rooms_is_what_its_script_draws() -> None:
+    made = module_at(DOCS / "make_architecture_page.py")
+    assert made.PICTURE.read_text(encoding="utf-8") == made.picture(), "run: make pages"
+
+
+def test_floors_and_arrows_of_a_small_house() -> None:
+    """D imports b and c, b imports a, c imports a: two floors between; a is drawn from b and c alone."""
+    made = module_at(DOCS / "make_architecture_page.py")
+    edges = {
+        "a": frozenset(),
+        "b": frozenset("a"),
+        "c": frozenset("a"),
+        "d": frozenset("abc"),
+        "e": frozenset("a"),
+        "f": frozenset("de"),
+    }
+    rows = made.floors(edges)
+    assert rows == [["a"], ["b", "c", "e"], ["d"], ["f"]]
+    assert made.raised(rows, edges) == [["a"], ["b", "c"], ["d", "e"], ["f"]]
+    assert made.reduced(edges)["d"] == frozenset("bc")
+
+
+def test_the_readme_names_every_room_and_nothing_else() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is where")[1].split("```")[1]
+    inside = tree.split("prefopt/\n")[1].split("recipes/")[0]
+    named = {
+        name.removesuffix(".py") for name in re.findall(r"(?:^|  )(\w+(?:/|\.py))", inside, re.MULTILINE)
+    }
+    rooms = set(module_at(DOCS / "make_architecture_page.py").rooms())
+    assert {name.rstrip("/") for name in named} == rooms, "README.md, What is where"
 
 
 def test_the_guide_to_losses_names_all_that_exist_and_nothing_else() -> None:
@@ -233,3 +266,32 @@ def test_tolerances_are_those_of_the_code() -> None:
     ]
     assert rows[0] == [str(dtype).removeprefix("torch.") for dtype in dtypes]
     assert [[float(cell) for cell in row] for row in rows[2:]] == [self_check, identity]
+
+
+PUBLIC_ROOMS = {"losses", "losses.functional", "kernels", "memory"}
+
+
+def imported(text: str) -> Iterator[tuple[str, str]]:
+    """Yield module and name of all that a Python text imports from prefopt."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prefopt":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "prefopt")
+
+
+def test_users_are_shown_public_names_alone_and_all_of_them() -> None:
+    """What a recipe in Python, the README or a page imports does not move; what nobody is shown is not public."""
+    pages = [ROOT / "README.md", *PAGES]
+    texts = [text for page in pages for _, text in blocks(page, "python")]
+    texts += [path.read_text(encoding="utf-8") for path in sorted((ROOT / "recipes").glob("*.py"))]
+    inside = [
+        (module, name)
+        for text in texts
+        for module, name in imported(text)
+        if module != "prefopt" and module.removeprefix("prefopt.") not in PUBLIC_ROOMS
+    ]
+    assert not inside, f"examples import what may move: {inside}"
+    words = set(re.findall(r"\w+", "".join(page.read_text(encoding="utf-8") for page in pages)))
+    unused = set(prefopt.__all__) - words - {"__version__"}
+    assert not unused, f"public, but in no example or page: {sorted(unused)}"
