@@ -1,6 +1,5 @@
 """Transforms and mixtures: values by hand, what they leave alone, and what they refuse."""
 
-import doctest
 import inspect
 import math
 
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses import (
-    _combine,
     bound,
     contract_of,
     dpo,
@@ -275,12 +273,6 @@ def test_what_makes_no_sense_is_refused_in_one_line(compose, message):
     with pytest.raises(RecipeError, match=message) as caught:
         compose()
     assert "\n" not in str(caught.value)
-
-
-def test_the_worked_example_holds():
-    """The numbers that the file opens with, as its docstring prints them."""
-    done = doctest.testmod(_combine)
-    assert (done.attempted, done.failed) == (9, 0)
 
 
 def test_what_has_been_bound_refuses_plain_tensors(policy, reference):

@@ -1,4 +1,22 @@
-"""Lay whole groups end to end in one row: every prompt once, its responses behind it."""
+"""Lay whole groups end to end in one row: every prompt once, its responses behind it.
+
+A prompt of two tokens with answers ``3 4`` and ``5``, then a prompt of one token with answers ``7`` and ``8 9``:
+
+    packed token    0  1    2  3    4    5    6    7  8
+    token id        1  2    3  4    5    6    7    8  9
+    position        0  1    2  3    2    0    1    1  2     an answer goes on where its prompt ends
+    predicts        .  3 5  4  .    .    7 8  .    9  .     the last prompt token, the start of every answer
+
+>>> batch = pack([group_of([1, 2], [[3, 4], [5]]), group_of([6], [[7], [8, 9]])])
+>>> batch.position_ids.tolist()
+[0, 1, 2, 3, 2, 0, 1, 1, 2]
+>>> list(zip(batch.score_at.tolist(), batch.target_ids.tolist()))
+[(1, 3), (2, 4), (1, 5), (5, 7), (5, 8), (7, 9)]
+>>> batch.segments.parents  # which run of tokens each answer continues
+(-1, 0, 0, -1, 3, 3)
+>>> batch.lengths, batch.pairs, batch.groups
+((2, 1, 1, 2), ((0, 1), (2, 3)), (0, 2, 4))
+"""
 
 from __future__ import annotations
 

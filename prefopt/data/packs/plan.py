@@ -3,6 +3,22 @@
 Nothing here holds state: ``Plan.step(index)`` gives the same packs whenever and wherever it is
 asked, so a run resumes from one integer, the optimizer step. The groups of a step depend on seed,
 epoch and units per step alone; token budget and world size only decide how they are spread.
+
+Four groups of 5, 4, 10 and 5 tokens, one pair each, two pairs a step: 5 + 4 tokens fit into a pack of 12, 10 + 5
+do not. On two ranks every rank has as many packs as the other.
+
+>>> from prefopt.data.packs.pack import group_of
+>>> def group(prompt, *answers):
+...     return group_of([1] * prompt, [[2] * length for length in answers])
+>>> groups = [group(2, 2, 1), group(1, 1, 2), group(5, 3, 2), group(2, 2, 1)]
+>>> def plan(**settings):
+...     return Plan.of(groups, units_per_step=2, tokens_per_batch=12, shuffle=False, **settings)
+>>> [plan().step(index).ranks for index in (0, 1)]  # [rank][pack][group]
+[(((0, 1),),), (((2,), (3,)),)]
+>>> plan(world=2).step(1).ranks
+(((2,),), ((3,),))
+>>> plan().step(1).totals.tokens
+15
 """
 
 from __future__ import annotations
