@@ -288,7 +288,7 @@ class GroupTable:
             parts = [getattr(table, field.name) for table in tables]
             if field.name == "source_weights":
                 columns[field.name] = tuple(chain.from_iterable(parts))
-            elif field.name.endswith("offsets") or field.name.startswith("group_"):
+            elif field.name.endswith("_starts") or field.name.startswith("group_"):
                 columns[field.name] = offsets(np.concatenate([np.diff(part) for part in parts]))
             elif field.name == "source_of":
                 shifts = np.cumsum([0, *(len(table.source_weights) for table in tables)])
