@@ -72,7 +72,7 @@ class Trainer:
     Args:
         policy: the model to train; its ``model`` is wrapped for the engine here.
         loss: any loss of ``prefopt.losses`` or one with such a signature; bind settings with
-            ``functools.partial`` or ``prefopt.assemble.loss.build_loss``.
+            ``functools.partial`` or ``prefopt.build_loss``.
         steps: where the steps come from: ``PlannedSteps``, or any source with its ``stream``.
         num_steps: optimizer steps of the whole run, which the schedule is laid over.
         reference: needed by losses whose signature has ``reference``.

@@ -157,7 +157,7 @@ def build_step(
         groups: all groups of the step; every rank hands in the same ones.
         index: of the step in its source.
         tokens_per_batch: most packed tokens in one forward pass.
-        unit: the structure of the loss: "pairs", "lists", "responses" or "sides".
+        unit: the structure of the loss: "pairs", "responses", "labelled" or "lists".
         epoch: of the step, for the log.
         share_prompts: lay each prompt down once for all its responses.
         reader: as ``Steps.stream`` got it.
