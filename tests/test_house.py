@@ -36,7 +36,8 @@ LEVELS = [
 DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 """The rooms of ``data``, each knowing only those before it."""
 
-_SCHEMA = tuple(f"/recipe/{name}.py" for name in ("__init__", "blocks", "optim", "references"))
+_BLOCKS = ("blocks", "model", "data", "training", "optim", "references", "recipe", "load")
+_SCHEMA = tuple(f"/recipe/{name}.py" for name in _BLOCKS)
 
 FENCES = {
     "bitsandbytes": lambda path: path.endswith("/optim/adamw_8bit.py"),
