@@ -16,7 +16,7 @@ The ``loss`` block stays a plain mapping; losses check their own settings.
 """
 
 from prefopt.recipe.data import DataSource, Rows
-from prefopt.recipe.load import load_recipe, parse_recipe
+from prefopt.recipe.load import load_recipe, overridden, parse_recipe
 from prefopt.recipe.model import Lora, Model
 from prefopt.recipe.optim import Optim
 from prefopt.recipe.recipe import SCHEMA, Recipe
@@ -34,5 +34,6 @@ __all__ = [
     "Rows",
     "Train",
     "load_recipe",
+    "overridden",
     "parse_recipe",
 ]

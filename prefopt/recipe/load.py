@@ -34,6 +34,15 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), name: str = "recipe")
     return _validated(parse_yaml(text, name), overrides)
 
 
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe that was read, with further overrides on top.
+
+    Raises:
+        RecipeError: an override, or the recipe with it, is wrong.
+    """
+    return _validated(recipe._document, overrides)
+
+
 def _validated(document: Document, overrides: Sequence[str]) -> Recipe:
     if document.value is None:
         raise RecipeError(f"{document.name}: is empty. Start from one of the files in recipes/.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -13,10 +16,8 @@ from prefopt.recipe.model import Model
 from prefopt.recipe.names import Schema
 from prefopt.recipe.optim import Optim
 from prefopt.recipe.references import FROM_START, Entry, References, check_fit
-from prefopt.recipe.strict_yaml import Document, dump_yaml
+from prefopt.recipe.strict_yaml import Document, KeyPath, dump_yaml
 from prefopt.recipe.training import Batch, Eval, Train
-
-AnyError = TypeVar("AnyError", bound=PrefoptError)
 
 Tracker = Literal[
     "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
@@ -93,6 +94,11 @@ class Recipe(Block):
         """Whether the adapter that training goes on from also stays as it is, for a reference."""
         return self.model.adapter is not None and not FROM_START.isdisjoint(self.references)
 
+    @property
+    def compile_for(self) -> int | None:
+        """For rows of how many tokens layers are compiled, if they are."""
+        return self.batch.tokens_per_batch if self.model.compile else None
+
     def __eq__(self, other: object) -> bool:
         # where a setting was written is not part of what it says
         return isinstance(other, Recipe) and self.resolved() == other.resolved()
@@ -107,12 +113,31 @@ class Recipe(Block):
         """Return the resolved recipe as YAML that ``parse_recipe`` reads back to an equal recipe."""
         return dump_yaml(self.resolved())
 
-    def located(self, error: AnyError) -> AnyError:
-        """Return ``error`` with the file, line and column of the setting that its message begins with."""
-        message = str(error)
-        key = message.split(":", 1)[0]
-        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        return type(error)(f"{self._document.place(path)}: {message}")
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Put file, line and column before an error of the body that begins with a setting of this recipe."""
+        try:
+            yield
+        except PrefoptError as error:
+            message = str(error)
+            found = _SETTING.match(message)
+            if found and _is_setting(path := _path_of(found.group(1))):
+                error.args = (f"{self._document.place(path)}: {message}", *error.args[1:])
+            raise
 
 
 SCHEMA = Schema.of(Recipe)
+
+_SETTING = re.compile(r"([a-z]\w*(?:\.\w+)*): ")
+
+
+def _path_of(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
+def _is_setting(path: KeyPath) -> bool:
+    """Tell whether a recipe can say something at ``path``, and not, say, whether a file is called so."""
+    if path[0] == "loss" or SCHEMA.block_of(path) is not None:
+        return True  # what a loss reads is not part of the schema
+    block = SCHEMA.block_of(path[:-1])
+    return block is not None and path[-1] in SCHEMA.blocks[block]
