@@ -380,6 +380,17 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_a_mistaken_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Its one line comes in about 0.4 s because of that; with torch it took 3 s."""
+    (tmp_path / "r.yaml").write_text(RECIPE + "sed: 1\n")
+    code = (
+        "import sys; from prefopt.cli import main; code = main(['train', 'r.yaml', 'optim.name=muon']); "
+        "print(code, [name for name in ['torch', 'numpy', 'transformers', 'accelerate'] if name in sys.modules])"
+    )
+    done = process("-c", code, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["2 []"] and done.stderr.startswith("error: r.yaml:6:1: sed: ")
+
+
 @pytest.mark.parametrize("module", ["prefopt", "prefopt.cli"])
 def test_both_modules_run_and_end_with_the_exit_code(module: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE + "sed: 1\n")
