@@ -16,7 +16,7 @@ PAGE = Path(__file__).with_name("recipe.md")
 INTRODUCTION = """\
 # The recipe: every setting
 
-<!-- Written by docs/make_recipe_page.py from prefopt/recipe/__init__.py. Edit those, then run the script. -->
+<!-- Written by docs/make_recipe_page.py from the blocks in prefopt/recipe/. Edit those, then run the script. -->
 
 A recipe is one YAML file that decides a run. `prefopt train RECIPE` carries it out, `prefopt check RECIPE`
 shows it with every default filled in, and what it would do with your data. Whole recipes to start from lie in

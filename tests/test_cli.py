@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from lanes import slow_but
 
+from prefopt import cli
 from prefopt.cli import main
 from prefopt.errors import (
     BadRowsError,
@@ -26,7 +28,10 @@ from prefopt.errors import (
     ResumeError,
 )
 from prefopt.losses import LOSSES, TRANSFORMS
+from prefopt.recipe import load, load_recipe
+from prefopt.recipe.strict_yaml import read_yaml
 
+ROOT = Path(__file__).resolve().parents[1]
 Said = Callable[..., tuple[int, str, str]]
 
 RECIPE = """\
@@ -71,7 +76,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
                 raise error
 
         module = types.ModuleType(f"prefopt.verbs.{name}")
-        vars(module)["run"] = run
+        vars(module)["run"] = vars(module)[name] = run
         monkeypatch.setitem(sys.modules, f"prefopt.verbs.{name}", module)
         package = importlib.import_module("prefopt.verbs")
         monkeypatch.setitem(vars(package), name, module)
@@ -83,14 +88,15 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 # --- what is passed on ----------------------------------------------------------------------------------
 
 
-def test_train_passes_recipe_overrides_and_flags(
+def test_train_passes_the_recipe_that_was_read_and_flags(
     said: Said, verb: Callable[..., list[Any]], recipe: str
 ) -> None:
     calls = verb("train")
     assert said("train", recipe, "loss.beta=0.05", "seed=1", "--resume")[0] == 0
-    assert calls == [((Path(recipe), ["loss.beta=0.05", "seed=1"]), {"resume": True, "overwrite": False})]
+    read = load_recipe(recipe, ["loss.beta=0.05", "seed=1"])
+    assert calls == [((read,), {"resume": True, "overwrite": False})]
     assert said("train", "--overwrite", recipe)[0] == 0
-    assert calls[1] == ((Path(recipe), []), {"resume": False, "overwrite": True})
+    assert calls[1] == ((load_recipe(recipe),), {"resume": False, "overwrite": True})
 
 
 def test_check_score_and_quickstart_pass_their_arguments(
@@ -100,8 +106,8 @@ def test_check_score_and_quickstart_pass_their_arguments(
     assert said("check", recipe, "seed=1")[0] == 0
     assert said("check", recipe, "--gpu-memory", "80", "--gpus", "8", "--fsdp")[0] == 0
     assert check == [
-        ((Path(recipe), ["seed=1"]), {"gpu_memory": None, "gpus": 1, "fsdp": False}),
-        ((Path(recipe), []), {"gpu_memory": 80.0, "gpus": 8, "fsdp": True}),
+        ((load_recipe(recipe, ["seed=1"]),), {"gpu_memory": None, "gpus": 1, "fsdp": False}),
+        ((load_recipe(recipe),), {"gpu_memory": 80.0, "gpus": 8, "fsdp": True}),
     ]
     assert said("score", "m", "d.jsonl", "--out", "o.jsonl", "--max-tokens", "64")[0] == 0
     positional, named = score[0]
@@ -113,14 +119,60 @@ def test_check_score_and_quickstart_pass_their_arguments(
 def test_options_of_score_are_those_of_its_function(
     said: Said, verb: Callable[..., list[Any]], recipe: str
 ) -> None:
-    import inspect
-
     from prefopt.verbs.score import run
 
     parameters = list(inspect.signature(run).parameters)
     calls = verb("score")
     said("score", "m", "d", "--out", "o")
     assert ["model", "data", "out", *calls[0][1]] == parameters
+
+
+@pytest.mark.parametrize("name", ["train", "check"])
+def test_a_recipe_is_read_once(name: str, said: Said, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command line; the verb, which refuses this recipe for its data, takes it as it was read."""
+    reads = []
+    monkeypatch.setattr(load, "read_yaml", lambda path: reads.append(path) or read_yaml(path))
+    code, _, err = said(name, recipe, f"output={Path(recipe).parent / 'run'}")
+    assert code == 2 and "a.jsonl" in err
+    assert len(reads) == 1
+
+
+# --- how commands are put together ----------------------------------------------------------------------
+
+
+def test_every_command_has_its_file_its_line_and_its_words() -> None:
+    room, shared = Path(cli.__file__).parent, {"__init__", "__main__", "recipes", "report"}
+    files = {path.stem for path in room.glob("*.py")} - shared
+    assert files == set(cli.COMMANDS), (
+        f"{files ^ set(cli.COMMANDS)}: a command is a file in prefopt/cli/ and its name in COMMANDS there"
+    )
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    for name in cli.COMMANDS:
+        assert inspect.getdoc(cli.command_of(name)), (
+            f"prefopt/cli/{name}.py: `command` has no docstring for --help"
+        )
+        assert f"prefopt {name}" in text, (
+            f"no page says what `prefopt {name}` does. Write it into README or docs/."
+        )
+
+
+def test_every_verb_is_called_by_a_command() -> None:
+    called = "".join((Path(cli.__file__).parent / f"{name}.py").read_text() for name in cli.COMMANDS)
+    for path in (ROOT / "prefopt" / "verbs").glob("*"):
+        source = path / "__init__.py" if path.is_dir() else path
+        if source.is_file() and "\ndef run(" in source.read_text():
+            assert f"from prefopt.verbs import {path.stem} as verb" in called, (
+                f"no command calls prefopt/verbs/{path.stem}: write prefopt/cli/{path.stem}.py and its name in COMMANDS"
+            )
+
+
+def test_a_command_without_its_file_or_its_function_is_named() -> None:
+    with pytest.raises(
+        AssertionError, match=r"COMMANDS lists 'trian', but there is no file prefopt\.cli\.trian"
+    ):
+        cli.command_of("trian")
+    with pytest.raises(AssertionError, match=r"prefopt\.cli\.report holds no function `command`"):
+        cli.command_of("report")
 
 
 # --- exit codes -----------------------------------------------------------------------------------------
@@ -326,6 +378,17 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = process("-c", code)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_mistaken_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Its one line comes in about 0.4 s because of that; with torch it took 3 s."""
+    (tmp_path / "r.yaml").write_text(RECIPE + "sed: 1\n")
+    code = (
+        "import sys; from prefopt.cli import main; code = main(['train', 'r.yaml', 'optim.name=muon']); "
+        "print(code, [name for name in ['torch', 'numpy', 'transformers', 'accelerate'] if name in sys.modules])"
+    )
+    done = process("-c", code, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["2 []"] and done.stderr.startswith("error: r.yaml:6:1: sed: ")
 
 
 @pytest.mark.parametrize("module", ["prefopt", "prefopt.cli"])

@@ -36,7 +36,8 @@ LEVELS = [
 DATA_LEVELS = ["rows", "tokens", "packs", "prepare"]
 """The rooms of ``data``, each knowing only those before it."""
 
-_SCHEMA = tuple(f"/recipe/{name}.py" for name in ("__init__", "blocks", "optim", "references"))
+_BLOCKS = ("blocks", "model", "data", "training", "optim", "references", "recipe", "load")
+_SCHEMA = tuple(f"/recipe/{name}.py" for name in _BLOCKS)
 
 FENCES = {
     "bitsandbytes": lambda path: path.endswith("/optim/adamw_8bit.py"),
@@ -47,8 +48,8 @@ FENCES = {
     "deepspeed": lambda path: path.endswith("/engine/__init__.py"),
     "pydantic": lambda path: path.endswith(_SCHEMA) or _builds(path),
     "pydantic_core": lambda path: path.endswith("/recipe/blocks.py"),
-    "typer": lambda path: path.endswith("/cli.py"),
-    "rich": lambda path: path.endswith("/cli.py") or "/verbs/" in path,
+    "typer": lambda path: "/cli/" in path,
+    "rich": lambda path: "/verbs/" in path,
     "plotext": lambda path: path.endswith("/verbs/losses/drawing.py"),
     "datasets": lambda path: path.endswith("data/rows/source.py"),
     "pyarrow": lambda path: path.endswith("data/rows/source.py"),
@@ -111,7 +112,7 @@ LIGHT = [
 
 
 def _builds(path: str) -> bool:
-    return path.endswith(("/assemble/__init__.py", "/assemble/model.py"))
+    return path.endswith("/assemble/model.py")
 
 
 def modules() -> list[Path]:

@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from prefopt.assemble.loss import BoundLoss
-from prefopt.assemble.model import DTYPES
+from prefopt.assemble.model import DTYPES, Start
 from prefopt.assemble.optim import check_optim
-from prefopt.assemble.references import footprints, has_copy
+from prefopt.assemble.references import footprints, has_copy, needed
 from prefopt.assemble.references.kind import Skeletons
 from prefopt.assemble.skeleton import skeleton_of
-from prefopt.errors import RecipeError
 from prefopt.kernels.prefix_attention.choice import check_planned
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target, plan_model_memory
 from prefopt.policy import Policy
 from prefopt.policy.head import head_of
 from prefopt.policy.wrappers import causal_model
-from prefopt.recipe import Recipe
+from prefopt.recipe import Model, Recipe
 from prefopt.reference import own_stats
 from prefopt.trainer.weighting import TokenMasks, needs_layers
 from prefopt.types import LEARNED_MASKS
@@ -45,22 +44,19 @@ def plan_memory(
         ModelError: a model cannot be found, or cannot be run without numbers.
         RecipeError: the attention or the optimizer asked for cannot run so, or the memory is not planned.
     """
-    try:
-        check_planned(recipe.model.attention, "model.attention:")
-    except RecipeError as error:
-        raise recipe.located(error) from None
+    check_planned(recipe.model.attention, "model.attention:")
     if ranks.is_sharded:
-        check_optim(recipe, torch.device(target.device), is_sharded=True)
-    policy = skeleton_of(recipe)
+        check_optim(recipe.optim, torch.device(target.device), is_sharded=True)
+    start = Start.of(recipe)
+    policy = skeleton_of(start)
     model = policy.model
-    compared = recipe.references if loss.contract.needs_reference else ()
-    skeletons = Skeletons(recipe.model, model, copy=lambda: skeleton_of(recipe).model)
+    skeletons = Skeletons(recipe.model, model, copy=lambda: skeleton_of(start).model)
     plan = plan_model_memory(
         model,
         sample,
         target,
         ranks=ranks,
-        references=list(footprints(compared, skeletons)),
+        references=list(footprints(needed(recipe.references, loss), skeletons)),
         stats=loss.contract.policy_stats,
         reference_stats=own_stats(loss.contract.reference_stats),
         layers=needs_layers(loss.contract.policy_stats),
@@ -68,12 +64,14 @@ def plan_memory(
         accumulates=accumulates,
         optimizer=recipe.optim.name,
     )
-    return plan if recipe.model.quantization is None else _quantized(plan, recipe, model)
+    if recipe.model.quantization is None:
+        return plan
+    return _quantized(plan, recipe.model, model, has_copy=has_copy(recipe.references))
 
 
-def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan:
+def _quantized(plan: MemoryPlan, settings: Model, model: nn.Module, *, has_copy: bool) -> MemoryPlan:
     """Plan the same with the linear layers of the base but its head in few bits, unpacked one by one."""
-    core, settings = causal_model(model), recipe.model
+    core = causal_model(model)
     kept = set(head_of(core).modules())
     assert settings.quantization is not None
     layers = [
@@ -86,7 +84,7 @@ def _quantized(plan: MemoryPlan, recipe: Recipe, model: nn.Module) -> MemoryPlan
     return replace(
         plan,
         weights=plan.weights - saved,
-        references=plan.references - (saved if has_copy(recipe.references) and plan.references else 0),
+        references=plan.references - (saved if has_copy and plan.references else 0),
         unpacked=max((each.weight.numel() for each in layers), default=0) * compute.itemsize,
     )
 

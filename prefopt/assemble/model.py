@@ -1,10 +1,11 @@
-"""From a recipe to models: tokenizer and policy, and how they are saved."""
+"""From the ``model`` block of a recipe to the tokenizer, the policy and its engine, and how they are saved."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,31 @@ from transformers.utils import logging as transformers_logging
 from prefopt import demo
 from prefopt.data.tokens.render import Renderer
 from prefopt.engine import Engine
-from prefopt.errors import ModelError, RecipeError
+from prefopt.errors import ModelError
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
 from prefopt.policy.quantize import is_quantized
-from prefopt.recipe import Model, Recipe
+from prefopt.recipe import Lora, Model, Recipe
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE_ADAPTER = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The model that training starts from: its block, and what the rest of the recipe says of it."""
+
+    settings: Model
+    seed: int  # of new adapters, and of weights that are built in
+    keeps_adapter: bool  # the adapter that is gone on from also stays as it is, for a reference
+    compile_for: int | None  # tokens of the rows that layers are compiled for, if they are
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Start:
+        """Read it from a recipe."""
+        return cls(recipe.model, recipe.seed, recipe.keeps_start_adapter, recipe.compile_for)
 
 
 def quiet_libraries() -> None:
@@ -39,98 +55,92 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_model(recipe: Recipe) -> None:
+def engine_of(settings: Model) -> Engine:
+    """Join the process group and choose the device."""
+    return Engine(autocast=DTYPES[settings.autocast] if settings.autocast else None)
+
+
+def check_model(settings: Model) -> None:
     """Refuse, from its config alone, a model that cannot be trained exactly.
 
     Raises:
         ModelError: the model is missing or of a kind that is not supported.
     """
-    settings = recipe.model
     if not demo.is_builtin(settings.path):
         load_config(settings.path, key="model.path", **files_of(settings))
 
 
-def tokenizer_of(recipe: Recipe) -> Any:
-    """Load the tokenizer that belongs to the recipe's model."""
-    settings = recipe.model
+def tokenizer_of(settings: Model) -> Any:
+    """Load the tokenizer that belongs to the model, with the chat template of the recipe, if it has one."""
     if demo.is_builtin(settings.path):
-        return _with_template(recipe, demo.build_tokenizer())
-    return _with_template(recipe, load_tokenizer(settings.path, key="model.path", **files_of(settings)))
+        return _with_template(settings.chat_template, demo.build_tokenizer())
+    tokenizer = load_tokenizer(settings.path, key="model.path", **files_of(settings))
+    return _with_template(settings.chat_template, tokenizer)
 
 
-def _with_template(recipe: Recipe, tokenizer: Any) -> Any:
-    """Give the tokenizer the recipe's chat template, so that the saved model carries it."""
-    if recipe.model.chat_template is not None:
-        tokenizer.chat_template = Renderer(tokenizer, recipe.model.chat_template).template
+def _with_template(template: str | None, tokenizer: Any) -> Any:
+    """Give the tokenizer the chat template, so that the saved model carries it."""
+    if template is not None:
+        tokenizer.chat_template = Renderer(tokenizer, template).template
     return tokenizer
 
 
-def policy_of(recipe: Recipe, weights: Path | None = None) -> Policy:
+def policy_of(start: Start, weights: Path | None = None) -> Policy:
     """Load the model to train, with its adapter, ready to score packed batches.
 
     Args:
-        recipe: which model, in which dtype, with which adapter.
+        start: which model, in which dtype, with which adapter.
         weights: a ``model`` folder of a checkpoint to start from instead of the recipe's weights.
+
+    Raises:
+        ModelError: the model or the adapter is missing, or cannot be trained.
     """
-    adapted = recipe.model.lora is not None or recipe.model.adapter is not None
-    base = _load_model(recipe.model, recipe.seed, None if adapted else weights)
+    settings = start.settings
+    adapted = settings.lora is not None or settings.adapter is not None
+    base = _load_model(settings, start.seed, None if adapted else weights)
     if is_quantized(base) and not adapted:
-        raise recipe.located(
-            ModelError(
-                f"model.path: {recipe.model.path!r} stores its weights quantised, so they cannot be trained. "
-                f"Set model.lora, or choose full weights."
-            )
+        raise ModelError(
+            f"model.path: {settings.path!r} stores its weights quantised, so they cannot be trained. "
+            f"Set model.lora, or choose full weights."
         )
-    model = _with_adapter(recipe, base, weights) if adapted else base
-    return ready(recipe, base, model, compile_for=compiled_tokens(recipe))
+    model = _with_adapter(start, base, weights) if adapted else base
+    return ready(settings, base, model, compile_for=start.compile_for)
 
 
-def ready(recipe: Recipe, base: Any, model: Any, *, compile_for: int | None) -> Policy:
+def ready(settings: Model, base: Any, model: Any, *, compile_for: int | None) -> Policy:
     """Make a policy of a model as the recipe trains it.
 
     Args:
-        recipe: says how it computes.
+        settings: say how it computes.
         base: the model without adapters.
         model: the same with adapters, or ``base`` itself.
         compile_for: compile its layers for rows of so many tokens; None leaves them as they are.
     """
-    if recipe.model.checkpointing:
+    if settings.checkpointing:
         _enable_checkpointing(base)
-    try:
-        return Policy(
-            model,
-            attention=recipe.model.attention,
-            dropout=recipe.model.dropout,
-            adapter_dropout=recipe.model.lora is not None,
-            compile_for=compile_for,
-        )
-    except RecipeError as error:
-        raise recipe.located(error) from None
+    return Policy(
+        model,
+        attention=settings.attention,
+        dropout=settings.dropout,
+        adapter_dropout=settings.lora is not None,
+        compile_for=compile_for,
+    )
 
 
-def check_few_bits(recipe: Recipe, engine: Engine) -> None:
+def check_few_bits(settings: Model, engine: Engine) -> None:
     """Refuse ``model.quantization`` where this machine, this launch or this model cannot serve it.
 
     Raises:
         RecipeError: says what is missing.
     """
-    settings = recipe.model
     if settings.quantization is None:
         return
-    try:
-        quantize.check_can_quantize(
-            settings.quantization,
-            engine.device,
-            is_sharded=engine.sharding is not None,
-            is_builtin=demo.is_builtin(settings.path),
-        )
-    except RecipeError as error:
-        raise recipe.located(error) from None
-
-
-def compiled_tokens(recipe: Recipe) -> int | None:
-    """Return for rows of how many tokens layers are compiled, if they are."""
-    return recipe.batch.tokens_per_batch if recipe.model.compile else None
+    quantize.check_can_quantize(
+        settings.quantization,
+        engine.device,
+        is_sharded=engine.sharding is not None,
+        is_builtin=demo.is_builtin(settings.path),
+    )
 
 
 def save_model(
@@ -191,26 +201,28 @@ def files_of(settings: Model) -> dict[str, Any]:
     return {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
 
 
-def _with_adapter(recipe: Recipe, base: Any, weights: Path | None) -> Any:
+def _with_adapter(start: Start, base: Any, weights: Path | None) -> Any:
     """Put the trained adapter on the base, and beside it the frozen one where that is the reference."""
-    settings = recipe.model
+    settings = start.settings
     if settings.lora is not None and weights is None:
-        return with_lora(recipe, base)
+        return with_lora(base, settings.lora, start.seed)
     source = str(weights) if weights is not None else settings.adapter
     assert source is not None
     model = load_adapter(base, source, key="model.adapter", is_trainable=True)
-    if settings.adapter is not None and recipe.keeps_start_adapter:
+    if settings.adapter is not None and start.keeps_adapter:
         load_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
         model.set_adapter("default")
     return model
 
 
-def with_lora(recipe: Recipe, base: Any) -> Any:
-    """Put the recipe's new adapter on a model."""
+def with_lora(base: Any, lora: Lora, seed: int) -> Any:
+    """Put a new adapter on a model; ``seed`` draws its weights.
+
+    Raises:
+        ModelError: the model has no layers of the names that the adapter is for.
+    """
     from peft import LoraConfig, get_peft_model
 
-    lora = recipe.model.lora
-    assert lora is not None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.rank,
@@ -219,14 +231,14 @@ def with_lora(recipe: Recipe, base: Any) -> Any:
         lora_dropout=lora.dropout,
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
             # peft still asks for it by its old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             return get_peft_model(base, config)
     except ValueError as error:
-        raise recipe.located(ModelError(f"model.lora.targets: {error}")) from None
+        raise ModelError(f"model.lora.targets: {error}") from None
 
 
 def _enable_checkpointing(model: Any) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from prefopt.errors import RecipeError
 from prefopt.optim import OptimSettings, check_optimizer
-from prefopt.recipe import Recipe
+from prefopt.recipe import Optim
 
 
-def optim_of(recipe: Recipe) -> OptimSettings:
-    """Translate the recipe's ``optim`` block."""
-    settings = recipe.optim.model_dump()
+def optim_of(block: Optim) -> OptimSettings:
+    """Translate the block."""
+    settings = block.model_dump()
     return OptimSettings(optimizer=settings.pop("name"), **settings)
 
 
-def check_optim(recipe: Recipe, device: torch.device, *, is_sharded: bool) -> None:
+def check_optim(block: Optim, device: torch.device, *, is_sharded: bool) -> None:
     """Refuse an optimizer that cannot run on a device, or not with weights spread over ranks.
 
     Raises:
         RecipeError: names the setting and what it needs.
     """
-    try:
-        check_optimizer(optim_of(recipe), device, is_sharded=is_sharded)
-    except RecipeError as error:
-        raise recipe.located(error) from None
+    check_optimizer(optim_of(block), device, is_sharded=is_sharded)

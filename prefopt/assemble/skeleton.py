@@ -7,26 +7,25 @@ from typing import Any
 import torch
 
 from prefopt import demo
-from prefopt.assemble.model import DTYPES, REFERENCE_ADAPTER, files_of, ready, with_lora
+from prefopt.assemble.model import DTYPES, REFERENCE_ADAPTER, Start, files_of, ready, with_lora
 from prefopt.errors import ModelError
 from prefopt.policy import Policy
 from prefopt.policy.load import load_config, skeleton, skeleton_adapter
-from prefopt.recipe import Recipe
 
 
-def skeleton_of(recipe: Recipe) -> Policy:
+def skeleton_of(start: Start) -> Policy:
     """Build the model to train as ``policy_of`` does, but with weights that take no memory."""
-    settings = recipe.model
+    settings = start.settings
     base = skeleton_at(settings.path, "model.path", DTYPES[settings.dtype], **files_of(settings))
     model = base
     if settings.lora is not None:
         with torch.device("meta"):
-            model = with_lora(recipe, base)
+            model = with_lora(base, settings.lora, start.seed)
     elif settings.adapter is not None:
         model = skeleton_adapter(base, settings.adapter, key="model.adapter", is_trainable=True)
-        if recipe.keeps_start_adapter:
+        if start.keeps_adapter:
             skeleton_adapter(model, settings.adapter, key="model.adapter", name=REFERENCE_ADAPTER)
-    return ready(recipe, base, model, compile_for=None)
+    return ready(settings, base, model, compile_for=None)
 
 
 def skeleton_at(path: str, key: str, dtype: torch.dtype, **files: Any) -> Any:

@@ -3,22 +3,18 @@
     OPTIMIZERS    adamw, adamw_8bit, adafactor, muon
     SCHEDULES     cosine, linear, constant, wsd
 
+The tables and the settings load without torch, so that a recipe is checked at once; see ``__getattr__``.
+
 ``OptimSettings`` names one of each and refuses what they do not read; ``make_optimizer`` builds the optimizer;
 ``state_tensors`` and ``load_state_tensors`` carry its state through a checkpoint.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from prefopt.optim.kind import Kept, total_size, trainable
-from prefopt.optim.make import (
-    check_optimizer,
-    describe,
-    kept,
-    kept_bytes,
-    make_optimizer,
-    name_of,
-    peak_lr,
-    set_learning_rate,
-    trained,
-)
 from prefopt.optim.schedules import DECAY_SHAPES, SCHEDULES
 from prefopt.optim.settings import (
     OPTIMIZERS,
@@ -30,7 +26,20 @@ from prefopt.optim.settings import (
     own_settings,
     unread,
 )
-from prefopt.optim.state import load_state_tensors, state_tensors
+
+if TYPE_CHECKING:
+    from prefopt.optim.make import (
+        check_optimizer,
+        describe,
+        kept,
+        kept_bytes,
+        make_optimizer,
+        name_of,
+        peak_lr,
+        set_learning_rate,
+        trained,
+    )
+    from prefopt.optim.state import load_state_tensors, state_tensors
 
 __all__ = [
     "DECAY_SHAPES",
@@ -58,3 +67,12 @@ __all__ = [
     "trained",
     "unread",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # a recipe is checked by the two tables, for which torch need not be loaded
+    for home in ("make", "state") if name in __all__ else ():
+        found = getattr(import_module(f"{__name__}.{home}"), name, None)
+        if found is not None:
+            return found
+    raise AttributeError(f"module '{__name__}' has no attribute {name!r}")

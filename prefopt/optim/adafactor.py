@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prefopt.optim.kind import Group, Kept, Kind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TINY = 1e-15
 """Bound of a gradient's root mean square from below; its square is the paper's 1e-30. torch's own default, the
@@ -37,12 +40,16 @@ def adafactor(
         Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018,
         arXiv 1804.04235, algorithms 4 and 5 with a learning rate in place of 0.01.
     """
+    import torch
+
     eps = (TINY, SMALLEST_SCALE)
     return torch.optim.Adafactor(groups, lr=lr, beta2_decay=beta2_decay, d=clip_threshold, eps=eps)
 
 
 def keeps(parameter: Tensor) -> Kept:
     """Means of rows and columns, or a whole second moment for vectors, and a step counter on the host."""
+    import torch
+
     step = torch.empty(())
     if parameter.dim() < 2:
         return {"step": step, "variance": torch.empty_like(parameter, device="meta")}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prefopt.optim.kind import Group, Kept, Kind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def adamw(
@@ -26,11 +29,15 @@ def adamw(
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2017, arXiv 1711.05101.
     """
+    import torch
+
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def keeps(parameter: Tensor) -> Kept:
     """Two moments like the parameter, and a step counter beside them."""
+    import torch
+
     moment = torch.empty_like(parameter, device="meta")
     return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), device="meta")}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from prefopt.optim.kind import Group, Kept, Kind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PACKAGE = "bitsandbytes"
 SMALLEST, BLOCK, LEVELS = 4096, 256, 256
@@ -39,11 +40,12 @@ def adamw_8bit(
     import bitsandbytes
 
     made: Any = bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=SMALLEST)
-    return cast(torch.optim.Optimizer, made)
+    return cast("torch.optim.Optimizer", made)
 
 
 def keeps(parameter: Tensor) -> Kept:
     """Two moments, in bytes with a scale for each block and a table of what bytes mean; small ones in float32."""
+    import torch
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import RecipeError
 from prefopt.optim import adafactor, adamw, adamw_8bit, muon
 from prefopt.optim.kind import Kind
 from prefopt.optim.schedules import SCHEDULES, num_decay_steps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 OPTIMIZERS: dict[str, Kind] = {
     "adamw": adamw.KIND,
@@ -22,7 +23,7 @@ OPTIMIZERS: dict[str, Kind] = {
     "muon": muon.KIND,
 }
 
-MakeOptimizer = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Mapping[str, "nn.Parameter"]], "torch.optim.Optimizer"]
 """Builds an optimizer from the trained parameters, by name."""
 
 

@@ -46,3 +46,10 @@ def share_or_count(value: float) -> float:
 
 
 ShareOrCount = Annotated[float, Field(ge=0), AfterValidator(share_or_count)]
+
+
+def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse an empty list."""
+    if not values:
+        raise wrong("is an empty list. Give at least one entry.")
+    return values

@@ -14,7 +14,6 @@ from torch import nn
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine.sharding import whole
 from prefopt.errors import CorruptError, ResumeError
-from prefopt.recipe import Recipe
 from prefopt.recipe.diff import diff_recipes
 from prefopt.recipe.strict_yaml import read_yaml
 from prefopt.run.checkpoint import checkpoints, latest_valid, load_state, read_json, step_of
@@ -66,18 +65,22 @@ def find_origin(folder: RunFolder, report: Callable[[str], None]) -> Origin:
     return Origin(None, {}, read_yaml(folder.recipe).value, read_json(folder.run).get("facts"))
 
 
-def compare_recipes(origin: Origin, recipe: Recipe) -> None:
+def compare_recipes(origin: Origin, recipe: Mapping[str, Any]) -> None:
     """Refuse to go on with settings that would make it another run.
+
+    Args:
+        origin: of the run.
+        recipe: the resolved one that it shall go on with.
 
     Raises:
         ResumeError: names every such setting, old and new.
     """
     if origin.recipe is None:
         raise ResumeError("checkpoint: it does not say with which recipe it was written. Start anew.")
-    fatal = [str(change) for change in diff_recipes(origin.recipe, recipe.resolved()) if change.is_fatal]
+    fatal = [str(change) for change in diff_recipes(origin.recipe, recipe) if change.is_fatal]
     if fatal:
         raise ResumeError(
-            f"{recipe.output}: the run was started with other settings ({'; '.join(fatal)}). "
+            f"{recipe['output']}: the run was started with other settings ({'; '.join(fatal)}). "
             f"Resume with the old ones, or start anew in another output folder."
         )
 

@@ -11,14 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt import assemble as build
-from prefopt.assemble import model as build_model
-from prefopt.assemble import references as build_references
+from prefopt.assemble.data import Data, data_of
+from prefopt.assemble.fit import filled, loss_of
 from prefopt.assemble.loss import BoundLoss
+from prefopt.assemble.model import check_model, tokenizer_of
+from prefopt.assemble.plan import num_steps, plan_of
+from prefopt.assemble.references import check_references, describe_references, needed
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
 from prefopt.memory import Ranks
-from prefopt.recipe import Recipe, load_recipe
+from prefopt.recipe import Batch, Recipe, load_recipe
 from prefopt.run.folder import RunFolder
 from prefopt.structures import STRUCTURES, Structure
 from prefopt.types import TokenizedGroup
@@ -50,52 +52,57 @@ def run(
     Raises:
         PrefoptError: what ``train`` would refuse before its first step.
     """
+    check(load_recipe(recipe, overrides), console, gpu_memory=gpu_memory, gpus=gpus, fsdp=fsdp)
+
+
+def check(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    gpu_memory: float | None = None,
+    gpus: int = 1,
+    fsdp: bool = False,
+) -> None:
+    """Check a loaded recipe; see ``run``."""
     console = console or Console(highlight=False, soft_wrap=True)
-    loaded = load_recipe(recipe, overrides)
-    loss = build.loss_of(loaded)
-    build_model.check_model(loaded)
-    tokenizer = build_model.tokenizer_of(loaded)
-    build_references.check_references(loaded, loss, tokenizer, is_sharded=fsdp)
-    data = build.data_of(loaded, tokenizer, loss)
-    _show_recipe(console, loaded, loss)
-    for report in filter(None, (data.report, data.eval_report)):
-        for line in report.lines():
-            console.print(line, markup=False)
-    for report in filter(None, (data.report, data.eval_report)):
-        report.enforce(loaded.rows.max_bad)
-    console.print()
+    with recipe.located():
+        _check(console, recipe, Device.find(gpu_memory), Ranks(gpus, is_sharded=fsdp))
+
+
+def _check(console: Console, recipe: Recipe, device: Device, ranks: Ranks) -> None:
+    loss = loss_of(recipe)
+    check_model(recipe.model)
+    tokenizer = tokenizer_of(recipe.model)
+    check_references(needed(recipe.references, loss), tokenizer, is_sharded=ranks.is_sharded)
+    data = data_of(recipe, tokenizer, loss)
+    _show_recipe(console, recipe, loss)
+    _show_reports(console, data, recipe.rows.max_bad)
     structure = STRUCTURES[loss.contract.structure]
     _show_example(console, tokenizer, data.train[0], structure)
     _show_lengths(console, data.train, structure)
-    plan = build.plan_of(loaded, data.train, loss, world=gpus)
-    _show_plan(console, loaded, loss, data, plan)
-    show_memory(
-        console,
-        loaded,
-        lambda changes: load_recipe(recipe, _changed(overrides, changes)),
-        loss,
-        data.train,
-        plan,
-        Device.find(gpu_memory),
-        Ranks(gpus, is_sharded=fsdp),
-    )
-    folder = RunFolder(Path(loaded.output))
+    plan = plan_of(recipe.batch, data.train, loss, seed=recipe.seed, world=ranks.count)
+    _show_plan(console, recipe.batch, structure, data, plan, num_steps(recipe.train, plan))
+    show_memory(console, recipe, loss, data.train, plan, device, ranks)
+    folder = RunFolder(Path(recipe.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"
     console.print(f"output {folder.path} {state}", markup=False)
 
 
-def _changed(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Return overrides with some settings replaced by others."""
-    keys = {change.split("=", 1)[0] for change in changes}
-    return [*(each for each in overrides if each.split("=", 1)[0] not in keys), *changes]
+def _show_reports(console: Console, data: Data, max_bad: float) -> None:
+    """Say what was found in the rows, and refuse too many bad ones."""
+    reports = [report for report in (data.report, data.eval_report) if report is not None]
+    for line in (line for report in reports for line in report.lines()):
+        console.print(line, markup=False)
+    for report in reports:
+        report.enforce(max_bad)
+    console.print()
 
 
 def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
-    console.print(build.filled(recipe, loss).to_yaml().rstrip(), markup=False)
+    console.print(filled(recipe, loss).to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
-    entries = recipe.references if loss.contract.needs_reference else ()
-    console.print(f"reference {build_references.describe_references(entries)}", markup=False)
+    console.print(f"reference {describe_references(needed(recipe.references, loss))}", markup=False)
     console.rule("data")
 
 
@@ -160,22 +167,22 @@ def _quantile_name(quantile: float) -> str:
     return {0.0: "min", 0.5: "median", 1.0: "max"}.get(quantile, f"{quantile:.0%}")
 
 
-def _show_plan(console: Console, recipe: Recipe, loss: BoundLoss, data: build.Data, plan: Plan) -> None:
+def _show_plan(
+    console: Console, batch: Batch, structure: Structure, data: Data, plan: Plan, steps: int
+) -> None:
     console.rule("plan")
-    steps = build.num_steps(recipe, plan)
     shared = int(data.train.sizes(True).tokens.sum())
     separate = int(data.train.sizes(False).tokens.sum())
-    structure = STRUCTURES[loss.contract.structure]
     epoch = len(plan.epoch_steps(0))
     lines = [
         f"{len(data.train):,} groups with {_counted(data.train, plan, structure)} to train on"
         + (f", {len(data.held_out):,} groups held out" if data.held_out is not None else ""),
-        f"{steps:,} optimizer steps of {recipe.batch.pairs_per_step} {structure.unit}, {epoch:,} in an epoch",
-        _packing(plan, recipe.batch.tokens_per_batch),
+        f"{steps:,} optimizer steps of {batch.pairs_per_step} {structure.unit}, {epoch:,} in an epoch",
+        _packing(plan, batch.tokens_per_batch),
         f"tokens per epoch: {shared:,} with each prompt once, {separate:,} with a prompt per answer: "
         f"sharing ratio {separate / shared:.2f}, {1 - shared / separate:.0%} of the tokens saved"
-        + ("" if recipe.batch.share_prompts else " (switched off by batch.share_prompts: false)"),
-        _padding(data.train, recipe.batch.pairs_per_step, separate, shared),
+        + ("" if batch.share_prompts else " (switched off by batch.share_prompts: false)"),
+        _padding(data.train, batch.pairs_per_step, separate, shared),
     ]
     for line in lines:
         console.print(line, markup=False)

@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from prefopt import demo
-from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.memory import plan_memory
+from prefopt.assemble.model import DTYPES
 from prefopt.assemble.references import lighter
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
 from prefopt.errors import ModelError, RecipeError
 from prefopt.memory import GIB, MemoryPlan, Ranks, Sample, Target
-from prefopt.recipe import Recipe
+from prefopt.recipe import Model, Recipe, overridden
+from prefopt.recipe.references import Entry
 
 _SAMPLED_GROUPS = 64
 _ROUND = 128
@@ -53,7 +54,6 @@ class Device:
 def show_memory(
     console: Console,
     recipe: Recipe,
-    variant: Callable[[Sequence[str]], Recipe],
     loss: BoundLoss,
     table: GroupTable,
     plan: Plan,
@@ -65,7 +65,6 @@ def show_memory(
     Args:
         console: printed to.
         recipe: the run.
-        variant: returns the recipe with further overrides.
         loss: says which reference and statistics are needed.
         table: groups to train on, which the memory of a pack is judged by.
         plan: says how many packs a step has.
@@ -76,11 +75,12 @@ def show_memory(
     sample, load = sample_of(table, recipe.batch.share_prompts), Load.of(plan, fills=recipe.model.compile)
 
     def planned(recipe: Recipe) -> MemoryPlan:
-        target = target_of(recipe, device)
+        target = target_of(recipe.model, device)
         return plan_memory(recipe, loss, sample, target, ranks, accumulates=load.reach > load.budget)
 
     try:
-        memory = planned(recipe)
+        with recipe.located():
+            memory = planned(recipe)
     except (ModelError, RecipeError) as error:
         console.print(f"not planned: {error}", markup=False)
         return
@@ -92,8 +92,8 @@ def show_memory(
     for line in _verdict(memory, load, device):
         console.print(line, markup=False)
     if device.memory is not None and memory.total(load.tokens) > device.memory:
-        changes = _changes(recipe, ranks)
-        for line in _ways_out(changes, lambda given: planned(variant(given)), load, device.memory):
+        changes = _changes(recipe.model, recipe.references, ranks)
+        for line in _ways_out(changes, lambda given: planned(overridden(recipe, given)), load, device.memory):
             console.print(line, markup=False)
 
 
@@ -134,13 +134,12 @@ def sample_of(table: GroupTable, share_prompts: bool) -> Sample:
     return Sample.of(pack([table[int(index)] for index in at], share_prompts=share_prompts))
 
 
-def target_of(recipe: Recipe, device: Device) -> Target:
+def target_of(settings: Model, device: Device) -> Target:
     """Say which kernels a run takes on a device; a GPU that is not here counts as a new one."""
-    settings, dtypes = recipe.model, build_model.DTYPES
-    autocast = dtypes[settings.autocast] if settings.autocast else None
+    autocast = DTYPES[settings.autocast] if settings.autocast else None
     if device.kind == "cuda" and not torch.cuda.is_available():
         return Target(attention=settings.attention, autocast=autocast)
-    return Target.of(device.kind, dtypes[settings.dtype], settings.attention, autocast)
+    return Target.of(device.kind, DTYPES[settings.dtype], settings.attention, autocast)
 
 
 def _grid(memory: MemoryPlan, tokens: int, device: Device, ranks: Ranks) -> Table:
@@ -190,13 +189,12 @@ def _ways_out(
             return
 
 
-def _changes(recipe: Recipe, ranks: Ranks) -> Iterator[list[str]]:
+def _changes(settings: Model, references: Sequence[Entry], ranks: Ranks) -> Iterator[list[str]]:
     """Name what saves memory, the cheapest first."""
-    settings = recipe.model
     if not settings.checkpointing:
         yield ["model.checkpointing=true"]
     if settings.lora is None and settings.adapter is None:
-        if (name := lighter(recipe.references)) is not None:
+        if (name := lighter(references)) is not None:
             yield [f"reference={name}"]
         half = [] if settings.dtype == "bfloat16" else ["model.dtype=bfloat16", "model.autocast=null"]
         yield ["model.lora={rank: 16}", *half]

@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from prefopt import assemble as build
 from prefopt import demo
-from prefopt.assemble import model as build_model
+from prefopt.assemble.data import source_of
+from prefopt.assemble.model import Start, default_device, policy_of, tokenizer_of
+from prefopt.assemble.scoring import scoring_recipe
 from prefopt.data.packs.pack import pack
 from prefopt.data.prepare import prepare
 from prefopt.data.rows.source import Source
@@ -86,18 +87,18 @@ def recipe_file(name: str) -> Path:
 
 def evaluate(folder: Path) -> Outcome:
     """Answer and rank the held-out prompts with the model in ``folder``."""
-    recipe = build.scoring_recipe(
+    recipe = scoring_recipe(
         str(folder), TASK, split="test", adapter=None, dtype="float32", chat_template=None
     )
-    tokenizer = build_model.tokenizer_of(recipe)
-    policy = build_model.policy_of(recipe)
-    policy.model.to(build_model.default_device()).eval()
+    tokenizer = tokenizer_of(recipe.model)
+    policy = policy_of(Start.of(recipe))
+    policy.model.to(default_device()).eval()
     rows = demo.rows(TASK, "test")
     prompts = [row["prompt"] for row in rows]
     asked = [str(prompt[-1]["content"]) for prompt in prompts]
     with policy.plain_attention() as model:
         texts = demo.greedy_answers(model, tokenizer, prompts, MAX_ANSWER)
-    margins = _margins(policy, build.source_of(recipe.data[0]), tokenizer)
+    margins = _margins(policy, source_of(recipe.data[0]), tokenizer)
     return Outcome(
         accuracy=sum(map(demo.is_correct, asked, texts)) / len(rows),
         ranking=(margins > 0).double().mean().item(),

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from prefopt import assemble as build
-from prefopt.assemble import model as build_model
+from prefopt.assemble.data import cache_folder, source_of
+from prefopt.assemble.model import Start, default_device, policy_of, tokenizer_of
+from prefopt.assemble.scoring import scoring_recipe
 from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.prepare import prepare
@@ -58,12 +59,12 @@ def run(
     """
     target = Path(out)
     _claim(target, overwrite)
-    recipe = build.scoring_recipe(
+    recipe = scoring_recipe(
         model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
     )
-    tokenizer = build_model.tokenizer_of(recipe)
+    tokenizer = tokenizer_of(recipe.model)
     prepared = prepare(
-        [build.source_of(recipe.data[0])],
+        [source_of(recipe.data[0])],
         tokenizer,
         max_tokens=max_tokens,
         truncate="keep_start",
@@ -71,7 +72,7 @@ def run(
         on_tie="keep",
         needs=Needs(structure=None),
         chat_template=chat_template,
-        cache_dir=build.cache_folder() / "tokenized",
+        cache_dir=cache_folder() / "tokenized",
     )
     table = prepared.table
     prepared.report.write_quarantine(target.with_name(f"{target.name}.quarantine.jsonl"))
@@ -85,9 +86,9 @@ def run(
     plan = Plan(
         sizes=sizes, units_per_step=256, tokens_per_batch=tokens_per_batch, unit="responses", shuffle=False
     )
-    policy = build_model.policy_of(recipe)
+    policy = policy_of(Start.of(recipe))
     policy.model.eval()
-    policy.model.to(build_model.default_device())
+    policy.model.to(default_device())
     policy.self_check()
     with Display(len(table), what="rows") as display:
         for line in prepared.report.lines():

@@ -13,9 +13,10 @@ import toy
 from lanes import slow_but
 from torch import nn
 
-from prefopt import assemble as build
 from prefopt.assemble import memory as build_memory
 from prefopt.assemble import model as build_model
+from prefopt.assemble.fit import loss_of
+from prefopt.assemble.model import Start
 from prefopt.assemble.skeleton import skeleton_of
 from prefopt.errors import ModelError, RecipeError
 from prefopt.memory import MemoryPlan, Ranks, Sample, Target
@@ -45,7 +46,7 @@ def save_adapter(folder: Path) -> Path:
 
 def plan(recipe: Recipe) -> MemoryPlan:
     cpu = Target.of("cpu", torch.float32)
-    return build_memory.plan_memory(recipe, build.loss_of(recipe), Sample.uniform(9, (4, 5)), cpu, Ranks())
+    return build_memory.plan_memory(recipe, loss_of(recipe), Sample.uniform(9, (4, 5)), cpu, Ranks())
 
 
 def facts(model: nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -68,9 +69,9 @@ def facts(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 def test_a_skeleton_is_the_policy_without_its_weights(changes: dict[str, str], tmp_path: Path) -> None:
     save_adapter(tmp_path / "adapter")
     recipe = recipe_of(tmp_path, **{key: v.replace("{folder}", str(tmp_path)) for key, v in changes.items()})
-    real = build_model.policy_of(recipe)
+    real = build_model.policy_of(Start.of(recipe))
     without_weights(tmp_path)
-    found = skeleton_of(recipe)
+    found = skeleton_of(Start.of(recipe))
     assert facts(found.model) == facts(real.model)
     assert found.drops == real.drops
     for one, other in zip(found.model.modules(), real.model.modules(), strict=True):
@@ -181,7 +182,7 @@ def test_no_weight_is_made_to_plan_a_large_model(tmp_path: Path, monkeypatch: py
 
 
 def test_attention_over_all_pairs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"command line: model\.attention: the memory of 'dense'"):
+    with pytest.raises(RecipeError, match=r"^model\.attention: the memory of 'dense'"):
         plan(recipe_of(tmp_path, model__attention="dense"))
 
 

@@ -24,7 +24,8 @@ from prefopt.optim import (
     set_learning_rate,
     trainable,
 )
-from prefopt.optim.muon import hidden_matrices, orthogonalize
+from prefopt.optim.muon import hidden_matrices
+from prefopt.optim.muon_update import orthogonalize
 from prefopt.trainer import Trainer
 
 CPU = torch.device("cpu")

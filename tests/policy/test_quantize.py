@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.assemble import model as build_model
 from prefopt.assemble.loss import build_loss
+from prefopt.assemble.model import Start
 from prefopt.cli import main
 from prefopt.data.packs.pack import pack
 from prefopt.data.packs.steps import PlannedSteps
@@ -52,7 +53,7 @@ def test_without_the_package_it_is_refused_in_one_line(
 ) -> None:
     pretend(monkeypatch, installed=False)
     with pytest.raises(RecipeError, match=r"model.quantization: nf4 needs bitsandbytes") as caught:
-        build_model.check_few_bits(recipe_of(tmp_path, model__lora__rank="2"), engine)
+        build_model.check_few_bits(recipe_of(tmp_path, model__lora__rank="2").model, engine)
     assert "pip install 'prefopt[quantization]'" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -102,7 +103,7 @@ def test_a_recipe_asks_the_library_for_what_it_says(
         return toy.llama(dtype=torch.float32)
 
     monkeypatch.setattr(build_model, "load_model", load)
-    build_model.policy_of(recipe_of(tmp_path, model__lora__rank="2", **changes))
+    build_model.policy_of(Start.of(recipe_of(tmp_path, model__lora__rank="2", **changes)))
     settings = asked["quantization"]
     assert settings.quantization_method() == "nf4" and settings.bnb_4bit_use_double_quant
     assert settings.bnb_4bit_compute_dtype == compute
@@ -118,8 +119,8 @@ def test_a_checkpoint_that_is_stored_quantised_needs_an_adapter(
     monkeypatch.setattr(build_model, "load_model", lambda *args, **kwargs: stored)
     path, *overrides = toy.recipe(tmp_path)
     with pytest.raises(ModelError, match=r"model.path: .* stores its weights quantised"):
-        build_model.policy_of(load_recipe(path, overrides))
-    build_model.policy_of(load_recipe(path, [*overrides, "model.lora.rank=2"]))
+        build_model.policy_of(Start.of(load_recipe(path, overrides)))
+    build_model.policy_of(Start.of(load_recipe(path, [*overrides, "model.lora.rank=2"])))
 
 
 # --- with the package, whose layers also compute on a CPU ------------------------------------------------

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from prefopt.assemble import loss_of
+from prefopt.assemble.fit import loss_of
 from prefopt.assemble.loss import build_loss
-from prefopt.errors import ModelError, RecipeError
+from prefopt.errors import DataError, ModelError, RecipeError
 from prefopt.optim import OPTIMIZERS, SCHEDULES, own_settings
-from prefopt.recipe import SCHEMA, Recipe, load_recipe, parse_recipe
+from prefopt.recipe import SCHEMA, Recipe, load_recipe, overridden, parse_recipe
 from prefopt.recipe.diff import FREE, diff_recipes
 from prefopt.recipe.names import NOT_YET, OTHER_NAMES
 from prefopt.recipe.references import ReferenceModel
 from prefopt.recipe.strict_yaml import dump_yaml, parse_yaml
+from prefopt.run.stopping import Stopped
 from prefopt.words import nearest
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
@@ -501,13 +502,65 @@ def test_overrides_leave_the_settings_of_transforms_to_the_loss() -> None:
 
 def test_errors_of_others_get_the_place_of_their_setting() -> None:
     recipe = parse_recipe(SMALL.replace("{name: dpo}", "{name: dpo, betta: 3}"), name="r.yaml")
-    with pytest.raises(RecipeError) as caught:
+    with (
+        pytest.raises(RecipeError, match=r"^r\.yaml:4:19: loss\.betta: dpo has no such setting\."),
+        recipe.located(),
+    ):
         build_loss(recipe.loss)
-    assert str(recipe.located(caught.value)).startswith("r.yaml:4:19: loss.betta: dpo has no such setting.")
-    moved = parse_recipe(SMALL, ["model.attention=dense"], name="r.yaml").located(
-        ModelError("model.attention: no")
-    )
-    assert isinstance(moved, ModelError) and str(moved) == "command line: model.attention: no"
+    recipe = parse_recipe(SMALL, ["model.attention=dense"], name="r.yaml")
+    with pytest.raises(ModelError, match=r"^command line: model\.attention: no$"), recipe.located():
+        raise ModelError("model.attention: no")
+
+
+@pytest.mark.parametrize(
+    ("message", "place"),
+    [
+        ("data.0.path: no such file.", "r.yaml:3:1: "),
+        ("data.path: no such task.", "r.yaml:3:8: "),
+        ("eval.data.1.weight: 2 has no effect.", "r.yaml: "),
+        ("reference.1.path: no such model.", "r.yaml: "),
+        ("optim.lr: too large.", "r.yaml:5:9: "),
+        ("train: too long.", "r.yaml: "),
+        ("r.yaml:5:9: optim.lr: too large.", ""),
+        ("command line: optim.lr: too large.", ""),
+        ("data.jsonl:7: not valid JSON.", ""),
+        ("data.jsonl: cannot be read.", ""),
+        ("resume: rows changed.", ""),
+        ("--out: a folder.", ""),
+        ("model.pathh: not ours.", ""),
+    ],
+)
+def test_only_what_begins_with_a_setting_gets_a_place(message: str, place: str) -> None:
+    """Once, and not what only looks like one, as the name of a file may."""
+    recipe = parse_recipe(SMALL, name="r.yaml")
+    with pytest.raises(DataError) as caught, recipe.located():
+        raise DataError(message)
+    assert str(caught.value) == place + message
+
+
+def test_an_error_with_a_place_is_still_the_same_error() -> None:
+    error = Stopped("train: asked to end.", 75)
+    with pytest.raises(Stopped) as caught, parse_recipe(SMALL, name="r.yaml").located():
+        raise error
+    assert caught.value is error and error.exit_code == 75
+    assert str(error) == "r.yaml: train: asked to end."
+
+
+def test_a_mistake_of_ours_is_left_as_it_is() -> None:
+    with pytest.raises(ValueError, match=r"^train: no$"), parse_recipe(SMALL).located():
+        raise ValueError("train: no")
+
+
+def test_settings_on_top_of_a_recipe_are_as_if_given_with_it() -> None:
+    """What the first ones said is replaced, the defaults that follow from it too, and the file keeps its places."""
+    given = ["model.lora.rank=4", "train.steps=7"]
+    more = ["model.lora={rank: 8}", "reference=adapter_off"]
+    recipe = overridden(parse_recipe(SMALL, given, name="r.yaml"), more)
+    assert recipe == parse_recipe(SMALL, ["train.steps=7", *more])
+    with pytest.raises(RecipeError, match=r"^r\.yaml:5:9: optim\.lr: no$"), recipe.located():
+        raise RecipeError("optim.lr: no")
+    with pytest.raises(RecipeError, match=r"^command line: train\.steps: must be >= 1"):
+        overridden(recipe, ["train.steps=0"])
 
 
 # --- resuming -------------------------------------------------------------------------------------------
@@ -544,8 +597,9 @@ def test_every_setting_is_either_free_or_fatal_to_change(path: tuple[Any, ...]) 
 )
 def test_a_mistake_deep_in_a_loss_is_named_with_its_own_line(block: str, place: str) -> None:
     rest = "output: run\nmodel: {path: m}\ndata: {path: d.jsonl}\noptim: {lr: 1.0e-5}\n"
-    with pytest.raises(RecipeError) as caught:
-        loss_of(parse_recipe(block + rest, name="r.yaml"))
+    recipe = parse_recipe(block + rest, name="r.yaml")
+    with pytest.raises(RecipeError) as caught, recipe.located():
+        loss_of(recipe)
     assert str(caught.value).startswith(place)
 
 

@@ -241,7 +241,7 @@ def test_an_unreadable_reference_is_refused_before_the_rows_are_read(
     """The rows are missing too, and the reference is what is named."""
     assert go(tmp_path, reference="{path: ./gone}", data="{path: ./gone.jsonl}") == 2
     (message,) = capsys.readouterr().err.strip().splitlines()
-    assert message == "error: reference.path: there is no folder './gone'. Check the path."
+    assert message == "error: command line: reference.path: there is no folder './gone'. Check the path."
 
 
 def test_a_loss_without_reference_stores_none(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ The file ``NAME.py`` holds the ``KIND`` of the reference that a recipe calls NAM
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -15,12 +14,7 @@ import torch
 from torch import nn
 
 from prefopt.assemble.loss import BoundLoss
-from prefopt.assemble.model import compiled_tokens, policy_of
-from prefopt.assemble.references.kind import Kind, Score, Site, Skeletons
-from prefopt.engine import Engine
-from prefopt.errors import RecipeError
-from prefopt.policy import Policy
-from prefopt.recipe import Recipe
+from prefopt.assemble.references.kind import Kind, Site, Skeletons
 from prefopt.recipe.references import KINDS as NAMES
 from prefopt.recipe.references import Entry, kind_of
 from prefopt.reference import LiveReference, Reference, SeveralReferences
@@ -46,6 +40,11 @@ def describe_references(entries: Sequence[Entry]) -> str:
     return " and ".join(KINDS[kind_of(entry)].describe(entry) for entry in entries) or "not used"
 
 
+def needed(entries: Sequence[Entry], loss: BoundLoss) -> Sequence[Entry]:
+    """Return those references of a recipe that a loss asks for: all, or none."""
+    return entries if loss.contract.needs_reference else ()
+
+
 def are_live(entries: Sequence[Entry]) -> bool:
     """Tell whether there is one reference, and one with hidden states to hand over."""
     return len(entries) == 1 and KINDS[kind_of(entries[0])].is_live(entries[0])
@@ -69,12 +68,11 @@ def footprints(entries: Sequence[Entry], skeletons: Skeletons) -> Iterator[nn.Mo
             yield found
 
 
-def check_references(recipe: Recipe, loss: BoundLoss, tokenizer: Any, *, is_sharded: bool) -> None:
+def check_references(entries: Sequence[Entry], tokenizer: Any, *, is_sharded: bool) -> None:
     """Refuse a reference that is missing or cannot be compared with, before data or weights are read.
 
     Args:
-        recipe: names the reference, or several.
-        loss: says whether a reference is needed.
+        entries: the references that the loss needs.
         tokenizer: of the policy.
         is_sharded: the weights are spread over ranks.
 
@@ -82,53 +80,25 @@ def check_references(recipe: Recipe, loss: BoundLoss, tokenizer: Any, *, is_shar
         ModelError: the reference is missing, of a kind that is not supported, or has another tokenizer.
         RecipeError: a reference that moves while the weights are spread over ranks.
     """
-    if not loss.contract.needs_reference:
-        return
-    for key, entry in _by_key(recipe.references).items():
-        try:
-            KINDS[kind_of(entry)].check(entry, key, tokenizer, is_sharded=is_sharded)
-        except RecipeError as error:
-            raise recipe.located(error) from None
+    for key, entry in _by_key(entries).items():
+        KINDS[kind_of(entry)].check(entry, key, tokenizer, is_sharded=is_sharded)
 
 
-def reference_of(
-    recipe: Recipe,
-    policy: Policy,
-    engine: Engine,
-    loss: BoundLoss,
-    score: Score,
-    *,
-    is_resumed: bool = False,
-) -> Reference | None:
-    """Build what the policy is compared with.
+def reference_of(entries: Sequence[Entry], site: Site) -> Reference | None:
+    """Build what the policy is compared with, if it is.
 
     A reference of its own weights is proven to score packed rows exactly, as the policy is.
 
     Args:
-        recipe: names the reference, or several; ``check_references`` has let them pass.
-        policy: placed, but not yet wrapped for the engine.
-        engine: places the reference.
-        loss: says whether a reference is needed, and which statistics of it.
-        score: runs a reference over all data once, for ``cached``.
-        is_resumed: the policy's weights are no longer those that training started from.
+        entries: the references that the loss needs; ``check_references`` has let them pass.
+        site: what they are built from.
 
     Raises:
         ModelError: the reference cannot be loaded or scored exactly.
     """
-    if not loss.contract.needs_reference:
+    built = [KINDS[kind_of(entry)].build(entry, key, site) for key, entry in _by_key(entries).items()]
+    if not built:
         return None
-    site = Site(
-        settings=recipe.model,
-        seed=recipe.seed,
-        compile_for=compiled_tokens(recipe),
-        policy=policy,
-        copy=partial(policy_of, recipe),
-        engine=engine,
-        score=score,
-        is_resumed=is_resumed,
-    )
-    entries = _by_key(recipe.references)
-    built = [KINDS[kind_of(entry)].build(entry, key, site) for key, entry in entries.items()]
     return built[0] if len(built) == 1 else SeveralReferences(built)
 
 

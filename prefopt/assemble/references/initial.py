@@ -15,7 +15,7 @@ def build(entry: str, key: str, site: Site) -> Reference:
         return FrozenAdapterReference(site.policy, adapter=REFERENCE_ADAPTER)
     if site.settings.lora is not None:
         return AdapterOffReference(site.policy, is_start=True)
-    return FrozenReference(site.frozen(load_start(site.settings, site.seed)), is_start=True)
+    return FrozenReference(site.frozen(load_start(site.settings, site.start.seed)), is_start=True)
 
 
 def footprint(entry: str, key: str, skeletons: Skeletons) -> nn.Module | str:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from prefopt.assemble.model import Start
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.recipe import Model
@@ -24,18 +25,20 @@ Score = Callable[[Reference], LogpCache]
 class Site:
     """What a reference is built from, and where it will stand."""
 
-    settings: Model  # of the policy
-    seed: int  # of the recipe
-    compile_for: int | None  # tokens of the rows that layers are compiled for, if so
+    start: Start  # what the policy is made of
     policy: Policy  # placed, but not yet wrapped for the engine
-    copy: Callable[[], Policy]  # loads the policy as training starts from it once more
     engine: Engine
     score: Score
     is_resumed: bool  # the policy's weights are no longer those that training started from
 
+    @property
+    def settings(self) -> Model:
+        """The block of the policy."""
+        return self.start.settings
+
     def frozen(self, model: Any) -> Policy:
         """Place a model that computes as the policy does."""
-        policy = Policy(model, attention=self.settings.attention, compile_for=self.compile_for)
+        policy = Policy(model, attention=self.settings.attention, compile_for=self.start.compile_for)
         policy.place(self.engine)
         return policy
 

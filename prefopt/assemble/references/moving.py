@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from prefopt.assemble.model import policy_of
 from prefopt.assemble.references.kind import Kind, Site, Skeletons
 from prefopt.errors import RecipeError
 from prefopt.recipe.references import Moving
@@ -32,7 +33,7 @@ def check(entry: Moving, key: str, tokenizer: Any, *, is_sharded: bool) -> None:
 
 def build(entry: Moving, key: str, site: Site) -> MovingReference:
     """Copy the policy as it is at the start of training, adapter included."""
-    copy = site.copy()
+    copy = policy_of(site.start)
     copy.place(site.engine)
     return MovingReference(copy, every=entry.every, mix=entry.mix)
 

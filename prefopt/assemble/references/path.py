@@ -49,7 +49,7 @@ def build(entry: ReferenceModel, key: str, site: Site) -> Reference:
     Raises:
         ModelError: it does not, or cannot be loaded.
     """
-    policy = site.frozen(load(entry, key, DTYPES[site.settings.dtype], site.seed))
+    policy = site.frozen(load(entry, key, DTYPES[site.settings.dtype], site.start.seed))
     try:
         with site.engine.autocast():
             policy.self_check()

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefopt import assemble
-from prefopt.assemble import model as assemble_model
-from prefopt.assemble import optim as assemble_optim
-from prefopt.assemble import references as assemble_references
+from prefopt.assemble.fit import filled, loss_of
+from prefopt.assemble.loss import BoundLoss
+from prefopt.assemble.model import engine_of, quiet_libraries, tokenizer_of
+from prefopt.assemble.optim import check_optim
+from prefopt.assemble.references import check_references, needed
 from prefopt.errors import RecipeError
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run import resume as resuming
@@ -53,11 +54,16 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     """Train as a loaded recipe says; see ``run``."""
     if resume and overwrite:
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
-    assemble_model.quiet_libraries()
-    loss = assemble.loss_of(recipe)
-    recipe = assemble.filled(recipe, loss)
+    quiet_libraries()
+    with recipe.located():
+        loss = loss_of(recipe)
+        return _claim(filled(recipe, loss), loss, resume=resume, overwrite=overwrite)
+
+
+def _claim(recipe: Recipe, loss: BoundLoss, *, resume: bool, overwrite: bool) -> Path:
+    """Take the output folder and the devices, run, and let go of them."""
     folder = RunFolder(Path(recipe.output))
-    engine = assemble.engine_of(recipe)
+    engine = engine_of(recipe.model)
     try:
         folder.claim(resume=resume, overwrite=overwrite)
         is_resumed = resume and folder.is_occupied
@@ -70,15 +76,16 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
 
 def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
     """Run from data to the final folder."""
-    job.engine.check_trackers(job.recipe.track)
+    recipe = job.recipe
+    job.engine.check_trackers(recipe.track)
     origin = _find_origin(job) if is_resumed else None
     if origin is not None and job.folder.is_finished:
         job.say(f"{job.folder.path}: the run is finished; there is nothing left to do.")
         return job.folder.final
     is_sharded = job.engine.sharding is not None
-    assemble_optim.check_optim(job.recipe, job.engine.device, is_sharded=is_sharded)
-    tokenizer = assemble_model.tokenizer_of(job.recipe)
-    assemble_references.check_references(job.recipe, job.loss, tokenizer, is_sharded=is_sharded)
+    check_optim(recipe.optim, job.engine.device, is_sharded=is_sharded)
+    tokenizer = tokenizer_of(recipe.model)
+    check_references(needed(recipe.references, job.loss), tokenizer, is_sharded=is_sharded)
     loaded = load(job, tokenizer)
     built = build(job, loaded, tokenizer, origin)
     progress = open_folder(job, loaded, built, origin, overwrite=overwrite)
@@ -88,7 +95,7 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
 
 def _find_origin(job: Job) -> Origin:
     origin = resuming.find_origin(job.folder, job.say)
-    resuming.compare_recipes(origin, job.recipe)
+    resuming.compare_recipes(origin, job.recipe.resolved())
     return origin
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefopt import assemble
-from prefopt.assemble import model as assemble_model
-from prefopt.assemble import optim as assemble_optim
-from prefopt.assemble import references as assemble_references
-from prefopt.errors import RecipeError
+from prefopt.assemble.model import Start, check_few_bits, policy_of
+from prefopt.assemble.optim import optim_of
+from prefopt.assemble.plan import eval_plan_of
+from prefopt.assemble.references import describe_references, masks_of, needed, reference_of
+from prefopt.assemble.references.kind import Site
+from prefopt.assemble.scoring import score_all
 from prefopt.optim import describe, total_size
 from prefopt.policy import Policy
 from prefopt.reference import Reference
@@ -27,20 +28,18 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     Raises:
         PrefoptError: the model, its reference or the data do not go together.
     """
-    assemble_model.check_few_bits(job.recipe, job.engine)
+    check_few_bits(job.recipe.model, job.engine)
+    start = Start.of(job.recipe)
     saved = origin.checkpoint if origin is not None else None
-    policy = assemble_model.policy_of(job.recipe, saved / "model" if saved is not None else None)
+    policy = policy_of(start, saved / "model" if saved is not None else None)
     _check_fits(policy, loaded)
     policy.place(job.engine)
-    _check_scores(policy, job)
-    reference = assemble_references.reference_of(
-        job.recipe,
-        policy,
-        job.engine,
-        job.loss,
-        lambda live: _score_all(live, job, loaded),
-        is_resumed=saved is not None,
+    with job.engine.autocast():
+        policy.self_check()  # in the arithmetic that training uses
+    site = Site(
+        start, policy, job.engine, lambda live: _score_all(live, job, loaded), is_resumed=saved is not None
     )
+    reference = reference_of(needed(job.recipe.references, job.loss), site)
     policies = (policy, *(() if reference is None else reference.models()))
     for other in policies[1:]:
         _check_fits(other, loaded)
@@ -61,22 +60,13 @@ def _trainer(
         loaded.steps,
         num_steps=loaded.num_steps,
         reference=reference,
-        optim=assemble_optim.optim_of(recipe),
+        optim=optim_of(recipe.optim),
         engine=job.engine,
-        masks=assemble_references.masks_of(job.loss, reference, recipe.seed),
+        masks=masks_of(job.loss, reference, recipe.seed),
         on_nonfinite=recipe.train.on_nonfinite,
         start_step=start_step,
         seed=recipe.seed,
     )
-
-
-def _check_scores(policy: Policy, job: Job) -> None:
-    """Prove packed scoring in the arithmetic that training uses."""
-    try:
-        with job.engine.autocast():
-            policy.self_check()
-    except RecipeError as error:
-        raise job.recipe.located(error) from None
 
 
 def _check_fits(policy: Policy, loaded: Loaded) -> None:
@@ -90,11 +80,11 @@ def _check_fits(policy: Policy, loaded: Loaded) -> None:
 def _score_all(reference: Reference, job: Job, loaded: Loaded) -> Any:
     """Score every row once with a reference, for its cache."""
     tables = [table for table in (loaded.data.train, loaded.data.held_out) if table is not None]
-    plans = [assemble.eval_plan_of(job.recipe, table, job.loss, job.engine.world) for table in tables]
+    plans = [eval_plan_of(job.recipe.batch, table, job.loss, world=job.engine.world) for table in tables]
     tokens = sum(int(plan.sizes.tokens.sum()) for plan in plans)
     share_prompts, is_silent = job.recipe.batch.share_prompts, not job.engine.is_main
     with Display(tokens // job.engine.world, what="reference, tokens", is_silent=is_silent) as bar:
-        return assemble.score_all(
+        return score_all(
             reference,
             job.loss,
             list(zip(tables, plans, strict=True)),
@@ -126,10 +116,10 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
     first = loaded.steps.plan.step(0)
     unit = STRUCTURES[job.loss.contract.structure].unit
     choices = ", ".join(f"{key} {value}" for key, value in trainer.policy.describe().items())
-    entries = job.recipe.references if trainer.reference is not None else ()
+    entries = needed(job.recipe.references, job.loss)
     lines = [
         f"loss {job.loss.describe()}, divided by all {unit} of a step",
-        f"reference {assemble_references.describe_references(entries)}",
+        f"reference {describe_references(entries)}",
         f"model {job.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
         f"optimizer {describe(trainer.settings, trainer.optimizer, model)}",
         f"{len(loaded.data.train):,} groups, {loaded.num_steps:,} steps of {trainer.units(first.totals)} {unit}",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.assemble import Data
+from prefopt.assemble.data import Data
 from prefopt.assemble.loss import BoundLoss
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prefopt import assemble
-from prefopt.assemble import Data
+from prefopt.assemble.data import Data, data_of
+from prefopt.assemble.plan import eval_plan_of, num_steps, plan_of
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.verbs.train.job import Job, Loaded
 
@@ -19,15 +19,15 @@ def load(job: Job, tokenizer: Any) -> Loaded:
     """
     recipe, loss, world = job.recipe, job.loss, job.engine.world
     with job.engine.main_first():
-        data = assemble.data_of(recipe, tokenizer, loss)
+        data = data_of(recipe, tokenizer, loss)
     _report(job, data)
-    plan = assemble.plan_of(recipe, data.train, loss, world)
+    plan = plan_of(recipe.batch, data.train, loss, seed=recipe.seed, world=world)
     steps = PlannedSteps(plan, data.train, recipe.batch.share_prompts)
     held_out = None
     if data.held_out is not None:
-        eval_plan = assemble.eval_plan_of(recipe, data.held_out, loss, world)
+        eval_plan = eval_plan_of(recipe.batch, data.held_out, loss, world=world)
         held_out = PlannedSteps(eval_plan, data.held_out, recipe.batch.share_prompts)
-    return Loaded(data, steps, held_out, assemble.num_steps(recipe, plan))
+    return Loaded(data, steps, held_out, num_steps(recipe.train, plan))
 
 
 def _report(job: Job, data: Data) -> None:

@@ -1,0 +1,29 @@
+"""``prefopt check``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from prefopt.cli.recipes import Overrides, RecipePath, read
+from prefopt.errors import RecipeError
+
+
+def command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(metavar="GIB", min=0.1, help="Plan for a GPU with so much memory; default: that here."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan for, one process each.")] = 1,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Plan for weights spread over the GPUs.")] = False,
+) -> None:
+    """Show what a recipe would do; train nothing."""
+    if fsdp and gpus == 1:
+        raise RecipeError("command line: --fsdp spreads weights over GPUs. Give their number with --gpus.")
+    loaded = read(recipe, overrides)
+    from prefopt.verbs import check as verb
+
+    verb.check(loaded, gpu_memory=gpu_memory, gpus=gpus, fsdp=fsdp)
