@@ -358,3 +358,63 @@ def test_nothing_unpickles() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         assert "torch.load(" not in text and "import pickle" not in text, path
+
+
+MOST_LINES = 350
+MOST_IN_THE_HALL = 8
+
+
+def test_the_hall_is_no_drawer() -> None:
+    files = sorted(path.name for path in PACKAGE.glob("*.py"))
+    assert len(files) <= MOST_IN_THE_HALL, f"{files} lie in prefopt/ itself. Give the newest a room."
+
+
+def test_no_file_is_too_long_to_hold_in_mind() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in (*modules(), *benchmarks())
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert not long, f"over {MOST_LINES} lines, part them by duty: {long}"
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of a function below its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1
+
+
+def test_nine_functions_of_ten_are_short() -> None:
+    lengths = sorted(
+        body_lines(node)
+        for path in (*modules(), *benchmarks())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+    assert lengths[len(lengths) * 9 // 10] <= 20
+
+
+def runs_at_import(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports when it is imported itself."""
+    known = {module_name(each) for each in modules()}
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            # a file of a folder is imported by itself, a name in it by way of the folder's door
+            inside = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {each if each in known else node.module for each in inside}
+    return (found & known) - {module_name(path)}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_circle_of_imports() -> None:
+    """Leave out, again and again, the modules that import nothing that is left; a circle would stay."""
+    edges = {module_name(path): runs_at_import(path) for path in modules()}
+    while free := {name for name, others in edges.items() if not others & edges.keys()}:
+        edges = {name: others for name, others in edges.items() if name not in free}
+    assert not edges, f"these import each other in a circle: {sorted(edges)}"
