@@ -21,6 +21,14 @@ def trained(model: nn.Module, masks: nn.Module | None = None) -> dict[str, nn.Pa
     return trainable(model) | {f"{_MASKS}{name}": parameter for name, parameter in others.items()}
 
 
+def moved(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """Return those of ``parameters`` that an optimizer changes; a function of one's own may leave some out."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in parameters.items() if id(p) in held}
+
+
 def make_optimizer(
     settings: OptimSettings, model: nn.Module, masks: nn.Module | None = None
 ) -> torch.optim.Optimizer:

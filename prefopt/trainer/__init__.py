@@ -26,6 +26,7 @@ from prefopt.optim import (
     check_steps,
     learning_rate,
     make_optimizer,
+    moved,
     peak_lr,
     set_learning_rate,
     trainable,
@@ -121,8 +122,8 @@ class Trainer:
         self.masks = None if masks is None else masks.to(self.engine.device)
         model = self.engine.unwrap(self.policy.model)
         self.parameters = trainable(model)
-        self.trained = trained(model, self.masks)  # with those of the masks
         self.optimizer = make_optimizer(self.settings, model, self.masks)
+        self.trained = moved(self.optimizer, trained(model, self.masks))  # with those of the masks
         self.peak_lr = peak_lr(self.optimizer)
         compared = reference if self.contract.needs_reference else None
         self.scorer = Scorer(policy, compared, self.contract, self.engine, self.masks)
@@ -189,7 +190,11 @@ class Trainer:
         with closing(self._feed.read(self.done, stop, may_end=may_end)) as steps:
             for step in steps:
                 lr = learning_rate(self.settings, step.index, self.num_steps, self.peak_lr)
-                sums, norm, skipped = self._step(step, lr)
+                try:
+                    sums, norm, skipped = self._step(step, lr)
+                finally:
+                    # a step that was broken off must not lend its gradients to the next one
+                    self.accumulator.clear()
                 self.done = step.index + 1
                 now = time.perf_counter()
                 yield StepResult(
@@ -229,7 +234,6 @@ class Trainer:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.objective.carried = found.carried
-        self.optimizer.zero_grad(set_to_none=True)
         if self.reference is not None:
             self.reference.follow(self.parameters, step.index + 1)
         return found.sums, norm, is_bad

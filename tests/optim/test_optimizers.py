@@ -316,3 +316,20 @@ def test_a_bare_function_gets_the_default_schedule() -> None:
 def test_a_function_that_trains_something_else_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"optim: the optimizer was given a tensor of shape \(3,\)"):
         trainer(lambda parameters: torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1))
+
+
+def test_what_a_function_leaves_out_does_not_count_in_the_norm() -> None:
+    """Its optimizer moves the head alone, by nothing: every pass finds the norm of the first one again."""
+
+    def head(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([parameters["lm_head.weight"]], lr=1e-300)
+
+    def norms(optim: Any) -> list[float]:
+        data = toy.table(8)
+        steps = PlannedSteps(toy.plan(data), data)
+        made = Trainer(toy.policy(), build_loss({"name": "simpo"}), steps, num_steps=2, optim=optim)
+        return [result.grad_norm.item() for result in made]
+
+    first, second = norms(OptimSettings(optimizer=head, warmup=0, schedule="constant", clip=None))
+    assert first == pytest.approx(second, rel=1e-9)
+    assert first < 0.99 * norms(OptimSettings(lr=1e-12, warmup=0))[0]

@@ -279,3 +279,24 @@ def test_policy_and_reference_score_one_batch_for_what_the_loss_names(
     assert len(policy) == len(reference) == packs > 1
     assert [batch for batch, _ in policy] == [batch for batch, _ in reference]
     assert {wanted for _, wanted in policy} == {stats} and {wanted for _, wanted in reference} == {()}
+
+
+def test_a_step_that_was_broken_off_leaves_no_gradient_behind() -> None:
+    """Between two of its packs; going on, the run ends as one that nothing stopped."""
+    whole, broken = trainer_of(), trainer_of()
+    list(whole)
+    charge, calls = broken.accumulator.forward, iter(range(100))
+
+    def forward(*args: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return charge(*args)
+
+    broken.accumulator.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        list(broken)
+    assert 0 < broken.done < 4
+    list(broken)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters.values(), broken.parameters.values(), strict=True)
+    )
