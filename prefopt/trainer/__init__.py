@@ -33,7 +33,7 @@ from prefopt.optim import (
     trained,
 )
 from prefopt.policy import Policy
-from prefopt.reference import Reference, check_rows
+from prefopt.reference import Reference, check_number, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
 from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
@@ -118,6 +118,8 @@ class Trainer:
         check_steps(self.settings, num_steps)
         self.num_steps, self.done = num_steps, start_step
         self.on_nonfinite = on_nonfinite
+        if on_nonfinite not in ("abort", "skip"):
+            raise RecipeError(f"on_nonfinite: there is no '{on_nonfinite}'. Choose abort or skip.")
         self.policy.wrap(self.engine)
         self.masks = None if masks is None else masks.to(self.engine.device)
         model = self.engine.unwrap(self.policy.model)
@@ -256,6 +258,13 @@ def _check_parts(
 ) -> None:
     if contract.needs_reference and reference is None:
         raise RecipeError(f"reference: {contract.name} compares with a reference, but there is none.")
+    if contract.needs_reference:
+        check_number(contract.name, contract.reference_stats, reference)
+    if not trainable(policy.model):
+        raise RecipeError(
+            "model: it has no parameter to train. Set requires_grad, and give the reference a model of its own: a "
+            "FrozenReference freezes the one that it gets."
+        )
     if contract.row_stats:
         check_rows(contract.name, contract.row_stats, policy, reference)
     if set(LEARNED_MASKS) & set(contract.row_stats) and masks is None:

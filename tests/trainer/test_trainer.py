@@ -18,6 +18,7 @@ from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
+from prefopt.reference import FrozenReference, SeveralReferences
 from prefopt.trainer import StepResult, Trainer
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
@@ -127,6 +128,38 @@ def poisoned(at: list[int]) -> Callable[..., LossOutput]:
         return replace(out, loss=out.loss * float("nan")) if calls[0] in at else out
 
     return broken
+
+
+def several() -> SeveralReferences:
+    return SeveralReferences([toy.reference(1), toy.reference(2)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "message"),
+    [
+        (
+            {"name": "dpo"},
+            {"on_nonfinite": "ignore"},
+            "on_nonfinite: there is no 'ignore'. Choose abort or skip.",
+        ),
+        ({"name": "dpo"}, {"reference": several()}, "dpo compares with one reference, but there are several"),
+        (
+            {"name": "dpo", "with": [{"name": "multi_ref"}]},
+            {},
+            "combines several references, but there is one",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(loss: Any, changes: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        trainer_of(build_loss(loss), **changes)
+
+
+def test_a_reference_that_froze_the_policy_is_named() -> None:
+    policy = toy.policy()
+    data, reference = toy.table(8), FrozenReference(policy, is_start=True)
+    with pytest.raises(RecipeError, match="model: it has no parameter to train"):
+        Trainer(policy, dpo, PlannedSteps(toy.plan(data), data), num_steps=1, reference=reference)
 
 
 def test_nan_aborts_before_the_weights_change() -> None:
