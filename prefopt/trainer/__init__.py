@@ -225,6 +225,7 @@ class Trainer:
         return means_of_pass(steps, self.reader, self.scorer, self.objective)
 
     def _step(self, step: Step, lr: float) -> tuple[MetricSums, Tensor, bool]:
+        self.objective.check(step.totals, f"step {step.index}")
         found = self.accumulator.run(step)
         if self.masks is not None:
             self.engine.average_gradients(self.masks)

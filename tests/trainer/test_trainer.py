@@ -12,6 +12,7 @@ import torch
 import toy
 
 from prefopt.assemble.loss import build_loss
+from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
@@ -90,6 +91,18 @@ def test_another_reference_than_claimed_is_refused_before_the_first_step() -> No
     with pytest.raises(ModelError, match=r"toy.jsonl:\d+: before the first step"):
         next(iter(trainer))
     assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+def test_a_first_pack_without_a_pair_is_passed_over() -> None:
+    """One group to a pack, the longest first, and that one has no pair."""
+    groups = toy.groups(6)
+    longest = max(groups, key=lambda group: sum(map(len, (*group.prompts, *group.responses)))).row_id
+    groups[longest] = replace(groups[longest], preferences=())
+    steps = PlannedSteps(Plan.of(groups, units_per_step=6, tokens_per_batch=30), groups)
+    assert not next(steps.stream(0, 1)).packs[0].pairs
+    trainer = Trainer(toy.policy(), dpo, steps, num_steps=1, reference=toy.reference())
+    list(trainer)
+    assert trainer.identity is not None and trainer.identity < 1e-12
 
 
 def test_moved_weights_are_never_held_against_the_start() -> None:
