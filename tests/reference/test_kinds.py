@@ -10,7 +10,7 @@ import toy
 from peft import LoraConfig, get_peft_model
 
 from prefopt.data.packs.pack import pack
-from prefopt.errors import CorruptError, ModelError
+from prefopt.errors import CorruptError, ModelError, RecipeError
 from prefopt.optim import trainable
 from prefopt.policy import Policy
 from prefopt.reference import (
@@ -153,6 +153,12 @@ def test_several_follow_and_are_saved_one_by_one() -> None:
     again = SeveralReferences([moving(), toy.reference(seed=1), moving(every=2, mix=0.25)])
     again.load_state(state)
     assert torch.equal(again(batch).stats["reference_3"], several(batch).stats["reference_3"])
+
+
+@pytest.mark.parametrize(("every", "mix"), [(0, 0.5), (1, 0.0), (1, 7.0)])
+def test_a_reference_moves_towards_the_policy_and_no_further(every: int, mix: float) -> None:
+    with pytest.raises(RecipeError, match=f"cannot move by {mix:g} every {every} steps"):
+        moving(every=every, mix=mix)
 
 
 def test_the_state_of_another_model_is_refused() -> None:
