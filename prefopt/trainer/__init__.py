@@ -185,9 +185,6 @@ class Trainer:
                 f"num_steps: {num} steps after step {self.done} are more than the {self.num_steps} that the schedule "
                 f"is laid over. Raise num_steps, or run fewer."
             )
-        self.policy.model.train()
-        if self.masks is not None:
-            self.masks.train()
         before = time.perf_counter()
         with closing(self._feed.read(self.done, stop, may_end=may_end)) as steps:
             for step in steps:
@@ -225,6 +222,7 @@ class Trainer:
         return means_of_pass(steps, self.reader, self.scorer, self.objective)
 
     def _step(self, step: Step, lr: float) -> tuple[MetricSums, Tensor, bool]:
+        self._begin()
         self.objective.check(step.totals, f"step {step.index}")
         found = self.accumulator.run(step)
         if self.masks is not None:
@@ -240,6 +238,17 @@ class Trainer:
         if self.reference is not None:
             self.reference.follow(self.parameters, step.index + 1)
         return found.sums, norm, is_bad
+
+    def _begin(self) -> None:
+        """Train from here on, whatever a source or a caller did with the model since the last step."""
+        if not torch.is_grad_enabled():
+            raise RecipeError(
+                "steps: gradients are switched off where a step begins, by no_grad() or evaluating(). Leave that block "
+                "before, in a source of steps before each yield."
+            )
+        self.policy.model.train()
+        if self.masks is not None:
+            self.masks.train()
 
     def _agree(self, is_bad: Tensor) -> bool:
         """Tell whether the step was bad on any rank, and take over what any rank requested."""

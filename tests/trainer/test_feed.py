@@ -241,6 +241,38 @@ def test_a_loss_over_the_whole_step_needs_the_layout() -> None:
         next(iter(trainer))
 
 
+@dataclass(frozen=True)
+class Inside:
+    """Hand out planned steps from within a block."""
+
+    block: Callable[[], Any]
+
+    def stream(self, start: int, stop: int, reader: Reader) -> Iterator[Step]:
+        with self.block():
+            yield from planned().stream(start, stop, reader)
+
+
+def test_a_source_that_yields_inside_a_block_is_refused() -> None:
+    """Answers would see each other, or nothing would be learned."""
+    trainer = trainer_of("dpo", planned())
+    list(trainer.run(1))
+    for block, message in (
+        (trainer.policy.plain_attention, r"policy: packed rows are scored inside plain_attention\(\)"),
+        (trainer.policy.evaluating, r"steps: gradients are switched off where a step begins"),
+    ):
+        trainer.feed(Inside(block), first=1)
+        with pytest.raises(RecipeError, match=message):
+            next(iter(trainer))
+
+
+def test_a_source_may_leave_the_model_in_either_mode() -> None:
+    """As one that samples by ``generate`` does."""
+    trainer = trainer_of("dpo", planned())
+    for result in trainer:
+        assert trainer.policy.model.training, result.index
+        trainer.policy.model.eval()
+
+
 def test_a_layout_of_other_groups_is_refused() -> None:
     other = build_step(data()[4:8], 2, tokens_per_batch=60, reader=Reader(wants_layout=True)).layout
     trainer = trainer_of(
