@@ -133,7 +133,7 @@ class Prefopt:
         cache = LogpCache()
         with head_as(self.way.head), self.engine.autocast():
             fill_cache(cache, reference, self._packs())
-        return CachedReference(cache, is_start=reference.is_start, device=self.task.device)
+        return CachedReference(cache, is_start=reference.is_start)
 
     def _packs(self) -> Iterator[PackedBatch]:
         steps = range(min(self.task.num_steps, self.plan.num_steps(1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -19,6 +20,14 @@ def trained(model: nn.Module, masks: nn.Module | None = None) -> dict[str, nn.Pa
     """Return everything that an optimizer changes, by name: the model's parameters and those of token weights."""
     others = {} if masks is None else trainable(masks)
     return trainable(model) | {f"{_MASKS}{name}": parameter for name, parameter in others.items()}
+
+
+def moved(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """Return those of ``parameters`` that an optimizer changes; a function of one's own may leave some out."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in parameters.items() if id(p) in held}
 
 
 def make_optimizer(
@@ -58,6 +67,7 @@ def _groups(kind: Kind, settings: OptimSettings, model: nn.Module, masks: nn.Mod
 
 def _own(make: MakeOptimizer, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     optimizer = make(parameters)
+    _check_driven(optimizer)
     known = {id(p) for p in parameters.values()}
     strange = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
     if strange:
@@ -71,9 +81,32 @@ def _own(make: MakeOptimizer, parameters: Mapping[str, nn.Parameter]) -> torch.o
             f"Give each group one."
         )
     peak = peak_lr(optimizer)
+    if not peak > 0:
+        raise RecipeError(
+            f"optim: the largest learning rate of {type(optimizer).__name__} is {peak:g}, so nothing would move. Give "
+            f"its groups their peaks, and leave warm-up and fall to optim.schedule."
+        )
     for group in optimizer.param_groups:
-        group["share"] = float(group["lr"]) / peak if peak else 1.0
+        group["share"] = float(group["lr"]) / peak
     return optimizer
+
+
+def _check_driven(optimizer: object) -> None:
+    """Refuse what a trainer cannot step, or what another one has stepped."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise RecipeError(f"optim: the function returned a {name}. Return a torch.optim.Optimizer.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise RecipeError(
+            f"optim: {name} evaluates the loss itself, by a closure, but a step's gradients are added up over its "
+            f"packs before. Choose an optimizer whose step() takes none."
+        )
+    if any("share" in group for group in optimizer.param_groups):
+        raise RecipeError(
+            f"optim: another trainer has driven this {name}, so its learning rates are no longer its peaks. Build a "
+            f"new one, or feed() that trainer another source."
+        )
 
 
 def peak_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.errors import RecipeError
 from prefopt.optim import adafactor, adamw, adamw_8bit, muon
 from prefopt.optim.kind import Kind
-from prefopt.optim.schedules import SCHEDULES, num_decay_steps
+from prefopt.optim.schedules import DECAY_SHAPES, SCHEDULES, num_decay_steps
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class OptimSettings:
         mask_weight_decay: decoupled, of their matrices; None is 0.01.
 
     Raises:
-        RecipeError: a name is unknown, or a setting is not read.
+        RecipeError: a name is unknown, a value out of its range, or a setting not read.
     """
 
     optimizer: str | MakeOptimizer = "adamw"
@@ -83,13 +83,43 @@ class OptimSettings:
             raise RecipeError(
                 f"optim.schedule: there is no schedule {self.schedule!r}. Choose from: {', '.join(SCHEDULES)}."
             )
+        if self.decay_shape is not None and self.decay_shape not in DECAY_SHAPES:
+            raise RecipeError(
+                f"optim.decay_shape: there is no shape {self.decay_shape!r}. Choose from: {', '.join(DECAY_SHAPES)}."
+            )
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        for name in given:
+            if name in _RANGES and not all(_RANGES[name][0](value) for value in _each(getattr(self, name))):
+                raise RecipeError(
+                    f"optim.{name}: {getattr(self, name)} is out of range. Give {_RANGES[name][1]}."
+                )
         if found := unread(self.optimizer, self.schedule, given):
             raise RecipeError(f"optim.{found[0]}: {found[1]}")
 
     def of(self, names: Iterable[str]) -> dict[str, Any]:
         """Return those of the settings ``names`` that are given."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("lr", "mask_lr", "eps", "clip"), (lambda value: value > 0, "a number above 0")),
+    **dict.fromkeys(("weight_decay", "mask_weight_decay"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("betas", "momentum"), (lambda value: 0 <= value < 1, "at least 0 and below 1")),
+    "beta2_decay": (lambda value: value <= 0, "0 or less"),
+    "clip_threshold": (lambda value: value >= 1, "1 or more"),
+    "warmup": (lambda value: value >= 0 and _is_share_or_count(value), "a share below 1 or a whole number"),
+    "floor": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    "decay": (lambda value: value > 0 and _is_share_or_count(value), "a share below 1 or a whole number"),
+}
+"""What settings may be, and how to say it."""
+
+
+def _is_share_or_count(value: float) -> bool:
+    return value < 1 or value == int(value)
+
+
+def _each(value: Any) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def as_settings(optim: OptimSettings | MakeOptimizer | None) -> OptimSettings:

@@ -33,7 +33,9 @@ def state_tensors(
     for name, parameter in parameters.items():
         for field, value in optimizer.state.get(parameter, {}).items():
             key = f"{name}/{field}{_mark(value, parameter, field, optimizer)}"
-            whole = gather(torch.as_tensor(value), keep=keep)
+            # a float of Python's has 64 bits, of which a tensor would keep 32
+            dtype = torch.float64 if isinstance(value, float) else None
+            whole = gather(torch.as_tensor(value, dtype=dtype), keep=keep)
             if whole is not None:
                 flat[key] = whole
     return flat

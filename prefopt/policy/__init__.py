@@ -21,6 +21,7 @@ from prefopt.policy.attention import (
     AttentionLayout,
     MissingLayoutError,
     check_coverage,
+    check_packed,
     describe_back_ends,
     use_attention,
 )
@@ -173,6 +174,7 @@ class Policy:
         assert len(wanted) == len(set(stats)), f"unknown statistics among {sorted(stats)}"
         assert (against is not None) == ("kl" in wanted), "kl is measured against the reference's rows"
         core = causal_model(self.model)
+        check_packed(core)
         transform = read_transform(core)
         scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
         layout = AttentionLayout(batch.segments, self.attention)

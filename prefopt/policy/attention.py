@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels import tree_attention
 from prefopt.kernels.prefix_attention.backends import BACKENDS
 from prefopt.kernels.prefix_attention.choice import machine_of, problem_of, resolve_backend
@@ -107,6 +107,19 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
                 f"model: {type(model).__name__} keeps its own '{used}' attention instead of '{name}', so "
                 f"packed rows cannot be scored. Choose a model that supports transformers' attention interface."
             )
+
+
+def check_packed(model: PreTrainedModel) -> None:
+    """Refuse to score packed rows while a model has its ordinary attention back.
+
+    Raises:
+        RecipeError: says which block to leave.
+    """
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        raise RecipeError(
+            "policy: packed rows are scored inside plain_attention(), where answers would see each other. Leave its "
+            "block before, in a source of steps before each yield."
+        )
 
 
 def check_coverage(layout: AttentionLayout, config: PretrainedConfig, name: str) -> None:

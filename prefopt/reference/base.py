@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.policy import Policy, RowStates
 from prefopt.types import PackedBatch, SeqLogps
 
@@ -91,6 +91,37 @@ class LiveReference(Reference):
         """Score a batch and return what made the logits of every scored row; see ``Policy.with_rows``."""
         with self.scoring():
             return self.policy.with_rows(batch, stats=stats, layers=layers)
+
+
+@contextmanager
+def same_flags(policy: Policy) -> Iterator[None]:
+    """Put back for every parameter, after the block, whether it is trained; switching adapters decides that, too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in policy.model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def check_adapter_alone(reference: LiveReference) -> None:
+    """Refuse a policy that trains more than the adapter that ``reference`` scores without.
+
+    Raises:
+        ModelError: names what is trained besides, with which the reference would move unnoticed.
+    """
+    trained = {
+        name for name, parameter in reference.policy.model.named_parameters() if parameter.requires_grad
+    }
+    with reference.scoring():
+        # a switched off adapter is not trained
+        flags = [(name, p.requires_grad) for name, p in reference.policy.model.named_parameters()]
+    shared = [name for name, flag in flags if flag and name in trained]
+    if shared:
+        raise ModelError(
+            f"reference: '{shared[0]}' is trained beside the adapter ({len(shared)} such tensors), so the policy "
+            f"without its adapter moves as well. Freeze it, or take a FrozenReference with a model of its own."
+        )
 
 
 def check_rows(loss: str, stats: Sequence[str], policy: Policy, reference: Reference | None) -> None:

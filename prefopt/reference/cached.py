@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-import torch
-
+from prefopt.errors import RecipeError
 from prefopt.reference.base import Reference
 from prefopt.reference.cache import LogpCache
 from prefopt.types import PackedBatch, SeqLogps
 
 
 class CachedReference(Reference):
-    """Look the log-probs up in a cache that another reference filled in one pass."""
+    """Look the log-probs up in a cache that another reference filled in one pass.
 
-    def __init__(self, cache: LogpCache, *, is_start: bool, device: torch.device | str = "cpu") -> None:
+    Raises:
+        RecipeError: on a call, for statistics that the cache was not filled with.
+    """
+
+    def __init__(self, cache: LogpCache, *, is_start: bool) -> None:
         self.cache = cache
         self.is_start = is_start
-        self.device = device
 
     def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
         missing = set(stats) - set(self.cache.stats)
-        assert not missing, f"the cache was filled without {missing}"
-        return self.cache.get(batch, self.device)
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise RecipeError(
+                f"reference: the cache was filled without {names}. Fill one anew: LogpCache(stats=...)."
+            )
+        return self.cache.get(batch, batch.input_ids.device)
 
 
 def fill_cache(

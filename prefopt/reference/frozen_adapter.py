@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prefopt.errors import ModelError
 from prefopt.policy import Policy
 from prefopt.policy.wrappers import without_engine
-from prefopt.reference.base import LiveReference
+from prefopt.reference.base import LiveReference, check_adapter_alone, same_flags
 
 
 class FrozenAdapterReference(LiveReference):
@@ -20,19 +20,17 @@ class FrozenAdapterReference(LiveReference):
         self.policy = policy
         self.adapter = adapter
         self.trained = trained
-        if adapter not in getattr(without_engine(policy.model), "peft_config", {}):
-            raise ModelError(f"reference: the model has no adapter '{adapter}'. Load it before training.")
+        for name in (adapter, trained):
+            if name not in getattr(without_engine(policy.model), "peft_config", {}):
+                raise ModelError(f"reference: the model has no adapter '{name}'. Load it before training.")
+        check_adapter_alone(self)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        with self.policy.evaluating():
+        with self.policy.evaluating(), same_flags(self.policy):
             model = self.policy.model
-            # choosing an adapter also decides what is trainable, so those flags are put back one by one
-            flags = [(p, p.requires_grad) for p in model.parameters()]
             try:
                 model.set_adapter(self.adapter)  # type: ignore[operator]
                 yield
             finally:
                 model.set_adapter(self.trained)  # type: ignore[operator]
-                for parameter, flag in flags:
-                    parameter.requires_grad_(flag)

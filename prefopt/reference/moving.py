@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, RecipeError
 from prefopt.policy import Policy
 from prefopt.reference.frozen import FrozenReference
 
@@ -19,11 +19,19 @@ class MovingReference(FrozenReference):
         policy: a copy of the policy at the start of training, with the same parameters to train.
         every: optimizer steps between two updates.
         mix: share of the policy in an update; 1 replaces the copy.
+
+    Raises:
+        RecipeError: it would never move, or beyond the policy.
     """
 
     moves = True
 
     def __init__(self, policy: Policy, *, every: int, mix: float) -> None:
+        if every < 1 or not 0 < mix <= 1:
+            raise RecipeError(
+                f"reference: a reference cannot move by {mix:g} every {every} steps. Give mix above 0 and up to 1, and "
+                f"every of at least 1."
+            )
         self.every, self.mix = every, mix
         self._moving = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
         super().__init__(policy, is_start=True)

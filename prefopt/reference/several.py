@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 from prefopt.reference.base import Reference
 from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
@@ -52,6 +53,29 @@ class SeveralReferences(Reference):
         for at, each in enumerate(self.references):
             start = f"{at}."
             each.load_state({n.removeprefix(start): v for n, v in state.items() if n.startswith(start)})
+
+
+def check_number(loss: str, stats: Collection[str], reference: Reference | None) -> None:
+    """Refuse several references where a loss compares with one, and one where it combines several.
+
+    Args:
+        loss: its name, for messages.
+        stats: what the loss reads of a reference.
+        reference: what the policy is compared with.
+
+    Raises:
+        RecipeError: the numbers do not agree.
+    """
+    several = isinstance(reference, SeveralReferences)
+    if several and not set(OTHER_REFERENCES) & set(stats):
+        raise RecipeError(
+            f"reference: {loss} compares with one reference, but there are several. Keep one, or combine them with "
+            f"losses.multi_ref."
+        )
+    if not several and OTHER_REFERENCES[0] in stats:
+        raise RecipeError(
+            f"reference: {loss} combines several references, but there is one. Give SeveralReferences."
+        )
 
 
 def own_stats(stats: Collection[str]) -> tuple[str, ...]:

@@ -26,13 +26,14 @@ from prefopt.optim import (
     check_steps,
     learning_rate,
     make_optimizer,
+    moved,
     peak_lr,
     set_learning_rate,
     trainable,
     trained,
 )
 from prefopt.policy import Policy
-from prefopt.reference import Reference, check_rows
+from prefopt.reference import Reference, check_number, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
 from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
@@ -117,12 +118,14 @@ class Trainer:
         check_steps(self.settings, num_steps)
         self.num_steps, self.done = num_steps, start_step
         self.on_nonfinite = on_nonfinite
+        if on_nonfinite not in ("abort", "skip"):
+            raise RecipeError(f"on_nonfinite: there is no '{on_nonfinite}'. Choose abort or skip.")
         self.policy.wrap(self.engine)
         self.masks = None if masks is None else masks.to(self.engine.device)
         model = self.engine.unwrap(self.policy.model)
         self.parameters = trainable(model)
-        self.trained = trained(model, self.masks)  # with those of the masks
         self.optimizer = make_optimizer(self.settings, model, self.masks)
+        self.trained = moved(self.optimizer, trained(model, self.masks))  # with those of the masks
         self.peak_lr = peak_lr(self.optimizer)
         compared = reference if self.contract.needs_reference else None
         self.scorer = Scorer(policy, compared, self.contract, self.engine, self.masks)
@@ -182,14 +185,15 @@ class Trainer:
                 f"num_steps: {num} steps after step {self.done} are more than the {self.num_steps} that the schedule "
                 f"is laid over. Raise num_steps, or run fewer."
             )
-        self.policy.model.train()
-        if self.masks is not None:
-            self.masks.train()
         before = time.perf_counter()
         with closing(self._feed.read(self.done, stop, may_end=may_end)) as steps:
             for step in steps:
                 lr = learning_rate(self.settings, step.index, self.num_steps, self.peak_lr)
-                sums, norm, skipped = self._step(step, lr)
+                try:
+                    sums, norm, skipped = self._step(step, lr)
+                finally:
+                    # a step that was broken off must not lend its gradients to the next one
+                    self.accumulator.clear()
                 self.done = step.index + 1
                 now = time.perf_counter()
                 yield StepResult(
@@ -218,6 +222,8 @@ class Trainer:
         return means_of_pass(steps, self.reader, self.scorer, self.objective)
 
     def _step(self, step: Step, lr: float) -> tuple[MetricSums, Tensor, bool]:
+        self._begin()
+        self.objective.check(step.totals, f"step {step.index}")
         found = self.accumulator.run(step)
         if self.masks is not None:
             self.engine.average_gradients(self.masks)
@@ -229,10 +235,20 @@ class Trainer:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.objective.carried = found.carried
-        self.optimizer.zero_grad(set_to_none=True)
         if self.reference is not None:
             self.reference.follow(self.parameters, step.index + 1)
         return found.sums, norm, is_bad
+
+    def _begin(self) -> None:
+        """Train from here on, whatever a source or a caller did with the model since the last step."""
+        if not torch.is_grad_enabled():
+            raise RecipeError(
+                "steps: gradients are switched off where a step begins, by no_grad() or evaluating(). Leave that block "
+                "before, in a source of steps before each yield."
+            )
+        self.policy.model.train()
+        if self.masks is not None:
+            self.masks.train()
 
     def _agree(self, is_bad: Tensor) -> bool:
         """Tell whether the step was bad on any rank, and take over what any rank requested."""
@@ -252,6 +268,13 @@ def _check_parts(
 ) -> None:
     if contract.needs_reference and reference is None:
         raise RecipeError(f"reference: {contract.name} compares with a reference, but there is none.")
+    if contract.needs_reference:
+        check_number(contract.name, contract.reference_stats, reference)
+    if not trainable(policy.model):
+        raise RecipeError(
+            "model: it has no parameter to train. Set requires_grad, and give the reference a model of its own: a "
+            "FrozenReference freezes the one that it gets."
+        )
     if contract.row_stats:
         check_rows(contract.name, contract.row_stats, policy, reference)
     if set(LEARNED_MASKS) & set(contract.row_stats) and masks is None:

@@ -57,13 +57,17 @@ class Accumulator:
             try:
                 return run(step, packs)
             except torch.OutOfMemoryError as error:
-                self.policy.model.zero_grad(set_to_none=True)
-                if self.scorer.masks is not None:
-                    self.scorer.masks.zero_grad(set_to_none=True)
+                self.clear()
                 at = self._scoring
                 halves = self._halve(packs[at], members[at] if members else (), error)
                 members[at : at + 1] = halves
                 packs[at : at + 1] = [pack(half, share_prompts=step.share_prompts) for half in halves]
+
+    def clear(self) -> None:
+        """Drop the gradients of every parameter, whether an optimizer moves it or not."""
+        self.policy.model.zero_grad(set_to_none=True)
+        if self.scorer.masks is not None:
+            self.scorer.masks.zero_grad(set_to_none=True)
 
     def _run_each(self, step: Step, packs: list[PackedBatch]) -> Accumulated:
         """Add the gradient of each pack's share of the loss."""

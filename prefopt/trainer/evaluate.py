@@ -28,9 +28,11 @@ def means_of_pass(
         objective: charges for them.
 
     Raises:
-        RecipeError: a step that contradicts its totals, or steps that do not add up to those of the pass.
+        RecipeError: no unit at all, a step that contradicts its totals, or steps that do not add up to those
+            of the pass.
     """
     sums, totals = MetricSums(), steps.totals()
+    objective.check(totals, "one pass")
     units = objective.units(totals)
     read_units = 0
     with scorer.policy.evaluating(), _still(scorer.masks):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from prefopt.errors import RecipeError
 from prefopt.losses import LossContract, contract_of
 from prefopt.structures import STRUCTURES, UnitLogps
 from prefopt.trainer.inputs import inputs_of, wanted_inputs
@@ -45,6 +46,18 @@ class Objective:
     def units(self, totals: Totals) -> int:
         """Return how many units the loss of one step is averaged over."""
         return self.structure.units(totals)
+
+    def check(self, totals: Totals, what: str) -> None:
+        """Refuse what the loss has nothing to learn from.
+
+        Raises:
+            RecipeError: there is no unit to average over.
+        """
+        if not self.units(totals):
+            raise RecipeError(
+                f"steps: {what} of the source holds no {self.structure.unit}, which the loss is averaged over. "
+                f"Hand out groups that have some."
+            )
 
     def charge(
         self, batch: PackedBatch, policy: SeqLogps, reference: SeqLogps | None, totals: Totals, index: int

@@ -317,3 +317,47 @@ def test_a_bare_function_gets_the_default_schedule() -> None:
 def test_a_function_that_trains_something_else_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"optim: the optimizer was given a tensor of shape \(3,\)"):
         trainer(lambda parameters: torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1))
+
+
+def test_what_a_function_leaves_out_does_not_count_in_the_norm() -> None:
+    """Its optimizer moves the head alone, by nothing: every pass finds the norm of the first one again."""
+
+    def head(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([parameters["lm_head.weight"]], lr=1e-300)
+
+    def norms(optim: Any) -> list[float]:
+        data = toy.table(8)
+        steps = PlannedSteps(toy.plan(data), data)
+        made = Trainer(toy.policy(), build_loss({"name": "simpo"}), steps, num_steps=2, optim=optim)
+        return [result.grad_norm.item() for result in made]
+
+    first, second = norms(OptimSettings(optimizer=head, warmup=0, schedule="constant", clip=None))
+    assert first == pytest.approx(second, rel=1e-9)
+    assert first < 0.99 * norms(OptimSettings(lr=1e-12, warmup=0))[0]
+
+
+def spent(parameters: Any) -> torch.optim.Optimizer:
+    """Return what another trainer holds."""
+    return trainer(own).optimizer
+
+
+def warming(parameters: Any) -> torch.optim.Optimizer:
+    """Return one whose own schedule begins at zero."""
+    optimizer = own(parameters)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    return optimizer
+
+
+UNDRIVABLE = {
+    "no optimizer": (lambda parameters: None, "the function returned a NoneType. Return a torch.optim"),
+    "closure": (lambda parameters: torch.optim.LBFGS(parameters.values()), "LBFGS evaluates the loss itself"),
+    "driven before": (spent, "another trainer has driven this SGD"),
+    "zero": (warming, "the largest learning rate of SGD is 0, so nothing would move"),
+}
+
+
+@pytest.mark.parametrize("name", UNDRIVABLE)
+def test_a_function_whose_optimizer_cannot_be_driven_is_refused(name: str) -> None:
+    make, message = UNDRIVABLE[name]
+    with pytest.raises(RecipeError, match=message):
+        trainer(make)

@@ -86,6 +86,15 @@ REFUSED = {
         {"schedule": "linear", "decay_shape": "sqrt"},
         "optim.decay_shape: the schedule linear",
     ),
+    "unknown shape": (
+        {"schedule": "wsd", "decay_shape": "exp"},
+        "optim.decay_shape: there is no shape 'exp'",
+    ),
+    "ascent": ({"clip": -1.0}, "optim.clip: -1.0 is out of range. Give a number above 0."),
+    "growth": ({"weight_decay": -0.1}, "optim.weight_decay: -0.1 is out of range. Give 0 or more."),
+    "half a step": ({"warmup": 2.5}, "optim.warmup: 2.5 is out of range. Give a share below 1 or a whole"),
+    "no number": ({"lr": float("nan")}, "optim.lr: nan is out of range. Give a number above 0."),
+    "one of two": ({"betas": (0.9, 1.0)}, "optim.betas: (0.9, 1.0) is out of range. Give at least 0 and"),
     "unknown": ({"schedule": "cosin"}, "optim.schedule: there is no schedule 'cosin'. Choose from: cosine,"),
 }
 

@@ -84,6 +84,7 @@ class Counting(torch.optim.SGD):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 state["count"] = state.get("count", 0) + 1
+                state["mean"] = 0.9 * state.get("mean", 0.0) + 0.1  # no float32
                 parameter.data.sub_(parameter.grad, alpha=group["lr"] / state["count"])
 
 

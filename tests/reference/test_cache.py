@@ -7,7 +7,7 @@ import torch
 import toy
 
 from prefopt.data.packs.pack import pack
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, RecipeError
 from prefopt.reference import CachedReference, fill_cache
 from prefopt.reference.cache import LogpCache
 
@@ -31,6 +31,17 @@ def test_cached_equals_live_in_other_packs() -> None:
     torch.testing.assert_close(got.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got.stats["entropy"], expected.stats["entropy"], atol=1e-5, rtol=1e-5)
     assert not got.tokens.requires_grad
+
+
+def test_values_lie_where_the_batch_does() -> None:
+    cached = CachedReference(filled(), is_start=False)
+    assert cached(pack(toy.groups(2)).to("meta")).tokens.device.type == "meta"
+
+
+def test_a_statistic_that_was_not_kept_is_named() -> None:
+    cached = CachedReference(filled(("entropy",)), is_start=False)
+    with pytest.raises(RecipeError, match=r"reference: the cache was filled without log_sum_p2"):
+        cached(pack(toy.groups(2)), stats=("entropy", "log_sum_p2"))
 
 
 def test_an_unknown_answer_is_an_error_that_names_the_row() -> None:

@@ -10,7 +10,7 @@ import toy
 from peft import LoraConfig, get_peft_model
 
 from prefopt.data.packs.pack import pack
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, ModelError, RecipeError
 from prefopt.optim import trainable
 from prefopt.policy import Policy
 from prefopt.reference import (
@@ -78,6 +78,48 @@ def test_adapters_off_active_and_frozen_are_three_models() -> None:
     assert not any(torch.allclose(seen[a], seen[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
+@pytest.mark.parametrize("name", ["adapter off", "frozen adapter"])
+def test_a_factor_that_is_kept_fixed_stays_so(name: str) -> None:
+    """Switching adapters would have it trained again."""
+    reference = LIVE[name]()
+    factor = dict(reference.policy.model.named_parameters())[
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    ]
+    factor.requires_grad_(False)
+    reference(pack(toy.groups(3)))
+    assert not factor.requires_grad
+
+
+@pytest.mark.parametrize("make", [lambda p: AdapterOffReference(p, is_start=True), FrozenAdapterReference])
+def test_weights_trained_beside_an_adapter_are_refused(make: Callable[[Policy], LiveReference]) -> None:
+    """They are the reference's own, so that it would move with the policy."""
+    policy = adapted()
+    dict(policy.model.named_parameters())["base_model.model.model.norm.weight"].requires_grad_(True)
+    with pytest.raises(
+        ModelError, match=r"'base_model\.model\.model\.norm\.weight' is trained beside the adapter"
+    ):
+        make(policy)
+
+
+def test_what_an_adapter_holds_besides_its_factors_is_its_own() -> None:
+    """A whole copy of the head, and the lengths of DoRA."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], use_dora=True)
+    AdapterOffReference(Policy(get_peft_model(toy.llama(), config)), is_start=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdapterOffReference(toy.policy(), is_start=True), "the model has no adapter that could be"),
+        (lambda: FrozenAdapterReference(toy.policy()), "the model has no adapter 'reference'"),
+        (lambda: FrozenAdapterReference(adapted(), trained="mine"), "the model has no adapter 'mine'"),
+    ],
+)
+def test_a_missing_adapter_is_named(make: Callable[[], LiveReference], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        make()
+
+
 @pytest.mark.parametrize("name", LIVE)
 def test_a_reference_that_stays_has_no_state_and_does_not_follow(name: str) -> None:
     reference = LIVE[name]()
@@ -111,6 +153,12 @@ def test_several_follow_and_are_saved_one_by_one() -> None:
     again = SeveralReferences([moving(), toy.reference(seed=1), moving(every=2, mix=0.25)])
     again.load_state(state)
     assert torch.equal(again(batch).stats["reference_3"], several(batch).stats["reference_3"])
+
+
+@pytest.mark.parametrize(("every", "mix"), [(0, 0.5), (1, 0.0), (1, 7.0)])
+def test_a_reference_moves_towards_the_policy_and_no_further(every: int, mix: float) -> None:
+    with pytest.raises(RecipeError, match=f"cannot move by {mix:g} every {every} steps"):
+        moving(every=every, mix=mix)
 
 
 def test_the_state_of_another_model_is_refused() -> None:

@@ -224,6 +224,7 @@ def count(**changes: int) -> Callable[[Step], Step]:
         (shift(3), r"asked for the step of index 2, but handed out that of index 5"),
         (count(pairs=5), r"the totals of step 2 say 5 pairs, but its packs hold 4"),
         (count(groups=3), r"the totals of step 2 say 3 groups, but its packs hold 4"),
+        (count(responses=99), r"the totals of step 2 say 99 responses, but its packs hold \d+"),
         (count(tokens=1), r"the totals of step 2 say 1 tokens, but its packs hold \d+"),
     ],
 )
@@ -237,6 +238,72 @@ def test_steps_that_contradict_themselves_are_refused(change: Any, message: str)
 def test_a_loss_over_the_whole_step_needs_the_layout() -> None:
     trainer = trainer_of("beta_dynamic", Generated(change=lambda step: replace(step, layout=None)))
     with pytest.raises(RecipeError, match=r"step 0 of the source has no layout"):
+        next(iter(trainer))
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Hand out planned steps from within a block."""
+
+    block: Callable[[], Any]
+
+    def stream(self, start: int, stop: int, reader: Reader) -> Iterator[Step]:
+        with self.block():
+            yield from planned().stream(start, stop, reader)
+
+
+def test_a_source_that_yields_inside_a_block_is_refused() -> None:
+    """Answers would see each other, or nothing would be learned."""
+    trainer = trainer_of("dpo", planned())
+    list(trainer.run(1))
+    for block, message in (
+        (trainer.policy.plain_attention, r"policy: packed rows are scored inside plain_attention\(\)"),
+        (trainer.policy.evaluating, r"steps: gradients are switched off where a step begins"),
+    ):
+        trainer.feed(Inside(block), first=1)
+        with pytest.raises(RecipeError, match=message):
+            next(iter(trainer))
+
+
+def test_a_source_may_leave_the_model_in_either_mode() -> None:
+    """As one that samples by ``generate`` does."""
+    trainer = trainer_of("dpo", planned())
+    for result in trainer:
+        assert trainer.policy.model.training, result.index
+        trainer.policy.model.eval()
+
+
+def test_a_layout_of_other_groups_is_refused() -> None:
+    other = build_step(data()[4:8], 2, tokens_per_batch=60, reader=Reader(wants_layout=True)).layout
+    trainer = trainer_of(
+        "beta_dynamic",
+        Generated(change=lambda step: replace(step, layout=other) if step.index == 2 else step),
+    )
+    with pytest.raises(RecipeError, match=r"the layout of step 2 is of other answers than its packs hold"):
+        list(trainer)
+    assert trainer.done == 2
+
+
+def test_no_step_lies_before_the_first() -> None:
+    """A plan would take it for one from the end."""
+    trainer = trainer_of("dpo", planned())
+    trainer.feed(planned(), first=-1)
+    with pytest.raises(
+        RecipeError, match=r"steps: a source counts its steps from 0, but step -1 was asked for"
+    ):
+        next(iter(trainer))
+
+
+def test_groups_without_a_unit_are_refused() -> None:
+    """They would be a step whose loss is divided by zero."""
+    groups = [replace(group, preferences=()) for group in data()[:4]]
+    with pytest.raises(RecipeError, match=r"none of 4 groups holds what the unit 'pairs' counts"):
+        build_step(groups, 0, tokens_per_batch=60)
+    answers = build_step(groups, 0, tokens_per_batch=60, unit="responses")
+    trainer = trainer_of("dpo", Generated(change=lambda step: replace(answers, index=step.index)))
+    with pytest.raises(
+        RecipeError, match=r"step 0 of the source holds no pairs, which the loss is averaged over"
+    ):
         next(iter(trainer))
 
 

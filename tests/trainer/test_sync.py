@@ -100,7 +100,7 @@ def test_a_cached_reference_is_copied_without_waiting(watch: Watch) -> None:
         build_loss({"name": "dpo"}),
         PlannedSteps(plan, data),
         num_steps=1,
-        reference=CachedReference(cache, is_start=False, device=META),
+        reference=CachedReference(cache, is_start=False),
         engine=MetaEngine(),
     )
     with watch:

@@ -89,7 +89,7 @@ def test_a_cached_reference_adds_no_wait() -> None:
     live = FrozenReference(on_gpu(), is_start=False)
     steps = PlannedSteps(toy.plan(data), data).stream(0, 8)
     fill_cache(cache, live, (batch.to("cuda") for step in steps for batch in step.packs))
-    found = run({"name": "dpo"}, CachedReference(cache, is_start=False, device=torch.device("cuda", 0)))
+    found = run({"name": "dpo"}, CachedReference(cache, is_start=False))
     assert len(found) == 3 and len(set(found)) == 1, found
 
 

@@ -12,12 +12,14 @@ import torch
 import toy
 
 from prefopt.assemble.loss import build_loss
+from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.engine import Engine
 from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
+from prefopt.reference import FrozenReference, SeveralReferences
 from prefopt.trainer import StepResult, Trainer
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
@@ -91,6 +93,18 @@ def test_another_reference_than_claimed_is_refused_before_the_first_step() -> No
     assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
 
 
+def test_a_first_pack_without_a_pair_is_passed_over() -> None:
+    """One group to a pack, the longest first, and that one has no pair."""
+    groups = toy.groups(6)
+    longest = max(groups, key=lambda group: sum(map(len, (*group.prompts, *group.responses)))).row_id
+    groups[longest] = replace(groups[longest], preferences=())
+    steps = PlannedSteps(Plan.of(groups, units_per_step=6, tokens_per_batch=30), groups)
+    assert not next(steps.stream(0, 1)).packs[0].pairs
+    trainer = Trainer(toy.policy(), dpo, steps, num_steps=1, reference=toy.reference())
+    list(trainer)
+    assert trainer.identity is not None and trainer.identity < 1e-12
+
+
 def test_moved_weights_are_never_held_against_the_start() -> None:
     """A rank that holds ghosts alone in step 0, and an evaluation, check nothing, then or later."""
 
@@ -127,6 +141,38 @@ def poisoned(at: list[int]) -> Callable[..., LossOutput]:
         return replace(out, loss=out.loss * float("nan")) if calls[0] in at else out
 
     return broken
+
+
+def several() -> SeveralReferences:
+    return SeveralReferences([toy.reference(1), toy.reference(2)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "message"),
+    [
+        (
+            {"name": "dpo"},
+            {"on_nonfinite": "ignore"},
+            "on_nonfinite: there is no 'ignore'. Choose abort or skip.",
+        ),
+        ({"name": "dpo"}, {"reference": several()}, "dpo compares with one reference, but there are several"),
+        (
+            {"name": "dpo", "with": [{"name": "multi_ref"}]},
+            {},
+            "combines several references, but there is one",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(loss: Any, changes: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        trainer_of(build_loss(loss), **changes)
+
+
+def test_a_reference_that_froze_the_policy_is_named() -> None:
+    policy = toy.policy()
+    data, reference = toy.table(8), FrozenReference(policy, is_start=True)
+    with pytest.raises(RecipeError, match="model: it has no parameter to train"):
+        Trainer(policy, dpo, PlannedSteps(toy.plan(data), data), num_steps=1, reference=reference)
 
 
 def test_nan_aborts_before_the_weights_change() -> None:
@@ -279,3 +325,24 @@ def test_policy_and_reference_score_one_batch_for_what_the_loss_names(
     assert len(policy) == len(reference) == packs > 1
     assert [batch for batch, _ in policy] == [batch for batch, _ in reference]
     assert {wanted for _, wanted in policy} == {stats} and {wanted for _, wanted in reference} == {()}
+
+
+def test_a_step_that_was_broken_off_leaves_no_gradient_behind() -> None:
+    """Between two of its packs; going on, the run ends as one that nothing stopped."""
+    whole, broken = trainer_of(), trainer_of()
+    list(whole)
+    charge, calls = broken.accumulator.forward, iter(range(100))
+
+    def forward(*args: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return charge(*args)
+
+    broken.accumulator.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        list(broken)
+    assert 0 < broken.done < 4
+    list(broken)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters.values(), broken.parameters.values(), strict=True)
+    )

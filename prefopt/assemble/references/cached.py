@@ -11,7 +11,7 @@ def build(entry: str, key: str, site: Site) -> Reference:
     """Score all data now."""
     # a policy that has not moved yet is its own reference, so no second model is loaded
     source = initial.build(entry, key, site) if site.is_resumed else SelfReference(site.policy)
-    return CachedReference(site.score(source), is_start=True, device=site.engine.device)
+    return CachedReference(site.score(source), is_start=True)
 
 
 KIND: Kind[str] = Kind(

@@ -58,7 +58,7 @@ def build(entry: ReferenceModel, key: str, site: Site) -> Reference:
     reference = FrozenReference(policy, is_start=False)
     if not entry.cached:
         return reference
-    return CachedReference(site.score(reference), is_start=False, device=site.engine.device)
+    return CachedReference(site.score(reference), is_start=False)
 
 
 def load(entry: ReferenceModel, key: str, dtype: torch.dtype, seed: int) -> Any:

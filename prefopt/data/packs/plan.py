@@ -65,7 +65,7 @@ class Plan:
         source_weights: how many times each source's groups are drawn per epoch.
 
     Raises:
-        RecipeError: a group alone exceeds ``tokens_per_batch``, or there is no group.
+        RecipeError: a group alone exceeds ``tokens_per_batch``, or there is no group, or none with a unit.
     """
 
     sizes: GroupSizes
@@ -84,6 +84,11 @@ class Plan:
             raise RecipeError(f"Plan: there is no unit '{self.unit}'. Give one of {', '.join(STRUCTURES)}.")
         if len(self.sizes.tokens) == 0:
             raise RecipeError("data: no usable rows are left, so there is nothing to plan. Check the report.")
+        if not self.units.any():
+            raise RecipeError(
+                f"data: none of {len(self.units)} groups holds what the unit '{self.unit}' counts, so there is nothing "
+                f"to plan. Give the structure of the loss as the unit."
+            )
         largest = int(self.sizes.tokens.max())
         if largest > self.tokens_per_batch:
             raise RecipeError(

@@ -15,7 +15,8 @@ from prefopt.data.packs.plan import Plan, StepPlan
 from prefopt.data.packs.step_layout import lay_out
 from prefopt.errors import RecipeError
 from prefopt.ragged import ASYNCHRONOUS
-from prefopt.types import Step, StepLayout, TokenizedGroup, Totals
+from prefopt.structures.packs import of_role
+from prefopt.types import PackedBatch, Step, StepLayout, TokenizedGroup, Totals
 
 
 class Groups(Protocol):
@@ -163,7 +164,7 @@ def build_step(
         reader: as ``Steps.stream`` got it.
 
     Raises:
-        RecipeError: a group alone exceeds ``tokens_per_batch``, or there is no group.
+        RecipeError: a group alone exceeds ``tokens_per_batch``, or there is no unit.
     """
     plan = Plan.of(
         groups,
@@ -181,11 +182,15 @@ def read(steps: Steps, start: int, stop: int, reader: Reader) -> Generator[Step,
     """Read steps ``start`` to ``stop - 1`` of a source, or as many of them as it has, and check each.
 
     Raises:
-        RecipeError: a step out of order, without the layout that was asked for, or whose totals contradict
-            its packs.
+        RecipeError: a step before the first one or out of order, without the layout that was asked for, or
+            whose totals or layout contradict its packs.
     """
     if start >= stop:
         return
+    if start < 0:
+        raise RecipeError(
+            f"steps: a source counts its steps from 0, but step {start} was asked for. Begin later."
+        )
     source = steps.stream(start, stop, reader)
     try:
         for index, step in zip(range(start, stop), source, strict=False):
@@ -208,16 +213,31 @@ def _check(step: Step, index: int, reader: Reader) -> None:
             f"Build it with build_step(..., reader=reader), or set Step.layout."
         )
     packs = [batch for batch in step.packs if not batch.is_ghost]
-    held = {
-        "pairs": sum(len(batch.pairs) for batch in packs),
-        "groups": sum(len(batch.row_ids) for batch in packs),
-        "tokens": sum(batch.num_tokens for batch in packs),
-    }
-    for name, count in held.items():
-        said = getattr(step.totals, name)
+    _check_totals(step.totals, packs, index, reader)
+    if step.layout is not None:
+        _check_layout(step.layout, packs, index, reader)
+
+
+def _check_totals(totals: Totals, packs: Sequence[PackedBatch], index: int, reader: Reader) -> None:
+    held = (
+        ("pairs", totals.pairs, sum(len(batch.pairs) for batch in packs)),
+        ("responses", totals.responses, sum(len(of_role(batch, "answer")) for batch in packs)),
+        ("groups", totals.groups, sum(len(batch.row_ids) for batch in packs)),
+        ("tokens", totals.tokens, sum(batch.num_tokens for batch in packs)),
+    )
+    for name, said, count in held:
         # what the other ranks hold is not known here
         if count > said or (count < said and reader.world == 1):
             raise RecipeError(
                 f"steps: the totals of step {index} say {said} {name}, but its packs hold {count}. Count what "
                 f"is packed, over all ranks and without ghosts."
             )
+
+
+def _check_layout(layout: StepLayout, packs: Sequence[PackedBatch], index: int, reader: Reader) -> None:
+    strange = {key for batch in packs for key in batch.keys} - set(layout.batch.keys)
+    if strange or layout.counts[reader.rank] != sum(sum(batch.lengths) for batch in packs):
+        raise RecipeError(
+            f"steps: the layout of step {index} is of other answers than its packs hold. Build both from the same "
+            f"groups, as build_step does."
+        )
