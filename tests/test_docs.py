@@ -22,6 +22,7 @@ from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS
 from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.raw_rows import RawRow
 from prefopt.data.rows.source import Source
+from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.losses import LOSSES, TRANSFORMS
 from prefopt.optim import OPTIMIZERS, SCHEDULES, own_settings
 from prefopt.recipe import parse_recipe
@@ -219,6 +220,11 @@ def test_every_layout_and_column_stands_on_the_page() -> None:
             continue
         stated = re.findall(r"`([^`]+)`", lines[name].split("|")[2])
         assert stated == [alias for tier in tiers for alias in tier], name
+
+
+def test_every_attention_stands_on_the_page() -> None:
+    rows = re.findall(r"^\| `(\w+)`", prose(DOCS / "kernels.md").split("## Attention")[1], re.MULTILINE)
+    assert set(rows) == {"impl", *BACKENDS, "auto"}, "docs/kernels.md: a row for each back-end, and no other"
 
 
 def test_every_optimizer_and_schedule_stands_on_the_page_with_what_it_reads() -> None:
