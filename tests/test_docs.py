@@ -22,7 +22,9 @@ from prefopt.data.rows.layouts.table import ALIASES, LAYOUTS
 from prefopt.data.rows.loss_needs import Needs
 from prefopt.data.rows.raw_rows import RawRow
 from prefopt.data.rows.source import Source
+from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.losses import LOSSES, TRANSFORMS
+from prefopt.optim import OPTIMIZERS, SCHEDULES, own_settings
 from prefopt.recipe import parse_recipe
 from prefopt.recipe.strict_yaml import parse_yaml
 
@@ -201,7 +203,8 @@ def test_rows_on_the_page_are_read_as_the_layout_they_stand_under(layout: str, r
 
 
 def test_every_layout_and_column_stands_on_the_page() -> None:
-    assert {layout for layout, _ in layout_rows()} >= set(LAYOUTS)
+    lacking = set(LAYOUTS) - {layout for layout, _ in layout_rows()}
+    assert not lacking, f"docs/data.md: rows to copy are missing, under a heading ### of {sorted(lacking)}"
     table = prose(DOCS / "data.md").split("## Columns")[1].split("## What is scored")[0]
     lines = {
         name: line
@@ -209,12 +212,29 @@ def test_every_layout_and_column_stands_on_the_page() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
-    assert lines.keys() == ALIASES.keys()
+    assert lines.keys() == ALIASES.keys(), (
+        "docs/data.md: a line of '## Columns' for each column, and no other"
+    )
     for name, tiers in ALIASES.items():
         if name in ("first", "second"):
             continue
         stated = re.findall(r"`([^`]+)`", lines[name].split("|")[2])
         assert stated == [alias for tier in tiers for alias in tier], name
+
+
+def test_every_attention_stands_on_the_page() -> None:
+    rows = re.findall(r"^\| `(\w+)`", prose(DOCS / "kernels.md").split("## Attention")[1], re.MULTILINE)
+    assert set(rows) == {"impl", *BACKENDS, "auto"}, "docs/kernels.md: a row for each back-end, and no other"
+
+
+def test_every_optimizer_and_schedule_stands_on_the_page_with_what_it_reads() -> None:
+    tables = prose(DOCS / "training.md").split("### Learning rate")[1]
+    lines = {row.split("`")[1]: row for row in tables.splitlines() if row.startswith("| `")}
+    builders = SCHEDULES | {name: kind.build for name, kind in OPTIMIZERS.items()}
+    for name, build in builders.items():
+        assert name in lines, f"docs/training.md: `{name}` has no row under Learning rate or Optimizers"
+        said = set(re.findall(r"`(\w+)`", lines[name].rsplit("|", 2)[1]))
+        assert said == own_settings(build).keys(), f"docs/training.md: what `{name}` reads"
 
 
 def test_model_families_are_those_that_are_tested() -> None:

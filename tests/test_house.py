@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefopt
+from prefopt.recipe.references import KINDS as REFERENCES
 from prefopt.structures import STRUCTURES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,6 +348,18 @@ def test_benchmarks_share_only_what_is_below_them() -> None:
                 : len(there) - 1
             ]
             assert len(there) > 2 and (there[1] == "shared" or is_around), f"{path} imports {module}"
+
+
+def test_every_file_is_in_use() -> None:
+    """A loss, layout or optimizer whose line in the table was forgotten is a file that nobody imports."""
+    found = {module for path in modules() for module, _ in imports(path)}
+    found |= {f"{module}.{name}" for path in modules() for module, name, _ in names_imported(path)}
+    found |= {f"prefopt.assemble.references.{kind}" for kind in REFERENCES}  # imported by name
+    for path in modules():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert path.stem in ("__init__", "__main__", "functional") or name in found, (  # those users open
+            f"{path.relative_to(ROOT)} is imported by no file: its line in the table is missing (CONTRIBUTING.md)"
+        )
 
 
 def test_every_file_says_what_it_is() -> None:

@@ -1,7 +1,8 @@
 """The seam to accelerate: devices, ranks, collectives and the gradients they share.
 
-The only file that knows how a model is wrapped. One process, data parallel (DDP) and fully sharded
-(FSDP2) training go through it; other strategies are refused until they are carried out exactly.
+The only room that knows how a model is wrapped. One process, data parallel (DDP) and fully sharded (FSDP2)
+training go through it; other strategies are refused until they are carried out exactly. ``sharding`` holds what
+FSDP2 alone needs.
 """
 
 from __future__ import annotations

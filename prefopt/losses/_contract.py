@@ -227,7 +227,8 @@ def _setting(owner: str, parameter: Parameter) -> Setting:
     if get_origin(base) is Literal:
         return Setting(default=parameter.default, type=str, choices=get_args(base))
     if base not in WORDS:
-        raise TypeError(f"{place} is annotated {base!r}. Use float, int, bool or a Literal of strings.")
+        found = "not annotated" if base is Parameter.empty else f"annotated {base!r}"
+        raise TypeError(f"{place} is {found}. Use float, int, bool or a Literal of strings.")
     legal = next((mark for mark in marks_of(parameter) if isinstance(mark, Range)), None)
     return Setting(default=parameter.default, type=base, range=legal)
 

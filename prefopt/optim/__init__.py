@@ -1,12 +1,9 @@
 """Optimizers and learning-rate schedules, each a table by name.
 
-    OPTIMIZERS    adamw, adamw_8bit, adafactor, muon
-    SCHEDULES     cosine, linear, constant, wsd
-
-The tables and the settings load without torch, so that a recipe is checked at once; see ``__getattr__``.
-
-``OptimSettings`` names one of each and refuses what they do not read; ``make_optimizer`` builds the optimizer;
-``state_tensors`` and ``load_state_tensors`` carry its state through a checkpoint.
+``OPTIMIZERS`` has a file for each, ``SCHEDULES`` a function for each. ``OptimSettings`` names one of both and
+refuses what they do not read; ``make_optimizer`` builds the optimizer; ``state_tensors`` and ``load_state_tensors``
+carry its state through a checkpoint. The tables and the settings load without torch, so that a recipe is checked
+at once; see ``__getattr__``.
 """
 
 from __future__ import annotations

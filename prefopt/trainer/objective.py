@@ -89,10 +89,22 @@ class Objective:
     def compute(
         self, policy: UnitLogps, reference: UnitLogps | None, inputs: Mapping[str, Tensor]
     ) -> LossOutput:
-        """Call the loss."""
-        if reference is None:
-            return self.loss(policy, **inputs)
-        return self.loss(policy, reference, **inputs)
+        """Call the loss.
+
+        Raises:
+            RecipeError: it returned something else than one value for each unit.
+        """
+        given = (policy,) if reference is None else (policy, reference)
+        output = self.loss(*given, **inputs)
+        if isinstance(output, LossOutput) and output.loss.shape == (len(policy),):
+            return output
+        found = f"a {type(output).__name__}"
+        if isinstance(output, LossOutput):
+            found = f"a loss of shape {list(output.loss.shape)}"
+        raise RecipeError(
+            f"loss {self.contract.name}: returned {found} for {len(policy)} {self.structure.unit}. Return "
+            f"LossOutput(loss) with one value for each, not averaged."
+        )
 
 
 def mix(*parts: int) -> int:

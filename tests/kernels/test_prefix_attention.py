@@ -13,9 +13,10 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.kernels import tree_attention
-from prefopt.kernels.prefix_attention import segment_cores
+from prefopt.kernels.prefix_attention import BACKENDS, segment_cores
 from prefopt.kernels.prefix_attention import segments as fast
 from prefopt.kernels.prefix_attention.layout import dense_mask, plan_calls
+from prefopt.kernels.prefix_attention.spec import AttentionProblem, Machine
 from prefopt.types import Segments
 
 
@@ -84,6 +85,38 @@ def test_segments_equal_dense_forward_and_backward(name: str, monkeypatch: pytes
                     found = run(leaves, segments, grad, window=window, softcap=softcap)
                     for a, b in zip(found, truth, strict=True):
                         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+ANYWHERE = Machine("cpu")
+OTHERS = [
+    each.name
+    for each in BACKENDS.values()
+    if each.name != "dense" and each.obstacle(AttentionProblem(torch.float64, 8, 8), ANYWHERE) is None
+]
+"""Back-ends that serve float64 on a CPU."""
+
+
+@pytest.mark.parametrize("name", FORESTS)
+@pytest.mark.parametrize("impl", OTHERS)
+def test_every_back_end_that_serves_here_equals_dense(impl: str, name: str) -> None:
+    """With windows, caps and sinks where it takes them; the others need a GPU, and are held there."""
+    segments = FORESTS[name]
+    for window, softcap, sinks in (
+        (None, None, False),
+        (4, None, False),
+        (1, 2.0, False),
+        (None, None, True),
+    ):
+        problem = AttentionProblem(torch.float64, 8, 8, softcap is not None, sinks)
+        if BACKENDS[impl].obstacle(problem, ANYWHERE) is not None:
+            continue
+        leaves = draw(segments, 4, 2, sinks=sinks)
+        grad = torch.randn(1, sum(segments.lengths), 4, 8, dtype=torch.float64)
+        found, truth = (
+            run(leaves, segments, grad, window=window, softcap=softcap, impl=each) for each in (impl, "dense")
+        )
+        for a, b in zip(found, truth, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("longest", [256, 0])

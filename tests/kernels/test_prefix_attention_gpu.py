@@ -17,8 +17,9 @@ from attention_cases import draw, forest, random_forest
 from torch import Tensor
 
 from prefopt.kernels import tree_attention
+from prefopt.kernels.prefix_attention import BACKENDS
 from prefopt.kernels.prefix_attention.flex import filled_size
-from prefopt.kernels.prefix_attention.spec import Rule
+from prefopt.kernels.prefix_attention.spec import AttentionProblem, Machine, Rule
 from prefopt.kernels.prefix_attention.varlen import varlen_attention
 from prefopt.policy import Policy
 from prefopt.types import Segments
@@ -58,6 +59,11 @@ def leaves_of(
     return [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
 
 
+HALF = AttentionProblem(torch.bfloat16, 128, 128)
+ON_GPUS = [name for name, each in BACKENDS.items() if each.obstacle(HALF, Machine("cpu")) is not None]
+"""Back-ends that only a GPU serves."""
+
+
 def run(leaves: list[Tensor], segments: Segments, upstream: Tensor, impl: str, **rule: Any) -> list[Tensor]:
     """Return output and the gradient of every leaf."""
     query, key, value, *sinks = leaves
@@ -81,7 +87,7 @@ def errors(leaves: list[Tensor], segments: Segments, impl: str, **rule: Any) -> 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("name", PACKS)
-@pytest.mark.parametrize("impl", ["varlen", "flex"])
+@pytest.mark.parametrize("impl", ON_GPUS)
 def test_bfloat16_is_close_to_float64(impl: str, name: str, heads: tuple[int, int, int]) -> None:
     """Output and all gradients, prompts shared by five answers and windows shorter than a prompt among them."""
     for window in (None, 100):
@@ -89,7 +95,7 @@ def test_bfloat16_is_close_to_float64(impl: str, name: str, heads: tuple[int, in
         assert max(errors(leaves, PACKS[name], impl, window=window)) < HALF_ERROR
 
 
-@pytest.mark.parametrize("impl", ["varlen", "flex"])
+@pytest.mark.parametrize("impl", ON_GPUS)
 def test_float16_is_closer_than_bfloat16(impl: str) -> None:
     """11 bits instead of 8: an eighth of the error."""
     leaves = leaves_of(PACKS["pairs"], (16, 8, 128), torch.float16)
@@ -119,7 +125,7 @@ def test_flex_with_values_of_another_width() -> None:
         assert (a.double() - b).norm() / b.norm() < HALF_ERROR
 
 
-@pytest.mark.parametrize("impl", ["varlen", "flex"])
+@pytest.mark.parametrize("impl", ON_GPUS)
 def test_an_answer_never_sees_its_sibling(impl: str) -> None:
     """Replacing the first answer leaves the prompt and the second answer bit for bit alike."""
     segments = PACKS["pairs"]
@@ -132,7 +138,7 @@ def test_an_answer_never_sees_its_sibling(impl: str) -> None:
     assert not torch.equal(before[:, 300:390], after[:, 300:390])
 
 
-@pytest.mark.parametrize("impl", ["varlen", "flex"])
+@pytest.mark.parametrize("impl", ON_GPUS)
 def test_the_same_call_gives_the_same_bits(impl: str) -> None:
     """Flash attention adds up query gradients in any order unless torch is told to be deterministic."""
     torch.use_deterministic_algorithms(impl == "varlen")
@@ -177,7 +183,7 @@ def test_twenty_packings_are_compiled_once() -> None:
     assert len(set(seen)) == 1
 
 
-@pytest.mark.parametrize("impl", ["varlen", "flex"])
+@pytest.mark.parametrize("impl", ON_GPUS)
 def test_the_host_never_waits_for_the_gpu(impl: str) -> None:
     """A new packing, its layout included, forward and backward, after the first has warmed up."""
     first, *others = packings(4)

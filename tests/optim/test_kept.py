@@ -9,7 +9,7 @@ from meta_device import META, Watch, pose_as_gpu
 from torch import nn
 
 from prefopt.memory import Ranks
-from prefopt.optim import OptimSettings, kept, kept_bytes, make_optimizer
+from prefopt.optim import OPTIMIZERS, OptimSettings, kept, kept_bytes, make_optimizer
 
 BYTES = {
     "adamw": 2 * 4 * 4224 + 4 + 2 * 4 * 66 + 4,
@@ -17,6 +17,10 @@ BYTES = {
     "adafactor": 4 * (66 + 64) + 4 + 4 * 66 + 4,
     "muon": 4 * 4224 + 2 * 4 * 66 + 4,
 }
+
+
+def test_the_bytes_of_every_optimizer_are_worked_out() -> None:
+    assert BYTES.keys() == OPTIMIZERS.keys(), "give BYTES a sum for every optimizer of the table"
 
 
 @pytest.mark.parametrize("name", BYTES)

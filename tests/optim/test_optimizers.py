@@ -225,7 +225,7 @@ REFUSED = {
         {"optimizer": "muon", "beta2_decay": -1.0},
         "optim.beta2_decay: muon does not read it",
     ),
-    "unknown": ({"optimizer": "lion"}, "optim.name: there is no optimizer 'lion'. Choose from: adamw,"),
+    "unknown": ({"optimizer": "adam-w"}, "optim.name: there is no optimizer 'adam-w'. Choose from: adamw,"),
     "rate of a function": ({"optimizer": make_optimizer, "lr": 1.0}, "optim.lr: the function that builds"),
     "decay of a function": ({"optimizer": make_optimizer, "weight_decay": 1.0}, "optim.weight_decay: the"),
 }

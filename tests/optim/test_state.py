@@ -15,6 +15,7 @@ from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.errors import RecipeError, ResumeError
 from prefopt.optim import (
+    OPTIMIZERS,
     OptimSettings,
     kept,
     load_state_tensors,
@@ -25,7 +26,7 @@ from prefopt.optim import (
 from prefopt.trainer import Trainer
 from prefopt.trainer.state import restore, state_files, write_files
 
-ON_CPU = ["adamw", "adafactor", "muon"]
+ON_CPU = [name for name, kind in OPTIMIZERS.items() if kind.refuse(torch.device("cpu"), False) is None]
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:

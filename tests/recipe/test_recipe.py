@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import string
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from prefopt.assemble.fit import loss_of
 from prefopt.assemble.loss import build_loss
 from prefopt.errors import DataError, ModelError, RecipeError
-from prefopt.optim import OPTIMIZERS, SCHEDULES, own_settings
+from prefopt.optim import OPTIMIZERS, SCHEDULES, OptimSettings, own_settings
 from prefopt.recipe import SCHEMA, Recipe, load_recipe, overridden, parse_recipe
 from prefopt.recipe.diff import FREE, diff_recipes
 from prefopt.recipe.names import NOT_YET, OTHER_NAMES
+from prefopt.recipe.optim import Optim
 from prefopt.recipe.references import ReferenceModel
 from prefopt.recipe.strict_yaml import dump_yaml, parse_yaml
 from prefopt.run.stopping import Stopped
@@ -438,6 +440,15 @@ def split_overrides(text: str) -> list[str]:
         else:
             parts[-1] = f"{parts[-1]} {word}".strip()
     return parts
+
+
+def test_a_recipe_and_a_loop_can_give_every_setting_of_optimizers_and_schedules() -> None:
+    own = {key for each in SCHEDULES.values() for key in own_settings(each)}
+    own |= {key for kind in OPTIMIZERS.values() for key in own_settings(kind.build)}
+    lacking = sorted(own - {each.name for each in fields(OptimSettings)})
+    assert not lacking, f"OptimSettings in prefopt/optim/settings.py has no field for {lacking}"
+    lacking = sorted(own - Optim.model_fields.keys())
+    assert not lacking, f"Optim in prefopt/recipe/optim.py has no field for {lacking}"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -25,7 +25,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
-from prefopt.types import Step, TokenizedGroup, Totals
+from prefopt.types import LossOutput, PairLogps, Step, TokenizedGroup, Totals
 
 CASES = ["beta_dynamic", "dpo beside bco", "dpo"]
 """A loss that carries averages and one that reads whole steps, and one on single packs."""
@@ -233,6 +233,52 @@ def test_steps_that_contradict_themselves_are_refused(change: Any, message: str)
     with pytest.raises(RecipeError, match=message):
         list(trainer)
     assert trainer.done == 2
+
+
+class Handing:
+    """A source whose ``stream`` returns what it was given."""
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def stream(self, start: int, stop: int, reader: Reader) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"steps: stream of Handing returned a NoneType, not an iterator over steps\. Yield each Step"),
+        (
+            iter([["group"]]),
+            r"steps: the source handed out a list where step 0 belongs\. Make a step of groups",
+        ),
+    ],
+    ids=["nothing", "groups"],
+)
+def test_what_is_no_step_is_refused_by_name(returned: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        list(trainer_of("dpo", Handing(returned)))
+
+
+def paid(policy: PairLogps) -> Any:
+    """Pay the mean, and not in a LossOutput."""
+    return policy.rejected.mean.mean()
+
+
+def averaged(policy: PairLogps) -> LossOutput:
+    """Pay the mean."""
+    return LossOutput(policy.rejected.mean.mean())
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"), [(paid, "a Tensor"), (averaged, r"a loss of shape \[\]")], ids=["tensor", "mean"]
+)
+def test_a_loss_that_returns_something_else_is_told_what_to_return(loss: Any, found: str) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"loss {loss.__name__}: returned {found} for \d pairs\. Return Loss"
+    ):
+        list(Trainer(toy.policy(), loss, Generated(), num_steps=1, engine=Engine(cpu=True)))
 
 
 def test_a_loss_over_the_whole_step_needs_the_layout() -> None:

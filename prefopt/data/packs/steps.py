@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -182,8 +182,8 @@ def read(steps: Steps, start: int, stop: int, reader: Reader) -> Generator[Step,
     """Read steps ``start`` to ``stop - 1`` of a source, or as many of them as it has, and check each.
 
     Raises:
-        RecipeError: a step before the first one or out of order, without the layout that was asked for, or
-            whose totals or layout contradict its packs.
+        RecipeError: something that is no step, a step before the first one or out of order, without the layout
+            that was asked for, or whose totals or layout contradict its packs.
     """
     if start >= stop:
         return
@@ -191,7 +191,7 @@ def read(steps: Steps, start: int, stop: int, reader: Reader) -> Generator[Step,
         raise RecipeError(
             f"steps: a source counts its steps from 0, but step {start} was asked for. Begin later."
         )
-    source = steps.stream(start, stop, reader)
+    source = _opened(steps, start, stop, reader)
     try:
         for index, step in zip(range(start, stop), source, strict=False):
             _check(step, index, reader)
@@ -201,7 +201,22 @@ def read(steps: Steps, start: int, stop: int, reader: Reader) -> Generator[Step,
         getattr(source, "close", lambda: None)()
 
 
+def _opened(steps: Steps, start: int, stop: int, reader: Reader) -> Iterator[Step]:
+    source = steps.stream(start, stop, reader)
+    if not isinstance(source, Iterable):
+        raise RecipeError(
+            f"steps: stream of {type(steps).__name__} returned a {type(source).__name__}, not an iterator over "
+            f"steps. Yield each Step, or return iter(...) of them."
+        )
+    return source
+
+
 def _check(step: Step, index: int, reader: Reader) -> None:
+    if not isinstance(step, Step):
+        raise RecipeError(
+            f"steps: the source handed out a {type(step).__name__} where step {index} belongs. Make a step of "
+            f"groups with build_step(groups, index, tokens_per_batch=..., reader=reader)."
+        )
     if step.index != index:
         raise RecipeError(
             f"steps: the source was asked for the step of index {index}, but handed out that of index "

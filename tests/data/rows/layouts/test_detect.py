@@ -93,7 +93,7 @@ def test_layout_is_found_from_the_columns(name: str) -> None:
 
 def test_every_named_layout_has_a_row_that_is_found_as_it() -> None:
     names = {layout.split()[0] for _, layout, _ in CASES.values()}
-    assert names == set(LAYOUTS)
+    assert names == set(LAYOUTS), f"CASES has no row of {sorted(set(LAYOUTS) - names)}"
 
 
 def test_layout_messages_takes_text_as_turns() -> None:
