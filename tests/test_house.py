@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefopt
+from prefopt.cli import COMMANDS
 from prefopt.recipe.references import KINDS as REFERENCES
 from prefopt.structures import STRUCTURES
 
@@ -354,7 +355,8 @@ def test_every_file_is_in_use() -> None:
     """A loss, layout or optimizer whose line in the table was forgotten is a file that nobody imports."""
     found = {module for path in modules() for module, _ in imports(path)}
     found |= {f"{module}.{name}" for path in modules() for module, name, _ in names_imported(path)}
-    found |= {f"prefopt.assemble.references.{kind}" for kind in REFERENCES}  # imported by name
+    found |= {f"prefopt.assemble.references.{kind}" for kind in REFERENCES}  # these two are imported by name
+    found |= {f"prefopt.cli.{command}" for command in COMMANDS}
     for path in modules():
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         assert path.stem in ("__init__", "__main__", "functional") or name in found, (  # those users open

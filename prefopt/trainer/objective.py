@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -95,7 +95,7 @@ class Objective:
             RecipeError: it returned something else than one value for each unit.
         """
         given = (policy,) if reference is None else (policy, reference)
-        output = self.loss(*given, **inputs)
+        output: Any = self.loss(*given, **inputs)  # whatever a loss of one's own returns
         if isinstance(output, LossOutput) and output.loss.shape == (len(policy),):
             return output
         found = f"a {type(output).__name__}"

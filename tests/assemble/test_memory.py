@@ -14,7 +14,7 @@ from lanes import slow_but
 from torch import nn
 
 from prefopt.assemble import memory as build_memory
-from prefopt.assemble import model as build_model
+from prefopt.assemble import model as assemble_model
 from prefopt.assemble.fit import loss_of
 from prefopt.assemble.model import Start
 from prefopt.assemble.skeleton import skeleton_of
@@ -69,7 +69,7 @@ def facts(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 def test_a_skeleton_is_the_policy_without_its_weights(changes: dict[str, str], tmp_path: Path) -> None:
     save_adapter(tmp_path / "adapter")
     recipe = recipe_of(tmp_path, **{key: v.replace("{folder}", str(tmp_path)) for key, v in changes.items()})
-    real = build_model.policy_of(Start.of(recipe))
+    real = assemble_model.policy_of(Start.of(recipe))
     without_weights(tmp_path)
     found = skeleton_of(Start.of(recipe))
     assert facts(found.model) == facts(real.model)

@@ -12,7 +12,7 @@ import toy
 import transformers
 from safetensors.torch import load_file, save_file
 
-from prefopt.assemble import model as build_model
+from prefopt.assemble import model as assemble_model
 from prefopt.assemble import references as build_references
 from prefopt.assemble.model import Start
 from prefopt.assemble.references.kind import Site
@@ -67,7 +67,7 @@ def test_a_checkpoint_with_a_weight_missing_is_refused(
         tmp_path / "model" / "model.safetensors", lambda t: (t.pop(LAYER), t.pop("lm_head.weight"))
     )
     with pytest.raises(ModelError, match=r"^model\.path: .* lacks the weight lm_head\.weight \(2 weights\)"):
-        build_model.policy_of(Start.of(recipe))
+        assemble_model.policy_of(Start.of(recipe))
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
@@ -77,7 +77,7 @@ def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=rf"stores {LAYER} as \[30, 16\] where its config asks for \[32, 16\]"
     ):
-        build_model.policy_of(Start.of(recipe))
+        assemble_model.policy_of(Start.of(recipe))
 
 
 def test_tied_weights_are_stored_once_and_not_missing(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_tied_weights_are_stored_once_and_not_missing(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     change_weights(folder / "model.safetensors", lambda t: t.pop("lm_head.weight"))
     change_json(folder / "config.json", tie_word_embeddings=True)
-    model = build_model.policy_of(Start.of(recipe)).model
+    model = assemble_model.policy_of(Start.of(recipe)).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -94,7 +94,7 @@ def test_weights_that_nothing_uses_are_named(tmp_path: Path, caplog: pytest.LogC
     change_weights(
         tmp_path / "model" / "model.safetensors", lambda t: t.update({"value_head": torch.zeros(2)})
     )
-    build_model.policy_of(Start.of(recipe))
+    assemble_model.policy_of(Start.of(recipe))
     assert "holds weights that are not used: value_head (1 weight)" in caplog.text
 
 
@@ -115,11 +115,11 @@ def test_an_adapter_that_does_not_fit_is_refused(
 ) -> None:
     adapter = save_adapter(tmp_path / "adapter")
     good = recipe_of(tmp_path, model__adapter=str(adapter))
-    model = build_model.policy_of(Start.of(good)).model
+    model = assemble_model.policy_of(Start.of(good)).model
     assert set(model.peft_config) == {"default", "reference"} and model.active_adapter == "default"
     change_weights(adapter / "adapter_model.safetensors", change)
     with pytest.raises(ModelError, match=rf"^model\.adapter: .*{words}") as caught:
-        build_model.policy_of(Start.of(good))
+        assemble_model.policy_of(Start.of(good))
     assert "\n" not in str(caught.value)
     other = recipe_of(tmp_path, reference=f"{{path: {tmp_path / 'model'}, adapter: {adapter}}}")
     assert not isinstance(other.reference, str) and other.reference is not None
@@ -141,9 +141,9 @@ def test_adapters_that_save_more_than_lora_load_whole(settings: dict[str, object
     """Files of adapters on the head or the embedding also hold base weights."""
     recipe = recipe_of(tmp_path)
     config = peft.LoraConfig(task_type="CAUSAL_LM", **({"r": 2, "target_modules": ["q_proj"]} | settings))
-    first = peft.get_peft_model(build_model.load_start(recipe.model, recipe.seed), config)
+    first = peft.get_peft_model(assemble_model.load_start(recipe.model, recipe.seed), config)
     first.save_pretrained(tmp_path / "adapter")
-    again = build_model.policy_of(Start.of(recipe_of(tmp_path, model__adapter=str(tmp_path / "adapter"))))
+    again = assemble_model.policy_of(Start.of(recipe_of(tmp_path, model__adapter=str(tmp_path / "adapter"))))
     stored = peft.get_peft_model_state_dict(first, save_embedding_layers=False)
     loaded = peft.get_peft_model_state_dict(again.model, save_embedding_layers=False)
     assert stored.keys() == loaded.keys()
@@ -214,7 +214,7 @@ def test_want_of_memory_is_not_called_a_broken_file(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
     with pytest.raises(torch.OutOfMemoryError):
-        build_model.policy_of(Start.of(recipe))
+        assemble_model.policy_of(Start.of(recipe))
 
 
 def scores(policy: Policy, seed: int) -> torch.Tensor:
@@ -227,10 +227,10 @@ def test_lora_dropout_drops_in_training_and_nowhere_else(weights: str, tmp_path:
     """The rate of the recipe, in training mode only; after a resume too. The model's own dropout stays off."""
     recipe = recipe_of(tmp_path, model__lora="{rank: 2, dropout: 0.5}")
     toy.save_model(tmp_path / "model", dropout=0.5)
-    policy = build_model.policy_of(Start.of(recipe))
+    policy = assemble_model.policy_of(Start.of(recipe))
     if weights == "checkpoint":
-        build_model.save_model(policy, policy.model, toy.tokenizer(), tmp_path / "checkpoint")
-        policy = build_model.policy_of(Start.of(recipe), tmp_path / "checkpoint")
+        assemble_model.save_model(policy, policy.model, toy.tokenizer(), tmp_path / "checkpoint")
+        policy = assemble_model.policy_of(Start.of(recipe), tmp_path / "checkpoint")
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -245,8 +245,8 @@ def test_lora_dropout_drops_in_training_and_nowhere_else(weights: str, tmp_path:
 
 def test_a_loaded_adapters_own_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:
     adapter = str(save_adapter(tmp_path / "adapter", lora_dropout=0.5))
-    assert not build_model.policy_of(Start.of(recipe_of(tmp_path, model__adapter=adapter))).drops
-    assert build_model.policy_of(
+    assert not assemble_model.policy_of(Start.of(recipe_of(tmp_path, model__adapter=adapter))).drops
+    assert assemble_model.policy_of(
         Start.of(recipe_of(tmp_path, model__adapter=adapter, model__dropout="true"))
     ).drops
 
@@ -289,7 +289,7 @@ def path_reference(folder: Path, model: str = "other") -> Recipe:
 
 def built(recipe: Recipe) -> Reference | None:
     start = Start.of(recipe)
-    policy, tokenizer = build_model.policy_of(start), build_model.tokenizer_of(recipe.model)
+    policy, tokenizer = assemble_model.policy_of(start), assemble_model.tokenizer_of(recipe.model)
     build_references.check_references(recipe.references, tokenizer, is_sharded=False)
     site = Site(start, policy, Engine(cpu=True), lambda _: pytest.fail("no cache"), is_resumed=False)
     return build_references.reference_of(recipe.references, site)

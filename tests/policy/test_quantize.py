@@ -12,7 +12,7 @@ import torch
 import toy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt.assemble import model as build_model
+from prefopt.assemble import model as assemble_model
 from prefopt.assemble.loss import build_loss
 from prefopt.assemble.model import Start
 from prefopt.cli import main
@@ -53,7 +53,7 @@ def test_without_the_package_it_is_refused_in_one_line(
 ) -> None:
     pretend(monkeypatch, installed=False)
     with pytest.raises(RecipeError, match=r"model.quantization: nf4 needs bitsandbytes") as caught:
-        build_model.check_few_bits(recipe_of(tmp_path, model__lora__rank="2").model, engine)
+        assemble_model.check_few_bits(recipe_of(tmp_path, model__lora__rank="2").model, engine)
     assert "pip install 'prefopt[quantization]'" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -62,7 +62,9 @@ def test_without_a_gpu_it_is_refused_before_a_weight_is_read(
 ) -> None:
     """The command ends with exit code 2 and one line that names the place in the recipe."""
     pretend(monkeypatch, installed=True)
-    monkeypatch.setattr(build_model, "load_model", lambda *args, **kwargs: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        assemble_model, "load_model", lambda *args, **kwargs: pytest.fail("weights were read")
+    )
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
     arguments = toy.recipe(tmp_path, model__quantization="nf4", model__lora__rank="2")
     assert main(["train", *arguments]) == 2
@@ -102,8 +104,8 @@ def test_a_recipe_asks_the_library_for_what_it_says(
         asked.update(settings)
         return toy.llama(dtype=torch.float32)
 
-    monkeypatch.setattr(build_model, "load_model", load)
-    build_model.policy_of(Start.of(recipe_of(tmp_path, model__lora__rank="2", **changes)))
+    monkeypatch.setattr(assemble_model, "load_model", load)
+    assemble_model.policy_of(Start.of(recipe_of(tmp_path, model__lora__rank="2", **changes)))
     settings = asked["quantization"]
     assert settings.quantization_method() == "nf4" and settings.bnb_4bit_use_double_quant
     assert settings.bnb_4bit_compute_dtype == compute
@@ -116,11 +118,11 @@ def test_a_checkpoint_that_is_stored_quantised_needs_an_adapter(
     """Otherwise norms and embeddings alone would be trained, without a word."""
     stored = toy.llama(dtype=torch.float32)
     stored.is_quantized = True
-    monkeypatch.setattr(build_model, "load_model", lambda *args, **kwargs: stored)
+    monkeypatch.setattr(assemble_model, "load_model", lambda *args, **kwargs: stored)
     path, *overrides = toy.recipe(tmp_path)
     with pytest.raises(ModelError, match=r"model.path: .* stores its weights quantised"):
-        build_model.policy_of(Start.of(load_recipe(path, overrides)))
-    build_model.policy_of(Start.of(load_recipe(path, [*overrides, "model.lora.rank=2"])))
+        assemble_model.policy_of(Start.of(load_recipe(path, overrides)))
+    assemble_model.policy_of(Start.of(load_recipe(path, [*overrides, "model.lora.rank=2"])))
 
 
 # --- with the package, whose layers also compute on a CPU ------------------------------------------------
@@ -207,7 +209,7 @@ def test_adapters_are_trained_on_quantised_weights(
 @pytest.mark.filterwarnings("ignore")
 def test_the_adapter_is_saved_without_the_weights_under_it(model_folder: Path, tmp_path: Path) -> None:
     policy = Policy(adapted(model_folder, "nf4"))
-    build_model.save_model(policy, policy.model, toy.tokenizer(), tmp_path / "out")
+    assemble_model.save_model(policy, policy.model, toy.tokenizer(), tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 100_000
     assert not list((tmp_path / "out").glob("model*.safetensors"))
 

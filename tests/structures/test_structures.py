@@ -113,7 +113,8 @@ def test_a_role_that_is_not_there_is_refused() -> None:
 def test_units_are_pairs_answers_or_groups() -> None:
     totals = Totals(pairs=3, responses=7, groups=2, tokens=99, chosen_tokens=12)
     counts = {name: structure.units(totals) for name, structure in STRUCTURES.items()}
-    assert counts == {"pairs": 3, "responses": 7, "labelled": 7, "lists": 2}
+    by_hand = {"pairs": 3, "responses": 7, "labelled": 7, "lists": 2}
+    assert counts == by_hand, "say here which of the totals counts the units of each structure"
 
 
 def test_a_list_has_the_weight_of_its_row_and_none_in_a_ghost() -> None:

@@ -2,6 +2,6 @@
 
 ``columns`` finds columns by their names, ``forms`` says what an answer is, ``layout`` what there is to know of a
 layout; ``fields`` takes a row's cells, ``texts`` its prompts and answers (``question`` where only a rationale is
-given). ``pair``, ``contrast``, ``labelled``, ``ranked`` and ``choice`` are the layouts, ``table`` lists them, and
-``detect`` decides which one the first rows of a source have.
+given). ``table`` lists the layouts, which are the other files, and ``detect`` decides which one the first rows of a
+source have.
 """
