@@ -25,13 +25,6 @@ EVERYONES = frozenset({"errors", "words"})
 """Rooms that any other may import; arrows to them would say nothing."""
 
 
-class Room(NamedTuple):
-    """One room of the package: a folder, or a file in its hall."""
-
-    duty: str  # first line of its docstring
-    files: int
-
-
 def room_of(path: Path) -> str:
     """Return the room that a file of the package belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -42,12 +35,9 @@ def files() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) not in ("__init__", "__main__")]
 
 
-def rooms() -> dict[str, Room]:
-    """Return every room with its duty."""
-    found: dict[str, list[Path]] = {}
-    for path in files():
-        found.setdefault(room_of(path), []).append(path)
-    return {name: Room(_duty(_door(name)), len(held)) for name, held in found.items()}
+def duties() -> dict[str, str]:
+    """Return every room, a folder or a file in the hall, with the first sentence of its docstring."""
+    return {name: _duty(_door(name)) for name in dict.fromkeys(map(room_of, files()))}
 
 
 def imports() -> Edges:
@@ -108,10 +98,10 @@ def reduced(edges: Edges) -> Edges:
 
 def table() -> str:
     """Return the rows of the page's table, from the ground up."""
-    known = rooms()
+    known = duties()
     names = [name for floor in floors(imports()) for name in floor]
-    lines = [f"| [{name}]({_link(name)}) | {known[name].duty} | {known[name].files} |" for name in names]
-    return "\n".join(["| room | duty | files |", "| --- | --- | --- |", *lines, ""])
+    lines = [f"| [{name}]({_link(name)}) | {known[name]} |" for name in names]
+    return "\n".join(["| room | duty |", "| --- | --- |", *lines, ""])
 
 
 def page() -> str:
@@ -179,7 +169,7 @@ class Box(NamedTuple):
 def picture() -> str:
     """Return the picture: rooms by floor, the ground at the bottom, arrows to what is imported."""
     edges = {name: others - EVERYONES for name, others in reduced(imports()).items()}
-    boxes, height = _boxes(_ordered(raised(floors(imports()), edges), edges), rooms())
+    boxes, height = _boxes(_ordered(raised(floors(imports()), edges), edges), duties())
     arrows = [_arrow(boxes[name], boxes[other]) for name in sorted(edges) for other in sorted(edges[name])]
     drawn = [part for name in sorted(boxes) for part in _box(name, boxes[name])]
     head = (
@@ -205,11 +195,11 @@ def _ordered(rows: list[list[str]], edges: Edges) -> list[list[str]]:
     return ordered
 
 
-def _boxes(rows: list[list[str]], known: Mapping[str, Room]) -> tuple[dict[str, Box], float]:
+def _boxes(rows: list[list[str]], known: Mapping[str, str]) -> tuple[dict[str, Box], float]:
     boxes: dict[str, Box] = {}
     top = float(GAP)
     for row in reversed(rows):
-        texts = {name: textwrap.wrap(known[name].duty.replace("`", ""), 34) for name in row}
+        texts = {name: textwrap.wrap(known[name].replace("`", ""), 34) for name in row}
         height = HEAD + LINE * max(map(len, texts.values())) + FOOT
         left = (WIDTH - len(row) * (BOX + GAP) + GAP) / 2
         for at, name in enumerate(row):

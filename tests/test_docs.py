@@ -96,7 +96,7 @@ def test_the_readme_names_every_room_and_nothing_else() -> None:
     named = {
         name.removesuffix(".py") for name in re.findall(r"(?:^|  )(\w+(?:/|\.py))", inside, re.MULTILINE)
     }
-    rooms = set(module_at(DOCS / "make_architecture_page.py").rooms())
+    rooms = set(module_at(DOCS / "make_architecture_page.py").duties())
     assert {name.rstrip("/") for name in named} == rooms, "README.md, What is where"
 
 
