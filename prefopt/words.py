@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+DEEPEST = 8
+"""Blocks and lists inside each other that a message shows."""
+
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that ``word`` was probably meant to be, or None where none is like it.
@@ -24,23 +27,28 @@ def did_you_mean(word: object, names: Iterable[str]) -> str:
 
 
 def spelled(value: Any, most: int | None = None) -> str:
-    """Write a value as a recipe spells it: null, true, 'text', {name: 'dpo'}.
+    """Write a value as a recipe spells it, on one line: null, true, 'text', {name: 'dpo'}.
 
     Args:
-        value: a scalar, or lists and dicts of such.
+        value: a scalar, or lists and dicts of such; what lies deeper than eight of them is left out.
         most: cut what is longer than this many characters.
     """
-    if value is None:
-        text = "null"
-    elif isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{key}: {spelled(each)}" for key, each in value.items()) + "}"
-    elif isinstance(value, (list, tuple)):
-        text = "[" + ", ".join(map(spelled, value)) + "]"
-    else:
-        text = repr(value)
+    text = " ".join(_spelled(value, DEEPEST).split("\n"))
     return text if most is None else cut(text, most)
+
+
+def _spelled(value: Any, depth: int) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, (Mapping, list, tuple)):
+        return repr(value)
+    if depth == 0:
+        return "…"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_spelled(each, depth - 1)}" for key, each in value.items()) + "}"
+    return "[" + ", ".join(_spelled(each, depth - 1) for each in value) + "]"
 
 
 def cut(text: str, most: int) -> str:

@@ -44,6 +44,15 @@ def test_values_are_spelled_as_a_recipe_writes_them(value: Any, text: str) -> No
     assert spelled(value) == text
 
 
+def test_values_are_shown_on_one_line_and_not_to_the_bottom() -> None:
+    """A row of a file may hold lists a thousand deep; nine brackets are enough to see what it is."""
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    assert spelled(deep) == "[" * 8 + "…" + "]" * 8
+    assert "\n" not in spelled({"a\nb": "c\nd"})
+
+
 def test_long_values_are_cut_with_an_ellipsis() -> None:
     """Ten characters of which the last is the ellipsis."""
     assert spelled("abcdefghijkl", 10) == "'abcdefgh…"

@@ -33,6 +33,9 @@ from prefopt.reference.cache import LogpCache
 from prefopt.trainer import Trainer
 from prefopt.types import PackedBatch
 
+NO_MOVE = 1e-30
+"""A learning rate, above 0 as it must be, at which no weight of half or single precision moves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -149,7 +152,7 @@ class Prefopt:
         sizes = table.sizes(self.share_prompts)
         plan = Plan(sizes, units_per_step=int(sizes.pairs.sum()), tokens_per_batch=int(sizes.tokens.max()))
         with head_as(self.way.head):
-            (result,) = self._trainer(plan, table, 1, 0.0)
+            (result,) = self._trainer(plan, table, 1, NO_MOVE)
         return result.sums.values["loss"].item() / result.units, result.grad_norm.item()
 
     def train(self, after_step: AfterStep) -> None:

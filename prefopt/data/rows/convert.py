@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prefopt.data.rows.files import parse_json
-from prefopt.data.rows.raw_rows import RowError, quoted
+from prefopt.data.rows.raw_rows import RowError
+from prefopt.words import spelled
 
 MISSING = object()
 """What ``cell_at`` returns where a row has no such column."""
@@ -71,7 +72,7 @@ def text(value: Any, column: str) -> str:
     if value is MISSING or value is None:
         raise RowError(column, "missing")
     if not isinstance(value, str):
-        raise RowError(column, f"must be text, found {type(value).__name__} {quoted(value, 40)}")
+        raise RowError(column, f"must be text, found {type(value).__name__} {spelled(value, 40)}")
     if not value.strip():
         raise RowError(column, "empty")
     return clean(value, column)
@@ -93,13 +94,13 @@ def number(value: Any, column: str) -> float:
     if value is MISSING or value is None or value == "":
         raise RowError(column, "missing")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise RowError(column, f"must be a number, found {type(value).__name__} {quoted(value, 40)}")
+        raise RowError(column, f"must be a number, found {type(value).__name__} {spelled(value, 40)}")
     try:
         result = float(value)
     except (ValueError, OverflowError):
-        raise RowError(column, f"must be a number, found {quoted(value, 40)}") from None
+        raise RowError(column, f"must be a number, found {spelled(value, 40)}") from None
     if not math.isfinite(result):
-        raise RowError(column, f"must be finite, found {quoted(value, 40)}")
+        raise RowError(column, f"must be finite, found {spelled(value, 40)}")
     return result
 
 
@@ -109,10 +110,12 @@ def numbers(value: Any, column: str) -> npt.NDArray[np.float32]:
         raise RowError(column, "missing")
     items = sequence(value)
     if not isinstance(items, list) or not items:
-        raise RowError(column, f"must be a list of numbers, found {type(value).__name__} {quoted(value, 40)}")
+        raise RowError(
+            column, f"must be a list of numbers, found {type(value).__name__} {spelled(value, 40)}"
+        )
     for index, item in enumerate(items):
         if isinstance(item, bool) or not isinstance(item, int | float):
-            why = f"must be a number, found {type(item).__name__} {quoted(item, 40)}"
+            why = f"must be a number, found {type(item).__name__} {spelled(item, 40)}"
             raise RowError(f"{column}.{index}", why)
     try:
         with np.errstate(over="raise"):
@@ -131,7 +134,7 @@ def label(value: Any, column: str) -> bool:
     key = value.strip().lower() if isinstance(value, str) else value
     if isinstance(key, bool | int | float | str) and key in _LABELS:
         return _LABELS[key]
-    raise RowError(column, f"must be true or false, found {quoted(value, 40)}")
+    raise RowError(column, f"must be true or false, found {spelled(value, 40)}")
 
 
 def json_cell(value: str, column: str) -> Any:
@@ -192,7 +195,7 @@ def messages(value: Any, column: str) -> list[dict[str, Any]]:
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list | tuple):
         raise RowError(
-            column, f"must be a list of messages, found {type(value).__name__} {quoted(value, 40)}"
+            column, f"must be a list of messages, found {type(value).__name__} {spelled(value, 40)}"
         )
     if not items:
         raise RowError(column, "empty")
@@ -204,7 +207,7 @@ def transcript(value: Any, column: str) -> list[dict[str, Any]]:
     whole = "\n\n" + text(value, column).lstrip()
     before, *parts = _TURN.split(whole)
     if before.strip() or not parts:
-        raise RowError(column, f"must begin with 'Human:' or 'Assistant:', found {quoted(whole[2:], 40)}")
+        raise RowError(column, f"must begin with 'Human:' or 'Assistant:', found {spelled(whole[2:], 40)}")
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
         {"role": roles[who], "content": said.strip()}
@@ -214,13 +217,13 @@ def transcript(value: Any, column: str) -> list[dict[str, Any]]:
 
 def _message(item: Any, column: str) -> dict[str, Any]:
     if not isinstance(item, Mapping):
-        raise RowError(column, f"must be a message, found {type(item).__name__} {quoted(item, 40)}")
+        raise RowError(column, f"must be a message, found {type(item).__name__} {spelled(item, 40)}")
     role_key, content_key = (
         ("from", "value") if "from" in item and "role" not in item else ("role", "content")
     )
     name = item.get(role_key)
     if not isinstance(name, str) or name.lower() not in _ROLES:
-        raise RowError(f"{column}.{role_key}", f"is no known role: {quoted(name)}")
+        raise RowError(f"{column}.{role_key}", f"is no known role: {spelled(name, 60)}")
     role = _ROLES[name.lower()]
     rest = {k: v for k, v in item.items() if k not in (role_key, content_key) and v is not None}
     content = _content(item.get(content_key), f"{column}.{content_key}")
@@ -241,7 +244,7 @@ def _with_weight(rest: dict[str, Any], column: str) -> dict[str, Any]:
             raise RowError(f"{column}.train", "says what 'weight' says too. Keep one of them")
         train = rest.pop("train")
         if not isinstance(train, bool):
-            raise RowError(f"{column}.train", f"must be true or false, found {quoted(train, 40)}")
+            raise RowError(f"{column}.train", f"must be true or false, found {spelled(train, 40)}")
         return {**rest, "weight": float(train)}
     if "weight" in rest:
         weight = number(rest["weight"], f"{column}.weight")
@@ -255,12 +258,12 @@ def _content(value: Any, column: str) -> str | None:
     if value is None or isinstance(value, str):
         return value if value is None else clean(value, column)
     if not isinstance(value, list | tuple):
-        raise RowError(column, f"must be text, found {type(value).__name__} {quoted(value, 40)}")
+        raise RowError(column, f"must be text, found {type(value).__name__} {spelled(value, 40)}")
     parts = []
     for part in value:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else part
-            raise RowError(column, f"must be text only, found a part of type {quoted(kind, 40)}")
+            raise RowError(column, f"must be text only, found a part of type {spelled(kind, 40)}")
         parts.append(part["text"])
     return clean("".join(parts), column)
 
@@ -270,7 +273,7 @@ def _function_call(content: str | None, column: str) -> list[dict[str, Any]]:
     calls = call if isinstance(call, list) else [call]
     for item in calls:
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-            raise RowError(column, f"must be a call with name and arguments, found {quoted(item, 40)}")
+            raise RowError(column, f"must be a call with name and arguments, found {spelled(item, 40)}")
     return [{"type": "function", "function": dict(item)} for item in calls]
 
 
@@ -280,5 +283,7 @@ def tools(value: Any, column: str) -> list[Any] | None:
         return None
     opened = json_cell(value, column) if isinstance(value, str) else value
     if not isinstance(opened, list) or not all(isinstance(tool, Mapping) for tool in opened):
-        raise RowError(column, f"must be a list of tool descriptions, found {quoted(json.dumps(opened))}")
+        raise RowError(
+            column, f"must be a list of tool descriptions, found {spelled(json.dumps(opened), 60)}"
+        )
     return opened

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from prefopt.data.rows.raw_rows import RawRow, RowError, file_error, one_line, quoted
+from prefopt.data.rows.raw_rows import RawRow, RowError, file_error, one_line
+from prefopt.words import spelled
 
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -39,7 +40,7 @@ def json_rows(path: Path, place: str) -> Iterator[RawRow]:
     if first.startswith(b"["):
         yield from _elements(text, place)
         return
-    kind = "one JSON object" if first.startswith(b"{") else f"text that begins {quoted(text[:20])}"
+    kind = "one JSON object" if first.startswith(b"{") else f"text that begins {spelled(text[:20])}"
     raise file_error(place, f"holds {kind}, not rows", "Give an array of objects, or one object per line.")
 
 
@@ -135,7 +136,7 @@ def _parse_line(origin: str, line: bytes) -> RawRow:
 def _row(origin: str, value: Any, text: str) -> RawRow:
     if isinstance(value, dict):
         return RawRow(origin, value, text)
-    why = f"a row must be a JSON object, found {type(value).__name__} {quoted(value, 40)}"
+    why = f"a row must be a JSON object, found {type(value).__name__} {spelled(value, 40)}"
     return RawRow(origin, None, text, RowError("", why))
 
 

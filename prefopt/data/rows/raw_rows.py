@@ -73,8 +73,3 @@ def one_line(text: object, limit: int = 200) -> str:
     """Return ``text`` on one line, without a closing full stop, cut to ``limit`` characters."""
     words = " ".join(str(text).split()).rstrip(".")
     return words if len(words) <= limit else words[: limit - 1] + "…"
-
-
-def quoted(value: object, limit: int = 60) -> str:
-    """Return a short quoted form of ``value`` for an error message."""
-    return one_line(repr(value), limit)

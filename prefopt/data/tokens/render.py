@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
-from prefopt.data.rows.raw_rows import RowError, one_line, quoted
+from prefopt.data.rows.raw_rows import RowError, one_line
 from prefopt.data.tokens.control import ControlTokens
 from prefopt.data.tokens.turns import Span, Turns, needs_spans, spans_of
 from prefopt.errors import DataError, ModelError
 from prefopt.types import Comparison
+from prefopt.words import spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,13 +173,13 @@ def _read_template(chat_template: str | None) -> str | None:
         return Path(chat_template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.chat_template: {quoted(chat_template)} is neither a template nor a readable file "
+            f"model.chat_template: {spelled(chat_template, 60)} is neither a template nor a readable file "
             f"({one_line(error)}). Give a Jinja template or the path of one."
         ) from None
 
 
 def _not_a_prefix(prompt: str, whole: str) -> RowError:
     at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
-    alone, inside = quoted(prompt[at : at + 24], 40), quoted(whole[at : at + 24], 40)
+    alone, inside = spelled(prompt[at : at + 24], 40), spelled(whole[at : at + 24], 40)
     why = f"the chat template prints {alone} where the same prompt before an answer has {inside}"
     return RowError("prompt", why)

@@ -14,7 +14,7 @@ from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
 from prefopt.verbs.losses.curves import curves_of
 from prefopt.verbs.losses.drawing import draw
 from prefopt.verbs.losses.printing import entries, say, table
-from prefopt.words import did_you_mean
+from prefopt.words import did_you_mean, spelled
 
 OF_MIXED = "Add up several losses of one kind, each with its weight."
 
@@ -105,12 +105,12 @@ def _settings(settings: Mapping[str, Setting]) -> None:
     if not settings:
         say("It has no settings.")
         return
-    rows = [[name, _scalar(setting.default), setting.legal] for name, setting in settings.items()]
+    rows = [[name, spelled(setting.default), setting.legal] for name, setting in settings.items()]
     table(["setting", "default", "legal"], rows)
 
 
 def _example(name: str, settings: Mapping[str, Setting]) -> str:
-    parts = [f"name: {name}", *(f"{key}: {_scalar(setting.default)}" for key, setting in settings.items())]
+    parts = [f"name: {name}", *(f"{key}: {spelled(setting.default)}" for key, setting in settings.items())]
     return "{" + ", ".join(parts) + "}"
 
 
@@ -135,7 +135,3 @@ def _extras(contract: LossContract) -> str:
 
 def _summary(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
-
-
-def _scalar(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

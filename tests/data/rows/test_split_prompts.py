@@ -282,7 +282,7 @@ def test_embeddings_are_read_as_float32(write: Any, chatml: Any) -> None:
         ([], "must be a list of numbers, found list []"),
         ("x", "must be a list of numbers, found str 'x'"),
         ([1, "2"], "must be a number, found str '2'"),
-        ([1, True], "must be a number, found bool True"),
+        ([1, True], "must be a number, found bool true"),
         ([1e300], "holds a number too large for float32"),
         ([1, 10**400], "holds a number too large for float32"),
     ],

@@ -11,8 +11,9 @@ from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
 from prefopt.data.rows.layouts.layout import Layout
 from prefopt.data.rows.layouts.texts import compared, prompt_and_answers
-from prefopt.data.rows.raw_rows import RowError, quoted
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison, Preference
+from prefopt.words import spelled
 
 STRENGTHS = ("overall_preference", "preference_strength")
 """Columns that say by how much the better of two answers is better."""
@@ -45,7 +46,7 @@ def _strength(row: Fields, names: Sequence[str]) -> float:
         suffix = name.lower().rsplit("_", 1)[-1]
         if word in (name.lower(), suffix, f"model_{suffix}"):
             return sign
-    raise RowError(column, f"names neither '{names[0]}' nor '{names[1]}', found {quoted(value, 40)}")
+    raise RowError(column, f"names neither '{names[0]}' nor '{names[1]}', found {spelled(value, 40)}")
 
 
 def _form_of(cells: Mapping[str, Any]) -> str | None:

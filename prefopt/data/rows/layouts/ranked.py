@@ -10,8 +10,9 @@ from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
 from prefopt.data.rows.layouts.layout import Half, Layout
 from prefopt.data.rows.layouts.texts import compared, prompt_and_answers
-from prefopt.data.rows.raw_rows import RowError, quoted
+from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison, Preference
+from prefopt.words import spelled
 
 _TEXT_KEYS = ("response", "text", "answer", "completion", "output", "content")
 _SCORE_KEYS = ("score", "overall_score", "rating", "reward")
@@ -23,7 +24,7 @@ def _read(row: Fields) -> Comparison:
     items = sequence(row.cell("responses"))
     if not isinstance(items, list):
         raise RowError(
-            column, "missing" if items is MISSING else f"must be a list, found {quoted(items, 40)}"
+            column, "missing" if items is MISSING else f"must be a list, found {spelled(items, 40)}"
         )
     if len(items) < 2:
         raise RowError(column, f"needs at least two answers, found {len(items)}")
@@ -52,7 +53,7 @@ def _scores(row: Fields, items: Sequence[Any], column: str) -> tuple[float, ...]
         if values is MISSING:
             continue
         if not isinstance(values, list) or len(values) != len(items):
-            found = f"{len(values)} values" if isinstance(values, list) else quoted(values, 40)
+            found = f"{len(values)} values" if isinstance(values, list) else spelled(values, 40)
             raise RowError(row.column(name), f"needs one number per answer ({len(items)}), found {found}")
         cells = [(value, f"{row.column(name)}.{index}") for index, value in enumerate(values)]
         return tuple(sign * number(value, at) for value, at in cells)
