@@ -44,14 +44,14 @@ def wsd(
         exponential there. "sqrt" is from Haegele, Bakouch, Kosson, Ben Allal, Von Werra and Jaggi, "Scaling
         Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024, arXiv 2405.18392.
     """
-    length = num_decay_steps(decay, steps)
+    length = share_or_steps(decay, steps)
     fallen = done - (steps - length)
     return 1.0 if fallen <= 0 else floor + (1 - floor) * DECAY_SHAPES[decay_shape](fallen / length)
 
 
-def num_decay_steps(decay: float, steps: int) -> int:
-    """Return the steps of a fall that is given as a share of ``steps`` below 1, else as a number of steps."""
-    return round(decay * steps) if decay < 1 else int(decay)
+def share_or_steps(length: float, steps: int) -> int:
+    """Return the steps of a rise or fall that is given as a share of ``steps`` below 1, else as a number of steps."""
+    return round(length * steps) if length < 1 else int(length)
 
 
 def _half_cosine(progress: float) -> float:

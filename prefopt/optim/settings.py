@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.errors import RecipeError
 from prefopt.optim import adafactor, adamw, adamw_8bit, muon
 from prefopt.optim.kind import Kind
-from prefopt.optim.schedules import DECAY_SHAPES, SCHEDULES, num_decay_steps
+from prefopt.optim.schedules import DECAY_SHAPES, SCHEDULES, share_or_steps
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def _says(who: str, reads: Iterable[str]) -> str:
 
 def learning_rate(settings: OptimSettings, step: int, num_steps: int, peak: float) -> float:
     """Return the learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
-    warmup = _num_warmup_steps(settings, num_steps)
+    warmup = share_or_steps(settings.warmup, num_steps)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     schedule = SCHEDULES[settings.schedule]
@@ -175,13 +175,9 @@ def check_steps(settings: OptimSettings, num_steps: int) -> None:
     Raises:
         RecipeError: names both lengths.
     """
-    steps = max(0, num_steps - _num_warmup_steps(settings, num_steps))
-    if settings.decay is not None and num_decay_steps(settings.decay, steps) > steps:
+    steps = max(0, num_steps - share_or_steps(settings.warmup, num_steps))
+    if settings.decay is not None and share_or_steps(settings.decay, steps) > steps:
         raise RecipeError(
             f"optim.decay: the rate cannot fall for {settings.decay:g} steps, since only {steps} of {num_steps} follow "
             f"the warm-up. Lower it, or give a share below 1."
         )
-
-
-def _num_warmup_steps(settings: OptimSettings, num_steps: int) -> int:
-    return round(settings.warmup * num_steps) if settings.warmup < 1 else int(settings.warmup)

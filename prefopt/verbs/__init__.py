@@ -1,1 +1,1 @@
-"""The commands: one file each."""
+"""What the commands do, a file or a folder each; their arguments are in ``cli``."""
