@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from prefopt.assemble.loss import BoundLoss
+from prefopt.assemble.optim import optim_of
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupTable
-from prefopt.recipe import Batch, Train
+from prefopt.optim import check_steps
+from prefopt.recipe import Batch, Recipe
 
 
 def plan_of(batch: Batch, table: GroupTable, loss: BoundLoss, *, seed: int, world: int) -> Plan:
@@ -34,9 +36,15 @@ def eval_plan_of(batch: Batch, table: GroupTable, loss: BoundLoss, *, world: int
     )
 
 
-def num_steps(train: Train, plan: Plan) -> int:
-    """Return the optimizer steps of the whole run."""
-    if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None
-    return plan.num_steps(train.epochs)
+def num_steps(recipe: Recipe, plan: Plan) -> int:
+    """Return the optimizer steps of the whole run.
+
+    Raises:
+        RecipeError: the schedule does not fit into them.
+    """
+    epochs, steps = recipe.train.epochs, recipe.train.steps
+    if steps is None:
+        assert epochs is not None
+        steps = plan.num_steps(epochs)
+    check_steps(optim_of(recipe.optim), steps)
+    return steps

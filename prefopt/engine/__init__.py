@@ -83,9 +83,12 @@ class Engine:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Place the trained model and let its gradients be shared.
 
-        Without trainable parameters there is nothing to share, so the model stays unwrapped.
+        Without trainable parameters there is nothing to share, so the model stays unwrapped. A wrapper from before is
+        taken off: its hooks on the parameters would share every gradient once more.
         """
-        model = self.place(model)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            _disarm(model)
+        model = self.place(self.unwrap(model))
         if self.sharding is not None:
             sharding.rest(model)
             return model
@@ -254,10 +257,16 @@ class Engine:
         # A reducer that outlived the group would free it while holding Python's lock, and wait for gloo's
         # threads, which may wait for that lock (pytorch issue 56297): the rank would never end.
         for wrapper in self._wrappers:
-            del wrapper.reducer, wrapper.logger
+            _disarm(wrapper)
         self._wrappers.clear()
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _disarm(wrapper: nn.parallel.DistributedDataParallel) -> None:
+    """Let go of what shares a wrapped model's gradients, once and for all; its hooks go with it."""
+    for name in ("reducer", "logger"):
+        vars(wrapper).pop(name, None)
 
 
 @dataclass(frozen=True, slots=True)

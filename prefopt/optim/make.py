@@ -115,7 +115,17 @@ def peak_lr(optimizer: torch.optim.Optimizer) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group its share of the learning rate ``value``."""
+    """Give every parameter group its share of the learning rate ``value``.
+
+    Raises:
+        RecipeError: a group was added since the optimizer was built.
+    """
+    if any("share" not in group for group in optimizer.param_groups):
+        raise RecipeError(
+            f"optim: {type(optimizer).__name__} has a parameter group that was added while the run went on, so neither "
+            f"its learning rate nor its part in clipping and in checkpoints is known. Let the function that builds the "
+            f"optimizer add it, over all that will ever be trained."
+        )
     for group in optimizer.param_groups:
         group["lr"] = value * group["share"]
 

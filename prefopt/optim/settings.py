@@ -170,12 +170,18 @@ def learning_rate(settings: OptimSettings, step: int, num_steps: int, peak: floa
 
 
 def check_steps(settings: OptimSettings, num_steps: int) -> None:
-    """Refuse a fall of the learning rate that is longer than what follows the warm-up.
+    """Refuse a warm-up that leaves no step at the peak, and a fall that is longer than what follows the warm-up.
 
     Raises:
         RecipeError: names both lengths.
     """
-    steps = max(0, num_steps - share_or_steps(settings.warmup, num_steps))
+    warmup = share_or_steps(settings.warmup, num_steps)
+    if settings.warmup >= 1 and warmup >= num_steps:
+        raise RecipeError(
+            f"optim.warmup: {warmup} steps of warm-up in a run of {num_steps} would never reach optim.lr. Lower it, or "
+            f"give a share below 1."
+        )
+    steps = num_steps - warmup
     if settings.decay is not None and share_or_steps(settings.decay, steps) > steps:
         raise RecipeError(
             f"optim.decay: the rate cannot fall for {settings.decay:g} steps, since only {steps} of {num_steps} follow "

@@ -286,7 +286,7 @@ class Policy:
         self._model = engine.place(self._model)
 
     def wrap(self, engine: Engine) -> None:
-        """Place the model and let the engine share its gradients over ranks."""
+        """Place the model and let the engine share its gradients over ranks; a wrapper from before is taken off."""
         self._model = engine.prepare(self._model)
 
     @contextmanager

@@ -46,7 +46,7 @@ class Optim(Block):
     schedule: _among(SCHEDULES) = "cosine"  # type: ignore[valid-type]
     """cosine and linear fall until the last step, wsd only in the last ones."""
     warmup: ShareOrCount = 0.1
-    """Linear rise from zero: a share of all steps below 1, else a number of steps."""
+    """Linear rise from zero: a share of all steps below 1, else a number of steps, fewer than the run has."""
     floor: Annotated[float, Field(ge=0, lt=1)] | None = None
     """What is left after the last step, as a share of the peak; all but constant. Left out: 0."""
     decay: Annotated[float, Field(gt=0), AfterValidator(share_or_count)] | None = None

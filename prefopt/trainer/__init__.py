@@ -115,12 +115,14 @@ class Trainer:
         self.policy = policy
         self.settings = as_settings(optim)
         check_optimizer(self.settings, self.engine.device, is_sharded=self.engine.sharding is not None)
+        _check_counts(num_steps, start_step)
         check_steps(self.settings, num_steps)
         self.num_steps, self.done = num_steps, start_step
         self.on_nonfinite = on_nonfinite
         if on_nonfinite not in ("abort", "skip"):
             raise RecipeError(f"on_nonfinite: there is no '{on_nonfinite}'. Choose abort or skip.")
         self.policy.wrap(self.engine)
+        self._wrapped = self.policy.model
         self.masks = None if masks is None else masks.to(self.engine.device)
         model = self.engine.unwrap(self.policy.model)
         self.parameters = trainable(model)
@@ -179,6 +181,10 @@ class Trainer:
                 iterator is open.
             NonFiniteError: of a step, unless such steps are skipped; the weights are those before it.
         """
+        if num is not None and num < 0:
+            raise RecipeError(
+                f"run: {num} steps cannot be run. Give 0 or more, or None for all that are left."
+            )
         stop = self.num_steps if num is None else self.done + num
         if num is not None and stop > self.num_steps:
             raise RecipeError(
@@ -246,6 +252,12 @@ class Trainer:
                 "steps: gradients are switched off where a step begins, by no_grad() or evaluating(). Leave that block "
                 "before, in a source of steps before each yield."
             )
+        if self.policy.model is not self._wrapped:
+            raise RecipeError(
+                "policy: a step begins while the model is not as this trainer wrapped it, so its gradients would not "
+                "be shared over ranks. Leave bare() and evaluating() before, in a source of steps before each yield, "
+                "and give one policy to one trainer at a time."
+            )
         self.policy.model.train()
         if self.masks is not None:
             self.masks.train()
@@ -261,6 +273,15 @@ class Trainer:
         bits = [self.requests >> i & 1 for i in range(2)]
         # filled there: a list would have to be copied to the device, which waits for it
         return tuple(torch.full((), bit, dtype=torch.int32, device=device) for bit in bits)
+
+
+def _check_counts(num_steps: int, start_step: int) -> None:
+    if num_steps < 1:
+        raise RecipeError(f"num_steps: a run of {num_steps} steps trains nothing. Give 1 or more.")
+    if not 0 <= start_step <= num_steps:
+        raise RecipeError(
+            f"start_step: a run of {num_steps} steps cannot go on after {start_step}. Give 0 to {num_steps}."
+        )
 
 
 def _check_parts(

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 
-from prefopt.data.packs.steps import Reader, Steps, read
+from prefopt.data.packs.steps import Reader, Steps, check_source, read
 from prefopt.errors import RecipeError
 from prefopt.types import Step
 
@@ -23,6 +23,7 @@ class Feed:
     """
 
     def __init__(self, steps: Steps, reader: Reader) -> None:
+        check_source(steps)
         self.steps, self.reader = steps, reader
         self._offset = 0  # index in the run of the source's step 0
         self._is_open = False
@@ -34,6 +35,7 @@ class Feed:
                 "steps: an iterator over the trainer still reads the source that is to be replaced. Exhaust it "
                 "or close() it first."
             )
+        check_source(steps)
         self.steps, self._offset = steps, offset
 
     def read(self, start: int, stop: int, *, may_end: bool) -> Generator[Step, None, None]:

@@ -81,7 +81,7 @@ def _check(console: Console, recipe: Recipe, device: Device, ranks: Ranks) -> No
     _show_example(console, tokenizer, data.train[0], structure)
     _show_lengths(console, data.train, structure)
     plan = plan_of(recipe.batch, data.train, loss, seed=recipe.seed, world=ranks.count)
-    _show_plan(console, recipe.batch, structure, data, plan, num_steps(recipe.train, plan))
+    _show_plan(console, recipe.batch, structure, data, plan, num_steps(recipe, plan))
     show_memory(console, recipe, loss, data.train, plan, device, ranks)
     folder = RunFolder(Path(recipe.output))
     state = "holds a run: --resume or --overwrite will be needed" if folder.is_occupied else "is free"

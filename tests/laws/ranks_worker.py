@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,8 +15,34 @@ from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
+from prefopt.errors import RecipeError
+from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.trainer import Trainer
+
+
+def again(engine: Engine) -> dict[str, torch.Tensor]:
+    """Train a policy by one trainer and then by another, and let the first one go on, alone or inside a block."""
+    data, policy = toy.table(24), toy.policy()
+    steps = PlannedSteps(toy.plan(data, budget=80, per_step=24, world=engine.world), data)
+    reference = toy.reference(seed=1)
+    first = Trainer(policy, dpo, steps, num_steps=3, reference=reference, engine=engine)
+    second = Trainer(policy, dpo, steps, num_steps=3, reference=reference, engine=engine)
+    losses = [result.sums.vector()[1] for result in second.run(2)]
+    weights = torch.cat([p.detach().flatten() for p in second.parameters.values()])
+    refused = torch.zeros(2)
+    with policy.bare() if engine.world > 1 else nullcontext():
+        refused[0] = is_refused(second)
+    refused[1] = is_refused(first)
+    return {"losses": engine.sum(torch.stack(losses)), "weights": weights, "refused": refused}
+
+
+def is_refused(trainer: Trainer) -> bool:
+    try:
+        next(trainer.run(1))
+    except RecipeError as error:
+        return "not as this trainer wrapped it" in str(error)
+    return False
 
 
 def main(folder: Path) -> None:
@@ -62,6 +89,8 @@ def main(folder: Path) -> None:
             trainer.evaluate(PlannedSteps(plan, data))["loss"], dtype=torch.float64
         )
         del names
+    found = again(engine)
+    out |= {name if name == "refused" else f"again/{name}": value for name, value in found.items()}
     uneven = torch.arange(3 + engine.rank, dtype=torch.float64) + 10 * engine.rank
     out["gathered"] = engine.gather(uneven)
     model = trainer.policy.model  # wrapped for two ranks

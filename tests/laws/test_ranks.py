@@ -44,6 +44,18 @@ def test_losses_gradients_and_weights_agree(
             torch.testing.assert_close(rank[key], one[key], rtol=1e-10, atol=1e-13, msg=f"{key} differs")
 
 
+def test_a_second_trainer_over_a_policy_takes_it_over(
+    results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
+) -> None:
+    """Its gradients are shared once; the first trainer, and a step inside ``bare()``, would share none."""
+    one, two = results
+    for rank in two:
+        for key in ("again/losses", "again/weights"):
+            torch.testing.assert_close(rank[key], one[key], rtol=1e-10, atol=1e-13, msg=f"{key} differs")
+        assert rank["refused"].tolist() == [1, 1]
+    assert one["refused"].tolist() == [0, 0]  # one rank has nothing to share
+
+
 def test_the_ranks_held_different_work(
     results: tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]],
 ) -> None:

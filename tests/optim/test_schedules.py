@@ -79,6 +79,13 @@ def test_a_fall_longer_than_the_run_is_refused() -> None:
     check_steps(settings, 11)
 
 
+def test_a_warmup_without_a_step_at_the_peak_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"optim\.warmup: 10 steps of warm-up in a run of 10 would never"):
+        check_steps(OptimSettings(warmup=10), 10)
+    check_steps(OptimSettings(warmup=10), 11)
+    check_steps(OptimSettings(warmup=0.9), 1)  # a share leaves the last step at the peak
+
+
 REFUSED = {
     "decay without wsd": ({"decay": 0.2}, "optim.decay: the schedule cosine does not read it"),
     "floor of a constant": ({"schedule": "constant", "floor": 0.1}, "optim.floor: the schedule constant"),

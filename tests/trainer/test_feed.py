@@ -245,6 +245,15 @@ class Handing:
         return self.returned
 
 
+@pytest.mark.parametrize("source", [[], planned, PlannedSteps], ids=["list", "function", "class"])
+def test_what_is_no_source_is_refused_by_name(source: Any) -> None:
+    message = r"steps: a (list|function|type) has no stream\(start, stop, reader\)"
+    with pytest.raises(RecipeError, match=message):
+        trainer_of("dpo", source)
+    with pytest.raises(RecipeError, match=message):
+        trainer_of("dpo", planned()).feed(source)
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

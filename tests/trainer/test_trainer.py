@@ -168,6 +168,33 @@ def test_what_would_be_passed_over_is_refused(loss: Any, changes: Any, message: 
         trainer_of(build_loss(loss), **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps: a run of 0 steps trains nothing"),
+        (
+            {"num_steps": 3, "start_step": 4},
+            "start_step: a run of 3 steps cannot go on after 4. Give 0 to 3.",
+        ),
+        ({"num_steps": 3, "start_step": -1}, "start_step: a run of 3 steps cannot go on after -1"),
+    ],
+)
+def test_a_run_of_no_steps_is_refused(changes: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        trainer_of(build_loss({"name": "dpo"}), **changes)
+    with pytest.raises(RecipeError, match="run: -1 steps cannot be run"):
+        next(trainer_of(build_loss({"name": "dpo"})).run(-1))
+
+
+def test_a_group_added_between_steps_is_refused() -> None:
+    """Its learning rate, clipping and state would be nobody's."""
+    trainer = trainer_of(build_loss({"name": "dpo"}))
+    list(trainer.run(1))
+    trainer.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1.0})
+    with pytest.raises(RecipeError, match="optim: AdamW has a parameter group that was added while the run"):
+        next(trainer.run(1))
+
+
 def test_a_reference_that_froze_the_policy_is_named() -> None:
     policy = toy.policy()
     data, reference = toy.table(8), FrozenReference(policy, is_start=True)

@@ -57,6 +57,10 @@ def test_the_example_shows_exactly_the_scored_tokens(
         ({"loss__beta": "x"}, "loss.beta"),
         ({"model__path": "/nowhere"}, "model.path"),
         ({"rows__max_bad": "0"}, "bad"),
+        (
+            {"optim__warmup": "500", "rows__max_bad": "0.5"},
+            "command line: optim.warmup: 500 steps of warm-up in a run of 6",
+        ),
     ],
     ids=str,
 )

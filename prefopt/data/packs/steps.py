@@ -201,7 +201,21 @@ def read(steps: Steps, start: int, stop: int, reader: Reader) -> Generator[Step,
         getattr(source, "close", lambda: None)()
 
 
+def check_source(steps: object) -> None:
+    """Refuse what hands out no steps.
+
+    Raises:
+        RecipeError: it has no ``stream``.
+    """
+    if isinstance(steps, type) or not callable(getattr(steps, "stream", None)):
+        raise RecipeError(
+            f"steps: a {type(steps).__name__} has no stream(start, stop, reader) that hands out steps. Give "
+            f"PlannedSteps(plan, groups), or an object with such a method."
+        )
+
+
 def _opened(steps: Steps, start: int, stop: int, reader: Reader) -> Iterator[Step]:
+    check_source(steps)
     source = steps.stream(start, stop, reader)
     if not isinstance(source, Iterable):
         raise RecipeError(

@@ -27,7 +27,7 @@ def load(job: Job, tokenizer: Any) -> Loaded:
     if data.held_out is not None:
         eval_plan = eval_plan_of(recipe.batch, data.held_out, loss, world=world)
         held_out = PlannedSteps(eval_plan, data.held_out, recipe.batch.share_prompts)
-    return Loaded(data, steps, held_out, num_steps(recipe.train, plan))
+    return Loaded(data, steps, held_out, num_steps(recipe, plan))
 
 
 def _report(job: Job, data: Data) -> None:
