@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefopt import demo
+from prefopt.assemble.fit import loss_of
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.memory import plan_memory
 from prefopt.assemble.model import DTYPES
@@ -93,7 +94,7 @@ def show_memory(
         console.print(line, markup=False)
     if device.memory is not None and memory.total(load.tokens) > device.memory:
         changes = _changes(recipe.model, recipe.references, ranks)
-        for line in _ways_out(changes, lambda given: planned(overridden(recipe, given)), load, device.memory):
+        for line in _ways_out(changes, lambda given: planned(_changed(recipe, given)), load, device.memory):
             console.print(line, markup=False)
 
 
@@ -180,13 +181,27 @@ def _ways_out(
     """Add one change after the other until the recipe fits, and say what each brings."""
     made: list[str] = []
     for change in changes:
+        try:
+            memory = planned([*made, *change])
+        except RecipeError:  # the loss does not go with it
+            continue
         made += change
-        memory = planned(made)
         total, most = memory.total(load.tokens), load.most(memory, limit)
         smaller = f", or batch.tokens_per_batch={most}" if total > limit and most else ""
         yield f"with {' '.join(made)}: {_gib(total)} GiB{smaller}"
         if total <= limit:
             return
+
+
+def _changed(recipe: Recipe, given: Sequence[str]) -> Recipe:
+    """Return the recipe with other settings.
+
+    Raises:
+        RecipeError: they do not go together.
+    """
+    changed = overridden(recipe, given)
+    loss_of(changed)
+    return changed
 
 
 def _changes(settings: Model, references: Sequence[Entry], ranks: Ranks) -> Iterator[list[str]]:

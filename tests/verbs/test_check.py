@@ -171,6 +171,14 @@ def test_what_cannot_fit_at_all_is_said_with_every_way_out(
     ]
 
 
+def test_no_way_out_is_one_that_the_loss_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``tdpo`` compares the policy with must be live."""
+    assert main(["check", *toy.recipe(tmp_path, loss="{name: tdpo}"), "--gpu-memory", "0.5"]) == 0
+    ways = re.findall(r"^with (.*): [\d.]+ GiB", memory_of(capsys.readouterr().out), re.MULTILINE)
+    adapter = "model.lora={rank: 16} model.dtype=bfloat16 model.autocast=null"
+    assert ways[:2] == ["model.checkpointing=true", f"model.checkpointing=true {adapter}"]
+
+
 def test_ranks_are_planned_for_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*toy.recipe(tmp_path), "--gpu-memory", "4", "--gpus", "2"]
     assert main(["check", *arguments]) == 0
