@@ -17,6 +17,10 @@ class RecipeError(PrefoptError):
     """A recipe, a setting or a combination of settings that cannot be carried out."""
 
 
+class OwnCodeError(RecipeError):
+    """Code of the user's own, named by a recipe, that failed; ``__cause__`` is what it raised."""
+
+
 class ModelError(PrefoptError):
     """A model, adapter or tokenizer that is missing or that prefopt cannot train exactly."""
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "prefopt"
 LEVELS = [
     {"ragged", "words"},
     {"types", "errors"},
-    {"structures"},
+    {"structures", "plugins"},
     {"engine", "kernels", "losses", "data"},
     {"optim"},
     {"policy", "demo", "recipe"},

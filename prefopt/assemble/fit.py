@@ -22,7 +22,7 @@ def loss_of(recipe: Recipe) -> BoundLoss:
     Raises:
         RecipeError: the loss itself, ``eval.metric``, ``reference`` or ``optim`` does not go with the rest.
     """
-    loss = build_loss(recipe.loss)
+    loss = build_loss(recipe.loss, folder=recipe.folder)
     contract = loss.contract
     _check_metric(recipe.eval, contract)
     _check_several(recipe.reference, contract)

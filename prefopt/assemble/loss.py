@@ -2,6 +2,7 @@
 
     loss: {name: ipo, beta: 0.1, with: [{name: length_desensitized, alpha: 0.5}, {name: with_nll}]}
     loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: simpo, weight: 0.2}]}
+    loss: {name: my_loss.py:my_loss, beta: 0.1}
 
 ``with`` is applied left to right. Strict: an unknown name or setting, a value of the wrong type or out
 of range, and a combination that makes no sense are refused in one line that says where.
@@ -9,21 +10,32 @@ of range, and a combination that makes no sense are refused in one line that say
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from prefopt.errors import RecipeError
-from prefopt.losses import LOSSES, TRANSFORMS, bound, mixed
+from prefopt.assemble.loss_names import (
+    LOSS,
+    MIXED,
+    TRANSFORM,
+    check_name,
+    contract_at,
+    known_names,
+    loss_named,
+    transform_named,
+)
+from prefopt.errors import OwnCodeError, RecipeError
+from prefopt.losses import bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
 from prefopt.losses._contract import Loss, LossContract, contract_of, settings_of
 from prefopt.losses._settings import check_settings
+from prefopt.plugins import Code, Kind, blamed, line_of
 from prefopt.types import INPUTS, LossOutput
-from prefopt.words import did_you_mean, spelled
+from prefopt.words import spelled
 
-MIXED = "mixed"
 _STRUCTURAL = ("name", "with")
 
 
@@ -36,12 +48,14 @@ class BoundLoss:
         contract: what it needs.
         settings: the block that builds it again, defaults filled in.
         description: one line, as ``describe`` returns it.
+        code: of the user's own behind the names in the block, in their order.
     """
 
     loss: Loss
     contract: LossContract
     settings: Mapping[str, Any]
     description: str
+    code: tuple[Code, ...] = ()
 
     def __call__(self, policy: Any, reference: Any = None, **inputs: Tensor | None) -> LossOutput:
         """Pay for every unit; hands the loss what it wants and drops the rest.
@@ -76,32 +90,37 @@ class BoundLoss:
         return self.description
 
 
-def build_loss(block: Mapping[str, Any], where: str = "loss") -> BoundLoss:
-    """Build the loss that a recipe's ``loss`` block names.
+def build_loss(block: Mapping[str, Any], where: str = "loss", folder: str | Path = ".") -> BoundLoss:
+    """Build the loss that a recipe's ``loss`` block names, and import the code of one's own that it names.
 
     Args:
         block: ``name``, the settings of that loss, and optionally ``with``.
         where: place of the block, for messages.
+        folder: that files of code are looked for from.
 
     Raises:
         RecipeError: anything in the block that cannot be carried out exactly as written.
+        OwnCodeError: code of one's own that raises.
     """
     _require_mapping(block, where, "{name: dpo}")
-    name = _require_name(block, where, [*LOSSES, MIXED], "loss")
-    built = _build_mixed(block, where) if name == MIXED else _build_named(name, block, where)
-    return _apply_all(built, block.get("with", []), f"{where}.with")
+    name = _require_name(block, where, LOSS)
+    folder = Path(folder)
+    built = _build_mixed(block, where, folder) if name == MIXED else _build_named(name, block, where, folder)
+    return _apply_all(built, block.get("with", []), f"{where}.with", folder)
 
 
-def _build_named(name: str, block: Mapping[str, Any], where: str) -> BoundLoss:
-    loss = LOSSES[name]
+def _build_named(name: str, block: Mapping[str, Any], where: str, folder: Path) -> BoundLoss:
+    named = loss_named(name, f"{where}.name", folder)
     given = {key: value for key, value in block.items() if key not in _STRUCTURAL}
     _require_text_keys(given, where)
-    settings = check_settings(name, contract_of(loss).settings, given, where)
-    closed = bound(loss, **settings)
-    return BoundLoss(closed, contract_of(closed), {"name": name, **settings}, _call_text(name, settings))
+    settings = check_settings(named.short, contract_of(named.value).settings, given, where)
+    closed = bound(named.value, **settings)
+    text = _call_text(named.short, settings)
+    code = () if named.code is None else (named.code,)
+    return BoundLoss(closed, contract_of(closed), {"name": named.name, **settings}, text, code)
 
 
-def _build_mixed(block: Mapping[str, Any], where: str) -> BoundLoss:
+def _build_mixed(block: Mapping[str, Any], where: str, folder: Path) -> BoundLoss:
     allowed = {*_STRUCTURAL, "of"}
     for key in block:
         if key not in allowed:
@@ -118,7 +137,8 @@ def _build_mixed(block: Mapping[str, Any], where: str) -> BoundLoss:
         place = f"{where}.of.{index}"
         _require_mapping(entry, place, "{name: dpo, weight: 0.8}")
         weights.append(MIX_WEIGHT.check(entry.get("weight", MIX_WEIGHT.default), f"{place}.weight"))
-        parts.append(build_loss({key: value for key, value in entry.items() if key != "weight"}, place))
+        block_of_part = {key: value for key, value in entry.items() if key != "weight"}
+        parts.append(build_loss(block_of_part, place, folder))
     try:
         loss = mixed([part.loss for part in parts], weights)
     except RecipeError as error:
@@ -128,31 +148,40 @@ def _build_mixed(block: Mapping[str, Any], where: str) -> BoundLoss:
         "of": [{**part.settings, "weight": w} for part, w in zip(parts, weights, strict=True)],
     }
     terms = [f"{w:g} * {part.description}" for part, w in zip(parts, weights, strict=True)]
-    return BoundLoss(loss, contract_of(loss), settings, f"{MIXED}({', '.join(terms)})")
+    code = tuple(code for part in parts for code in part.code)
+    return BoundLoss(loss, contract_of(loss), settings, f"{MIXED}({', '.join(terms)})", code)
 
 
-def _apply_all(built: BoundLoss, entries: Any, where: str) -> BoundLoss:
+def _apply_all(built: BoundLoss, entries: Any, where: str, folder: Path) -> BoundLoss:
     if not isinstance(entries, (list, tuple)):
         raise RecipeError(f"{where}: {spelled(entries)} is not a list. Write with: [{{name: with_nll}}].")
     for index, entry in enumerate(entries):
-        built = _apply(built, entry, f"{where}.{index}")
+        built = _apply(built, entry, f"{where}.{index}", folder)
     return built
 
 
-def _apply(built: BoundLoss, entry: Any, where: str) -> BoundLoss:
+def _apply(built: BoundLoss, entry: Any, where: str, folder: Path) -> BoundLoss:
     _require_mapping(entry, where, "{name: with_nll}")
-    name = _require_name(entry, where, TRANSFORMS, "transform")
-    transform = TRANSFORMS[name]
+    named = transform_named(_require_name(entry, where, TRANSFORM), f"{where}.name", folder)
     given = {key: value for key, value in entry.items() if key != "name"}
     _require_text_keys(given, where)
-    settings = check_settings(name, settings_of(transform), given, where)
+    settings = check_settings(named.short, settings_of(named.value), given, where)
+    code = () if named.code is None else (named.code,)
     try:
-        loss = transform(built.loss, **settings)
+        with blamed(code):
+            loss = named.value(built.loss, **settings)
+    except OwnCodeError:
+        raise
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
-    applied = [*built.settings.get("with", []), {"name": name, **settings}]
-    text = _call_text(name, settings, built.description)
-    return BoundLoss(loss, contract_of(loss), {**built.settings, "with": applied}, text)
+    contract = (
+        contract_at(loss, f"{where}: {line_of(named.value)}: what it returns is no loss: ")
+        if code
+        else contract_of(loss)
+    )
+    applied = [*built.settings.get("with", []), {"name": named.name, **settings}]
+    text = _call_text(named.short, settings, built.description)
+    return BoundLoss(loss, contract, {**built.settings, "with": applied}, text, (*built.code, *code))
 
 
 def _require_mapping(block: Any, where: str, example: str) -> None:
@@ -160,26 +189,12 @@ def _require_mapping(block: Any, where: str, example: str) -> None:
         raise RecipeError(f"{where}: {spelled(block)} is not a block. Write {example}.")
 
 
-def _require_name(block: Mapping[str, Any], where: str, known: Collection[str], kind: str) -> str:
-    names = ", ".join(known)
+def _require_name(block: Mapping[str, Any], where: str, kind: Kind) -> str:
     if "name" not in block:
-        raise RecipeError(f"{where}.name: missing. Give the name of a {kind}: {names}.")
-    name = block["name"]
-    if not isinstance(name, str) or name not in known:
-        hint = _meant(name, known, kind) if isinstance(name, str) else ""
-        raise RecipeError(f"{where}.name: there is no {kind} {spelled(name)}.{hint} There are: {names}.")
-    return name
-
-
-def _meant(name: str, known: Collection[str], kind: str) -> str:
-    """Name the nearest entry, or say so where a loss is given as a transform or the reverse."""
-    if hint := did_you_mean(name, known):
-        return hint
-    if kind == "loss" and name in TRANSFORMS:
-        return " It is a transform: put it under 'with' of a loss."
-    if kind == "transform" and (name in LOSSES or name == MIXED):
-        return " It is a loss: 'with' takes transforms."
-    return ""
+        raise RecipeError(
+            f"{where}.name: missing. Give the name of a {kind.what}: {', '.join(known_names(kind))}."
+        )
+    return check_name(block["name"], kind, f"{where}.name")
 
 
 def _require_text_keys(given: Mapping[Any, Any], where: str) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from prefopt.cli.report import internal, report, usage
-from prefopt.errors import PrefoptError
+from prefopt.cli.report import internal, report, theirs, usage
+from prefopt.errors import OwnCodeError, PrefoptError
 
 COMMANDS = ("train", "check", "score", "losses", "quickstart", "version")
 """All commands, in the order of the help."""
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(
             args=None if arguments is None else list(arguments), prog_name="prefopt", standalone_mode=False
         )
+    except OwnCodeError as error:
+        return report(theirs(error), error.exit_code)
     except PrefoptError as error:
         return report(str(error), error.exit_code, "stopped" if error.exit_code in STOPPED else "error")
     except _UsageError as error:

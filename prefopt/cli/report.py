@@ -11,6 +11,8 @@ from importlib import metadata
 
 import typer
 
+from prefopt.errors import OwnCodeError
+
 
 def usage(error: Exception) -> str:
     """Say what is wrong with the arguments, and how settings are written."""
@@ -25,12 +27,22 @@ def usage(error: Exception) -> str:
 
 def internal(error: Exception) -> str:
     """Say where the traceback is of a mistake that nobody foresaw."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {what[:300]}. This is a bug in prefopt; the traceback is in {_kept(error)}."
+
+
+def theirs(error: OwnCodeError) -> str:
+    """Say where the traceback is of a mistake in code of the user's own."""
+    return f"{error} The traceback is in {_kept(error.__cause__ or error)}."
+
+
+def _kept(error: BaseException) -> str:
+    """Write the traceback into a file and return its path."""
     handle, path = tempfile.mkstemp(prefix="prefopt-traceback-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(f"prefopt {metadata.version('prefopt')}, python {sys.version}\n")
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {what[:300]}. This is a bug in prefopt; the traceback is in {path}."
+    return path
 
 
 def report(message: str, code: int, label: str = "error") -> int:

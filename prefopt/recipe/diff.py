@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from prefopt.words import spelled
@@ -45,14 +46,25 @@ def diff_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     """List the settings in which two resolved recipes (``Recipe.resolved()``) differ."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
-        Change(key, before.get(key), after.get(key), is_fatal=not _is_free(key))
+        Change(
+            key, before.get(key), after.get(key), is_fatal=not _is_free(key, before.get(key), after.get(key))
+        )
         for key in [*after, *(key for key in before if key not in after)]
         if before.get(key) != after.get(key) or type(before.get(key)) is not type(after.get(key))
     ]
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def _is_free(key: str, old: Any, new: Any) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE) or _has_moved(key, old, new)
+
+
+def _has_moved(key: str, old: Any, new: Any) -> bool:
+    """Tell whether both name one function in a file of one name, whose digest a run compares besides."""
+    if not (
+        key.startswith("loss.") and key.endswith(".name") and isinstance(old, str) and isinstance(new, str)
+    ):
+        return False
+    return ".py:" in new and PurePath(old).name == PurePath(new).name
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefopt.errors import RecipeError
@@ -39,7 +40,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
         # blocks that the override made are its own; those of the file keep their lines
         for end in range(1, len(path) + 1):
             places.setdefault(path[:end], COMMAND_LINE)
-    return Document(value=value, places=places, name=document.name)
+    return replace(document, value=value, places=places)
 
 
 def _put(value: Any, path: KeyPath, new: Any, key: str) -> None:

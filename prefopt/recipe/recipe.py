@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -45,7 +46,7 @@ class Recipe(Block):
     eval: Eval | None = None
     """Held-out evaluation: split or data, and how often. Left out: none."""
     loss: dict[str, Any]
-    """name and the settings of that loss; `prefopt losses NAME` lists them."""
+    """name and the settings of that loss; `prefopt losses NAME` lists them. A loss of one's own: file.py:function."""
     batch: Batch = Batch()
     """How much goes into one optimizer step and into one forward pass."""
     optim: Optim
@@ -77,6 +78,11 @@ class Recipe(Block):
                 "batch",
             )
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe lies, which files of code that it names are looked for from."""
+        return self._document.folder
 
     @property
     def references(self) -> tuple[Entry, ...]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,11 +64,12 @@ _ODD = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufe
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file: its value, and the place ``file:line:column`` of every key and list entry."""
+    """A parsed file: its value, the place ``file:line:column`` of every key and list entry, and where it lies."""
 
     value: Any
     places: Mapping[KeyPath, str]
     name: str
+    folder: Path = Path()  # the current one for text that lies nowhere
 
     def place(self, path: KeyPath) -> str:
         """Return where ``path``, or else the nearest block around it, stands."""
@@ -90,7 +91,7 @@ def read_yaml(path: str | Path) -> Document:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RecipeError(f"{path}: cannot be read ({reason.lower()}). Check the path.") from None
-    return parse_yaml(raw, name=str(path))
+    return replace(parse_yaml(raw, name=str(path)), folder=Path(path).parent)
 
 
 def parse_yaml(raw: str | bytes, name: str) -> Document:

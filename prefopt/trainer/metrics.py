@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prefopt.errors import RecipeError
 from prefopt.structures import BY_VALUES, UnitLogps
 from prefopt.types import LossOutput
 
@@ -67,6 +68,10 @@ def pack_sums(policy: UnitLogps, output: LossOutput, weighted_loss: Tensor) -> M
         sums.add("reward/chosen", output.chosen_reward.sum())
         sums.add("reward/rejected", output.rejected_reward.sum())
     for name, values in output.metrics.items():
+        if name in sums.values:
+            raise RecipeError(
+                f"loss: the metric '{name}' is reported for every loss. Give yours another name."
+            )
         sums.add(name, values.sum())
     return sums
 

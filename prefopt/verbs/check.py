@@ -102,6 +102,8 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
     console.rule("recipe")
     console.print(filled(recipe, loss).to_yaml().rstrip(), markup=False)
     console.print(f"\nloss {loss.describe()}", markup=False)
+    for code in loss.code:
+        console.print(code.describe(), markup=False)
     console.print(f"reference {describe_references(needed(recipe.references, loss))}", markup=False)
     console.rule("data")
 

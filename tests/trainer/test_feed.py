@@ -280,13 +280,66 @@ def averaged(policy: PairLogps) -> LossOutput:
     return LossOutput(policy.rejected.mean.mean())
 
 
+def in_numbers(policy: PairLogps) -> LossOutput:
+    """Pay a number."""
+    return LossOutput(1.0)  # type: ignore[arg-type]
+
+
+def in_columns(policy: PairLogps) -> LossOutput:
+    """Report rewards that would be compared each with every other."""
+    margin = policy.rejected.mean - policy.chosen.mean
+    return LossOutput(margin, chosen_reward=margin[:, None].detach(), rejected_reward=margin.detach())
+
+
+def in_total(policy: PairLogps) -> LossOutput:
+    """Report a metric of the batch."""
+    return LossOutput(policy.rejected.mean, metrics={"mean": policy.rejected.mean.mean().detach()})
+
+
+def unasked(policy: PairLogps) -> LossOutput:
+    """Hand on what no parameter takes."""
+    return LossOutput(policy.rejected.mean, carried={"mean": policy.rejected.mean.mean().detach()})
+
+
 @pytest.mark.parametrize(
-    ("loss", "found"), [(paid, "a Tensor"), (averaged, r"a loss of shape \[\]")], ids=["tensor", "mean"]
+    ("loss", "found"),
+    [
+        (paid, "a Tensor"),
+        (averaged, r"loss of shape \[\]"),
+        (in_numbers, "loss as a float"),
+        (in_columns, r"chosen_reward of shape \[\d, 1\]"),
+        (in_total, r"mean of shape \[\]"),
+        (unasked, "a value 'mean' to carry over, against its signature,"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_loss_that_returns_something_else_is_told_what_to_return(loss: Any, found: str) -> None:
     with pytest.raises(
-        RecipeError, match=rf"loss {loss.__name__}: returned {found} for \d pairs\. Return Loss"
+        RecipeError, match=rf"^loss: {loss.__name__} returned {found} for \d pairs\. Return Loss"
     ):
+        list(Trainer(toy.policy(), loss, Generated(), num_steps=1, engine=Engine(cpu=True)))
+
+
+def detached(policy: PairLogps) -> LossOutput:
+    """Pay what nothing can be learned from."""
+    return LossOutput(policy.rejected.mean.detach())
+
+
+def doubled(policy: PairLogps) -> LossOutput:
+    """Report a metric under the name of the loss, which would be added to it."""
+    return LossOutput(policy.rejected.mean, metrics={"loss": policy.rejected.mean.detach()})
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (detached, r"^loss: detached returned a loss without a gradient"),
+        (doubled, r"^loss: the metric 'loss' is reported for every loss\. Give yours another name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_loss_without_gradient_or_with_a_taken_metric_is_refused(loss: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
         list(Trainer(toy.policy(), loss, Generated(), num_steps=1, engine=Engine(cpu=True)))
 
 

@@ -2,7 +2,8 @@
 
 Each file takes what the one before made: ``load`` the data and its plan, ``build`` the model, its reference and the
 trainer, ``folder`` writes down what is run and takes up what a stopped run left, ``loop`` logs, evaluates and saves
-between steps, ``save`` writes checkpoints and the final model. ``job`` holds the values they hand on.
+between steps, ``save`` writes checkpoints and the final model. ``job`` holds the values they hand on; ``code`` sees to
+it that losses of one's own are the same on all ranks and when the run is resumed.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from prefopt.assemble.model import engine_of, quiet_libraries, tokenizer_of
 from prefopt.assemble.optim import check_optim
 from prefopt.assemble.references import check_references, needed
 from prefopt.errors import RecipeError
+from prefopt.plugins import blamed
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run import resume as resuming
 from prefopt.run.folder import RunFolder
 from prefopt.run.resume import Origin
 from prefopt.verbs.progress import Display
 from prefopt.verbs.train.build import build
+from prefopt.verbs.train.code import check_same_code
 from prefopt.verbs.train.folder import open_folder
 from prefopt.verbs.train.job import Job
 from prefopt.verbs.train.load import load
@@ -57,7 +60,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     quiet_libraries()
     with recipe.located():
         loss = loss_of(recipe)
-        return _claim(filled(recipe, loss), loss, resume=resume, overwrite=overwrite)
+        with blamed(loss.code):
+            return _claim(filled(recipe, loss), loss, resume=resume, overwrite=overwrite)
 
 
 def _claim(recipe: Recipe, loss: BoundLoss, *, resume: bool, overwrite: bool) -> Path:
@@ -65,6 +69,7 @@ def _claim(recipe: Recipe, loss: BoundLoss, *, resume: bool, overwrite: bool) ->
     folder = RunFolder(Path(recipe.output))
     engine = engine_of(recipe.model)
     try:
+        check_same_code(engine, loss.code)
         folder.claim(resume=resume, overwrite=overwrite)
         is_resumed = resume and folder.is_occupied
         engine.barrier()  # nobody writes before everybody has looked

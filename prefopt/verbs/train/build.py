@@ -19,6 +19,7 @@ from prefopt.structures import STRUCTURES
 from prefopt.trainer import Trainer
 from prefopt.trainer.state import restore
 from prefopt.verbs.progress import Display
+from prefopt.verbs.train.code import code_facts
 from prefopt.verbs.train.job import Built, Job, Loaded
 
 
@@ -47,7 +48,7 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     if saved is not None:
         restore(trainer, saved)
     _announce(job, loaded, trainer)
-    return Built(tokenizer, trainer, policies, _facts(loaded, trainer, reference))
+    return Built(tokenizer, trainer, policies, _facts(job, loaded, trainer, reference))
 
 
 def _trainer(
@@ -94,7 +95,7 @@ def _score_all(reference: Reference, job: Job, loaded: Loaded) -> Any:
         )
 
 
-def _facts(loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dict[str, Any]:
+def _facts(job: Job, loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dict[str, Any]:
     """Return what must be the same when the run is resumed, besides the recipe."""
     trained = trainer.parameters
     frozen = trainer.engine.unwrap(trainer.policy.model).named_parameters()
@@ -102,6 +103,7 @@ def _facts(loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dic
     fixed = () if reference is None else reference.fixed_models()
     other = ((f"{i}.{n}", p) for i, each in enumerate(fixed) for n, p in each.model.named_parameters())
     return {
+        **code_facts(job.loss.code),
         "rows": resume.rows_digest(loaded.data.train),
         "evaluation rows": resume.rows_digest(loaded.data.held_out),
         "frozen weights": resume.weights_digest((n, p) for n, p in frozen if n not in trained),
@@ -119,6 +121,7 @@ def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:
     entries = needed(job.recipe.references, job.loss)
     lines = [
         f"loss {job.loss.describe()}, divided by all {unit} of a step",
+        *(code.describe() for code in job.loss.code),
         f"reference {describe_references(entries)}",
         f"model {job.recipe.model.path}, {trained:,} of {total:,} parameters trained, {choices}",
         f"optimizer {describe(trainer.settings, trainer.optimizer, model)}",

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
+from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, contract_of
 from prefopt.verbs import losses
+
+OWN = '''
+from typing import Annotated
+from prefopt import LossOutput, PairLogps, Range
+from prefopt.losses import Loss, dpo
+
+def mine(
+    policy: PairLogps, reference: PairLogps, *, beta: Annotated[float, Range(gt=0)] = 0.1
+) -> LossOutput:
+    """Pay as DPO does."""
+    return dpo(policy, reference, beta=beta)
+
+def scaled(loss: Loss, *, factor: float = 2.0) -> Loss:
+    """Multiply what a loss pays."""
+
+def raising(policy: PairLogps) -> LossOutput:
+    """Pay nothing."""
+    return LossOutput(policy.chosen.total / (1 // 0))
+'''
 
 
 def test_the_list_fits_a_terminal_of_80_columns(
@@ -54,3 +75,48 @@ def test_an_answer_has_two_curves_where_it_is_labelled(
     losses.run("apo_zero_unpaired")
     out = capsys.readouterr().out
     assert "loss desirable" in out and "slope undesirable" in out
+
+
+def test_a_file_is_explained_like_ours_with_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Log 2 at margin 0 as for DPO; a transform is told from a loss by its first parameter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    Path("mine.py").write_text(OWN)
+    losses.run("mine.py:mine")
+    out = capsys.readouterr().out
+    assert out.startswith("mine.py:mine: learns from pairs, reference yes\n")
+    assert f"imported from {tmp_path / 'mine.py'}, digest " in out and "Pay as DPO does." in out
+    assert "beta     0.1      a number > 0" in out.splitlines()
+    assert ["0", "0.6931", "-0.05"] in [row.split() for row in out.splitlines()]
+    assert out.endswith("loss: {name: mine.py:mine, beta: 0.1}\n")
+    losses.run("mine.py:scaled")
+    out = capsys.readouterr().out
+    assert out.startswith("mine.py:scaled: a transform\n")
+    assert out.endswith("loss: {name: dpo, with: [{name: mine.py:scaled, factor: 2.0}]}\n")
+    losses.run("mine.py:raising")
+    out = capsys.readouterr().out
+    assert (
+        "It cannot be drawn: on an example it raised ZeroDivisionError: " in out and ", at mine.py:17." in out
+    )
+
+
+def test_names_of_installed_packages_are_listed_without_importing_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    points = "[prefopt.losses]\nsmooth_dpo = nowhere:mine\n[prefopt.transforms]\nscaled = nowhere:scaled\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    losses.run()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["smooth_dpo", "loss", "theirs,", "nowhere:mine"] in rows
+    assert ["scaled", "transform", "theirs,", "nowhere:scaled"] in rows
+    for name in ("smooth_dpo", "scaled"):
+        with pytest.raises(RecipeError, match=r"^losses: there is no module 'nowhere'"):
+            losses.run(name)
+    with pytest.raises(RecipeError, match=r"Did you mean 'smooth_dpo'\?"):
+        losses.run("smoth_dpo")
