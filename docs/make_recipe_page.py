@@ -70,6 +70,11 @@ loss: {name: ipo, beta: 0.1, with: [{name: length_desensitized, alpha: 0.5}, {na
 ```yaml
 loss: {name: mixed, of: [{name: dpo, weight: 0.8}, {name: simpo, weight: 0.2}]}
 ```
+
+A name may also lead to code of your own, in each of these places: `my_losses.py:my_loss`, a function of a file that is
+looked for from the folder of the recipe; `my_package.losses:my_loss`, a function of a module; or a name that an
+installed package adds. Such code is imported, so that a recipe that names some runs it:
+[Your own loss in a recipe](custom_trainer.md#your-own-loss-in-a-recipe).
 """
 
 COMBINATIONS = """\

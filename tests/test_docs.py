@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -47,6 +46,14 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
     text = page.read_text(encoding="utf-8")
     for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
         yield text.count("\n", 0, found.start()) + 2, found.group(1)
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write every block that begins with the name of a file, in a comment, as that file."""
+    for language in ("python", "yaml"):
+        for _, text in blocks(page, language):
+            if found := re.match(r"# (\w+\.\w+)\n", text):
+                (folder / found.group(1)).write_text(text, encoding="utf-8")
 
 
 def prose(page: Path) -> str:
@@ -125,8 +132,9 @@ def test_every_setting_stands_on_the_recipe_page() -> None:
 
 
 @every_page
-def test_yaml_blocks_are_recipes_or_parts_of_one(page: Path) -> None:
+def test_yaml_blocks_are_recipes_or_parts_of_one(page: Path, tmp_path: Path) -> None:
     """A block with an output folder is read as it stands, any other in place of that part of a small recipe."""
+    write_files(page, tmp_path)
     for line, text in blocks(page, "yaml"):
         place = f"{page.name}:{line}"
         block = parse_yaml(text, place).value
@@ -135,18 +143,18 @@ def test_yaml_blocks_are_recipes_or_parts_of_one(page: Path) -> None:
         else:
             rest = [part for part in BASE.strip().splitlines() if part.split(":")[0] not in block]
             recipe = parse_recipe("\n".join([*rest, text]), name=place)
-        build_loss(recipe.loss)
+        build_loss(recipe.loss, folder=tmp_path)
 
 
 @every_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after the other, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    write_files(page, tmp_path)
     names: dict[str, Any] = {"__name__": "docs"}
-    with patch.dict(LOSSES):  # a page may add a loss of its own
-        for line, text in blocks(page, "python"):
-            # blank lines in front make a traceback name the line of the page
-            exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), names)
+    for line, text in blocks(page, "python"):
+        # blank lines in front make a traceback name the line of the page
+        exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), names)
 
 
 def anchors(page: Path) -> set[str]:

@@ -27,8 +27,8 @@ def files_behind(module: ModuleType) -> dict[str, Path]:
     top = module.__name__.partition(".")[0]
     folders = [Path(folder) for folder in getattr(sys.modules.get(top), "__path__", ())]
     if not folders:
-        file = getattr(module, "__file__", None)
-        return {} if file is None else {module.__name__: Path(file).resolve()}
+        file = Path(getattr(module, "__file__", None) or "")
+        return {module.__name__: file.resolve()} if file.is_file() else {}
     found: dict[str, Path] = {}
     left = [module.__name__]
     while left:
@@ -63,8 +63,12 @@ def _imported(path: Path, name: str) -> Iterator[str]:
     """Yield every module that a file may import: for ``from a import b`` both a and a.b."""
     if path.suffix != ".py":
         return
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # a module that cannot be imported and whose import is not reached
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

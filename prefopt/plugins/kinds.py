@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -79,9 +79,17 @@ def find(kind: Kind, name: str, where: str, folder: Path = Path()) -> Named | No
     points = installed(kind).get(name, ())
     _check_undisputed(kind, name, points, where)
     if points:
-        value, code = from_module(points[0].module, points[0].attr, where, folder)
-        return Named(name, value, _renamed(code, name))
+        return _of_package(name, points[0], where, folder)
     return Named(name, kind.table[name]) if name in kind.table else None
+
+
+def _of_package(name: str, point: EntryPoint, where: str, folder: Path) -> Named:
+    if not point.pattern.fullmatch(point.value) or not point.attr:
+        raise RecipeError(
+            f"{where}: '{name}' is given as '{point.value}', which is not module:function. Mend its package."
+        )
+    value, code = from_module(point.module, point.attr, where, folder)
+    return Named(name, value, replace(code, name=name))
 
 
 def _own(kind: Kind, name: str, where: str, folder: Path) -> Named:
@@ -109,7 +117,3 @@ def _check_undisputed(kind: Kind, name: str, points: Collection[EntryPoint], whe
         f"{where}: '{name}' is given by {claims}. Uninstall one, or let it have another name; a package's own also "
         f"goes by module:function."
     )
-
-
-def _renamed(code: Code, name: str) -> Code:
-    return Code(name, code.where, code.path, code.files, code.digest)

@@ -133,7 +133,22 @@ def _root(module: str) -> Path | None:
 def _failed(error: BaseException, name: str, where: str, root: Path | None) -> OwnCodeError:
     place = place_in(error, () if root is None else (root,))
     at = f", at {place}" if place else ""
-    return OwnCodeError(f"{where}: importing {name} raised {said(error)}{at}.")
+    return OwnCodeError(f"{where}: importing {name} raised {said(error)}{at}.{_alone(error, root)}")
+
+
+def _alone(error: BaseException, root: Path | None) -> str:
+    """Say so where a file imports one that lies beside it."""
+    if (
+        not isinstance(error, ModuleNotFoundError)
+        or error.name is None
+        or root is None
+        or root.suffix != ".py"
+    ):
+        return ""
+    beside = root.with_name(error.name.partition(".")[0])
+    if not (beside.is_dir() or beside.with_suffix(".py").is_file()):
+        return ""
+    return " A file is imported alone, without those beside it. Make a package of them and write module:function."
 
 
 def _take(module: ModuleType, attribute: str, holder: object, where: str) -> Callable[..., Any]:

@@ -119,6 +119,14 @@ def test_code_that_raises_when_imported_is_told_by_its_own_line(text: str, name:
     assert not [each for each in set(sys.modules) - before if "mine" in each or "prefopt_own" in each]
 
 
+def test_a_file_that_imports_one_beside_it_is_told_to_be_a_package(folder: Path) -> None:
+    write(folder / "code" / "mine.py", "import helpers\n")
+    write(folder / "code" / "helpers.py", "")
+    said = r"No module named 'helpers', at code/mine.py:1\. A file is imported alone, .* write module:function\.$"
+    with pytest.raises(OwnCodeError, match=said):
+        find(KIND, "code/mine.py:f", "loss.name")
+
+
 def test_what_raises_inside_the_block_is_named_where_the_code_is_ones_own(folder: Path) -> None:
     """The line of the innermost frame in the file, whoever raised below it; what does not pass through it passes."""
     write(folder / "mine.py", "import json\ndef f():\n    json.loads('{')\n")
@@ -139,15 +147,16 @@ def test_what_raises_inside_the_block_is_named_where_the_code_is_ones_own(folder
 
 PACKAGE = {
     "__init__.py": "",
-    "losses.py": "from pkg import helpers\ndef f():\n    from . import late\n",
+    "losses.py": "from pkg import helpers\ndef f():\n    from . import late, never\n",
     "helpers.py": "import pkg.sub.deep as deep\n",
     "late.py": "",
     "sub/__init__.py": "",
     "sub/deep.py": "from ..peer import x\n",
     "peer.py": "x = 1\n",
     "unused.py": "import json\n",
+    "never.py": "print 'of another age'\n",
 }
-COVERED = ("__init__", "losses", "helpers", "late", "sub/__init__", "sub/deep", "peer")
+COVERED = ("__init__", "losses", "helpers", "late", "never", "sub/__init__", "sub/deep", "peer")
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGE))
@@ -206,7 +215,7 @@ def test_installed_packages_add_names_and_are_imported_when_one_is_looked_up(
 
 def test_a_disputed_name_is_refused_and_never_shadows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(folder / "site", "theirs", ours="theirs.losses:f", mixed="theirs.losses:f", new="theirs.losses:f")
-    install(folder / "site", "others", new="others:g")
+    install(folder / "site", "others", new="others:g", odd="no function")
     monkeypatch.syspath_prepend(str(folder / "site"))
     for name, givers in {
         "ours": r"prefopt and theirs \(theirs.losses:f\)",
@@ -215,3 +224,5 @@ def test_a_disputed_name_is_refused_and_never_shadows(folder: Path, monkeypatch:
     }.items():
         with pytest.raises(RecipeError, match=rf"^loss.name: '{name}' is given by {givers}\. Uninstall one"):
             find(KIND, name, "loss.name")
+    with pytest.raises(RecipeError, match=r"'odd' is given as 'no function', which is not module:function\."):
+        find(KIND, "odd", "loss.name")

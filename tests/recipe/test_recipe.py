@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import string
 from collections.abc import Iterator
 from dataclasses import fields
@@ -625,6 +626,33 @@ def test_changes_show_old_and_new() -> None:
     ]
     assert [change.is_fatal for change in diff_recipes(old, new)] == [True, False]
     assert diff_recipes(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_fatal"),
+    [
+        ("/a/mine.py:f", "/b/mine.py:f", False),
+        ("/a/mine.py:f", "/a/mine.py:g", True),
+        ("/a/mine.py:f", "/a/other.py:f", True),
+        ("pkg.mine:f", "other.mine:f", True),
+    ],
+)
+def test_where_a_file_of_code_lies_is_free_and_which_one_it_is_fixed(
+    old: str, new: str, is_fatal: bool
+) -> None:
+    """What it holds is compared by its digest besides."""
+    for shape in ({"loss": {"name": "%"}}, {"loss": {"of": [{"name": "%", "with": [{"name": "%"}]}]}}):
+        before, after = (json.loads(json.dumps(shape).replace("%", name)) for name in (old, new))
+        assert {change.is_fatal for change in diff_recipes(before, after)} == {is_fatal}
+    (other,) = diff_recipes({"model": {"path": old}}, {"model": {"path": new}})
+    assert other.is_fatal
+
+
+def test_a_recipe_knows_its_folder_whatever_is_put_on_top(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(SMALL)
+    assert load_recipe(tmp_path / "r.yaml").folder == tmp_path
+    assert overridden(load_recipe(tmp_path / "r.yaml"), ["seed=3"]).folder == tmp_path
+    assert parse_recipe(SMALL).folder == Path()
 
 
 def test_free_settings_exist() -> None:
