@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefopt.errors import PrefoptError, RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, Loss, LossContract, Setting, contract_of, settings_of
 from prefopt.losses._contract import signature_of
 from prefopt.plugins import Kind, Named, find, installed, is_own, line_of
 from prefopt.words import did_you_mean, spelled
+
+Read = TypeVar("Read")
 
 MIXED = "mixed"
 LOSS = Kind("loss", LOSSES, "prefopt.losses", taken=(MIXED, *TRANSFORMS))
@@ -21,6 +23,8 @@ TRANSFORM = Kind("transform", TRANSFORMS, "prefopt.transforms", taken=(MIXED, *L
 def check_name(name: Any, kind: Kind, where: str) -> str:
     """Return the name of a loss block or of a transform, if there is something of that name."""
     known = known_names(kind)
+    if name == MIXED:
+        find(kind, name, where)  # a package that gives this name disputes it
     if isinstance(name, str) and (is_own(name) or name in known):
         return name
     hint = _meant(name, known, kind) if isinstance(name, str) else ""
@@ -110,7 +114,7 @@ def _check_defaults(settings: Mapping[str, Setting], named: Named, where: str) -
         setting.check(setting.default, f"{where}: {line_of(named.value)}: the default of '{name}'")
 
 
-def _read(read: Callable[[], Any], place: str) -> Any:
+def _read(read: Callable[[], Read], place: str) -> Read:
     try:
         return read()
     except PrefoptError:

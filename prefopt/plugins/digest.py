@@ -47,8 +47,10 @@ def _file_of(name: str, folders: Iterable[Path]) -> Path | None:
     inside = name.split(".")[1:]
     for folder in folders:
         path = folder.joinpath(*inside)
-        beside = [path.with_name(f"{path.name}.py"), *sorted(path.parent.glob(f"{path.name}.*.so"))]
-        for file in (path / "__init__.py", *(beside if inside else ())):
+        files = [path / "__init__.py"]
+        if inside:
+            files += [path.with_name(f"{path.name}.py"), *sorted(path.parent.glob(f"{path.name}.*.so"))]
+        for file in files:
             if file.is_file():
                 return file.resolve()
     return None

@@ -116,7 +116,8 @@ def _wrong(output: Any, units: int, carried: Collection[str]) -> str | None:
         return f"a {type(output).__name__}"
     rewards = {"chosen_reward": output.chosen_reward, "rejected_reward": output.rejected_reward}
     given = {name: reward for name, reward in rewards.items() if reward is not None}
-    for name, value in {"loss": output.loss, **given, **output.metrics}.items():
+    values: dict[str, Any] = {"loss": output.loss, **given, **output.metrics}
+    for name, value in values.items():
         if not isinstance(value, Tensor):
             return f"{name} as a {type(value).__name__}"
         if value.shape != (units,):

@@ -185,5 +185,16 @@ def test_installed_names_stand_beside_ours(folder: Path, monkeypatch: pytest.Mon
             build_loss({"name": name})
 
 
+def test_a_package_cannot_give_the_name_of_a_sum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = folder / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[prefopt.losses]\nmixed = theirs:f\ndpo = theirs:f\n")
+    monkeypatch.syspath_prepend(str(folder))
+    for block in ({"name": "mixed", "of": [{"name": "ipo"}]}, {"name": "dpo"}):
+        with pytest.raises(RecipeError, match=r"is given by prefopt and theirs \(theirs:f\)\. Uninstall one"):
+            build_loss(block)
+
+
 def test_names_of_ours_have_no_code() -> None:
     assert build_loss({"name": "dpo", "with": [{"name": "with_nll"}]}).code == ()

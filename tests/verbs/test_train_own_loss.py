@@ -153,6 +153,15 @@ def test_a_run_does_not_go_on_with_changed_code_or_without_it(
     assert (crashed / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_resuming_imports_no_code_that_only_the_run_names(
+    crashed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (crashed / "code" / "mine.py").write_text("raise SystemExit('imported')")
+    assert main(["train", *toy.recipe(crashed, loss="{name: dpo, beta: 0.1}"), "--resume"]) == 5
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"loss.name: '{crashed}/code/mine.py:mine' -> 'dpo'" in line and "imported" not in line
+
+
 FAILING = {
     "raising": (2, r"loss\.name: mine\.py:raising raised ZeroDivisionError: .*, at \S+/code/mine\.py:15\. "),
     "late": (2, r"loss\.name: mine\.py:late raised KeyError: .*, at \S+/code/mine\.py:20\. "),
