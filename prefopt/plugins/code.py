@@ -65,8 +65,10 @@ def place_in(error: BaseException, files: Sequence[Path]) -> str | None:
 
 
 def _is_in(name: str, files: Sequence[Path]) -> bool:
+    if name.startswith("<"):
+        return False  # code without a file
     path = Path(name).resolve()
-    return not name.startswith("<") and any(path == file or file in path.parents for file in files)
+    return any(path == file or file in path.parents for file in map(Path.resolve, files))
 
 
 def said(error: BaseException) -> str:

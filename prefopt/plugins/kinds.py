@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -102,7 +103,7 @@ def _own(kind: Kind, name: str, where: str, folder: Path) -> Named:
         )
     if not is_file:
         return Named(name, *from_module(target, attribute, where, folder))
-    path = (folder / target).resolve()
+    path = Path(os.path.abspath(folder / target))  # a link keeps the name that the recipe gives
     return Named(f"{path}:{attribute}", *from_file(path, attribute, where))
 
 

@@ -180,6 +180,18 @@ def test_the_digest_follows_a_function_to_where_it_is_defined(folder: Path) -> N
     assert [path.name for path in code_of("front:f").files] == ["front.py", "back.py"]
 
 
+def test_a_link_keeps_its_name_and_its_errors_are_found(folder: Path) -> None:
+    write(folder / "real.py", "def f():\n    1 / 0\n")
+    (folder / "link.py").symlink_to(folder / "real.py")
+    code = code_of("link.py:f")
+    assert (code.name, code.digest) == ("link.py:f", code_of("real.py:f").digest)
+    with (
+        pytest.raises(OwnCodeError, match=r"link.py:f raised ZeroDivisionError: .*, at link.py:2\.$"),
+        blamed([code]),
+    ):
+        value_of("link.py:f")()  # type: ignore[operator]
+
+
 def test_the_digest_does_not_depend_on_where_files_lie(folder: Path) -> None:
     for each in ("a", "b"):
         write(folder / each / "mine.py", "def f(): pass\n")

@@ -20,7 +20,7 @@ from prefopt.errors import RecipeError
 from prefopt.plugins import Code
 from prefopt.recipe.strict_yaml import read_yaml
 from prefopt.trainer import Trainer
-from prefopt.verbs.train.code import check_same_code
+from prefopt.verbs.train.code import check_same_code, code_facts
 
 MINE = '''
 from typing import Annotated
@@ -207,6 +207,11 @@ def test_the_same_code_on_all_ranks_passes_and_other_code_is_named() -> None:
     said = r"^loss.of.1.name: rank 1 imported other code for b.py:f than rank 0; here it lies in /x/b.py\."
     with pytest.raises(RecipeError, match=said):
         check_same_code(Two("01" * 16 + "03" * 16), codes)
+
+
+def test_two_files_of_one_name_are_both_part_of_a_run() -> None:
+    codes = [Code("a.py:f", "loss.name", Path(f"/{folder}/a.py"), (), folder * 4) for folder in "xy"]
+    assert code_facts(codes) == {"the code of a.py:f": "xxxx yyyy"}
 
 
 @pytest.mark.slow
