@@ -204,20 +204,20 @@ class Engine:
         Raises:
             PeerError: on the other ranks, where rank 0 failed.
         """
-        if not self.is_main and self._has_failed(False):
+        if not self.is_main and self.any(False):
             raise PeerError("rank 0 could not go on; its own line says why.")
         try:
             yield
         except BaseException:
             if self.is_main:
-                self._has_failed(True)
+                self.any(True)
             raise
         if self.is_main:
-            self._has_failed(False)
+            self.any(False)
 
-    def _has_failed(self, failed: bool) -> bool:
-        """Tell all ranks whether rank 0 failed, and wait for it."""
-        return bool(self.max(torch.tensor([int(failed)], device=self.device)).item())
+    def any(self, flag: bool) -> bool:
+        """Tell all ranks whether any of them says so, and wait for it."""
+        return bool(self.max(torch.tensor([int(flag)], device=self.device)).item())
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """Return the model inside the wrapper that ``prepare`` may have put around it."""

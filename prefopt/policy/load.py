@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.errors import ModelError, PrefoptError
+from prefopt.policy.finite import find_nonfinite
 from prefopt.policy.guards import check_supported
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def load_config(path: str, *, key: str, revision: str | None = None, trust_remot
     Raises:
         ModelError: it is missing, broken or of a kind that is not supported.
     """
-    with _reading(key, path):
+    with reading(key, path):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     check_supported(config)
     return config
@@ -57,10 +59,10 @@ def load_model(
         quantization: what transformers shall do to the weights on the way; see ``policy.quantize``.
 
     Raises:
-        ModelError: it is missing, broken, incomplete or of a kind that is not supported.
+        ModelError: it is missing, broken, incomplete, not finite or of a kind that is not supported.
     """
     config = load_config(path, key=key, revision=revision, trust_remote_code=trust_remote_code)
-    with _reading(key, path), _without_report():
+    with reading(key, path), _without_report():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -86,7 +88,18 @@ def load_model(
         )
     if unused := found["unexpected_keys"]:
         log.warning("%s: %r holds weights that are not used: %s (%s)", key, path, min(unused), _more(unused))
+    _check_finite(key, path, model.state_dict())
     return model
+
+
+def _check_finite(key: str, path: str, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers, by the tensor that holds them."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        once.setdefault(tensor.data_ptr(), (name, tensor))  # tied weights are one tensor under two names
+    found = find_nonfinite(once.values())
+    if found is not None:
+        raise ModelError(f"{key}: {found} in {path!r}. Give a checkpoint whose numbers are finite.")
 
 
 def skeleton(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -111,11 +124,11 @@ def load_adapter(
         is_trainable: let its weights receive gradients.
 
     Raises:
-        ModelError: it is missing, broken, or made for a model with other layers.
+        ModelError: it is missing, broken, not finite, or made for a model with other layers.
     """
     from peft import PeftModel
 
-    with _reading(key, path), warnings.catch_warnings():
+    with reading(key, path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing adapter keys")
         if not hasattr(model, "peft_config"):
             model = PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=is_trainable)
@@ -135,6 +148,7 @@ def load_adapter(
                 f"{key}: {path!r} {what}: {min(keys)} ({_more(keys)}). "
                 f"Give an adapter that was made for this model."
             )
+    _check_finite(key, path, {n: p for n, p in model.named_parameters() if name in n.split(".")})
     return model
 
 
@@ -148,7 +162,7 @@ def skeleton_adapter(
     """
     from peft import PeftConfig, get_peft_model
 
-    with _reading(key, path), torch.device("meta"):
+    with reading(key, path), torch.device("meta"):
         config = PeftConfig.from_pretrained(path)
         config.inference_mode = not is_trainable
         if not hasattr(model, "peft_config"):
@@ -165,12 +179,12 @@ def load_tokenizer(
     Raises:
         ModelError: it is missing or broken.
     """
-    with _reading(key, path):
+    with reading(key, path):
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
 @contextmanager
-def _reading(key: str, path: str) -> Iterator[None]:
+def reading(key: str, path: str) -> Iterator[None]:
     """Turn whatever a library says about files that it cannot use into one line that names them."""
     try:
         yield

@@ -36,11 +36,6 @@ class Reference(ABC):
         """Yield the models that it keeps beside the policy."""
         yield from ()
 
-    def fixed_models(self) -> Iterator[Policy]:
-        """Yield those of its models that a resumed run must find as they were."""
-        if not self.moves:
-            yield from self.models()
-
     def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:  # noqa: B027  most stay
         """Move with the policy, if that is due.
 

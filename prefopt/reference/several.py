@@ -36,10 +36,6 @@ class SeveralReferences(Reference):
         for each in self.references:
             yield from each.models()
 
-    def fixed_models(self) -> Iterator[Policy]:
-        for each in self.references:
-            yield from each.fixed_models()
-
     def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
         for each in self.references:
             each.follow(trained, done)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import Any, TypedDict
 
 from prefopt.data.tokens.table import GroupTable
-from prefopt.engine.sharding import whole
 from prefopt.errors import CorruptError, ResumeError
-from prefopt.recipe.diff import diff_recipes
+from prefopt.recipe.diff import Change, diff_recipes
 from prefopt.recipe.strict_yaml import read_yaml
 from prefopt.run.checkpoint import checkpoints, latest_valid, load_state, read_json, step_of
 from prefopt.run.folder import RunFolder
 
-_SAMPLED = 256
-"""Numbers read from each end of a weight for its fingerprint."""
+FILES, VERSIONS = "files", "versions"
+"""Names of facts that are compared in a way of their own."""
+_SHORT = 12
+
+
+class WeightFiles(TypedDict):
+    """What a model, an adapter or a template was read from."""
+
+    commit: str | None  # of a hub repository
+    files: Mapping[str, str]  # SHA-256 by name within the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,12 @@ class Origin:
     state: Mapping[str, Any]
     recipe: Mapping[str, Any] | None  # as the run was started
     facts: Mapping[str, Any] | None
+
+    @property
+    def files(self) -> Mapping[str, WeightFiles]:
+        """What each setting that names weights was read from; empty where an older version wrote no digests."""
+        found: Mapping[str, WeightFiles] = (self.facts or {}).get(FILES, {})
+        return found
 
     @property
     def step(self) -> int:
@@ -77,7 +87,8 @@ def compare_recipes(origin: Origin, recipe: Mapping[str, Any]) -> None:
     """
     if origin.recipe is None:
         raise ResumeError("checkpoint: it does not say with which recipe it was written. Start anew.")
-    fatal = [str(change) for change in diff_recipes(origin.recipe, recipe) if change.is_fatal]
+    changes = diff_recipes(origin.recipe, recipe)
+    fatal = [str(change) for change in changes if change.is_fatal and not _pins(origin, change)]
     if fatal:
         raise ResumeError(
             f"{recipe['output']}: the run was started with other settings ({'; '.join(fatal)}). "
@@ -85,8 +96,17 @@ def compare_recipes(origin: Origin, recipe: Mapping[str, Any]) -> None:
         )
 
 
+def _pins(origin: Origin, change: Change) -> bool:
+    """Whether a revision is set to the very commit that the run was started with."""
+    block, _, name = change.key.rpartition(".")
+    known = origin.files.get(f"{block}.path")
+    return (
+        name == "revision" and known is not None and change.new is not None and change.new == known["commit"]
+    )
+
+
 def compare_facts(origin: Origin, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on when data or fixed weights are no longer those of the run.
+    """Refuse to go on when rows or code are no longer those of the run.
 
     Raises:
         ResumeError: says which of them changed.
@@ -100,6 +120,78 @@ def compare_facts(origin: Origin, facts: Mapping[str, Any]) -> None:
             )
 
 
+def compare_files(origin: Origin, key: str, found: WeightFiles, *, is_complete: bool) -> None:
+    """Refuse to go on when what a setting names is read from other files than when the run was started.
+
+    Args:
+        origin: of the run.
+        key: the setting.
+        found: what is there now.
+        is_complete: False before a model of the hub is loaded, which may fetch what the cache has lost.
+
+    Raises:
+        ResumeError: names the file, both digests and the way back.
+    """
+    known = origin.files.get(key)
+    if known is None:
+        return
+    before, now = known["files"], found["files"]
+    may_lack = not is_complete and found["commit"] is not None and found["commit"] == known["commit"]
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name) and not (may_lack and name not in now):
+            raise ResumeError(
+                f"{key}: {name} {_change(before.get(name), now.get(name))}{_moved(known, found)}, so the steps that "
+                f"are left would not be those of this run. {_way_back(key, known, found)}"
+            )
+
+
+def _change(before: str | None, now: str | None) -> str:
+    if before is None:
+        return "was not there when the run was started"
+    start = f"had the SHA-256 {before[:_SHORT]}… when the run was started"
+    return f"{start} and is gone" if now is None else f"{start} and has {now[:_SHORT]}… now"
+
+
+def _moved(known: WeightFiles, found: WeightFiles) -> str:
+    if known["commit"] == found["commit"]:
+        return ""
+    return f" (commit {known['commit']} then, {found['commit']} now)"
+
+
+def _way_back(key: str, known: WeightFiles, found: WeightFiles) -> str:
+    anew = "or start anew with --overwrite."
+    if known["commit"] == found["commit"] or known["commit"] is None:
+        return f"Restore the file, {anew}"
+    if key.endswith(".path"):
+        return f"Set {key.removesuffix('path')}revision={known['commit']}, {anew}"
+    return f"Restore that commit, {anew}"
+
+
+def moved_commits(origin: Origin, found: Mapping[str, WeightFiles]) -> list[str]:
+    """Say which repositories have a new commit with the same files, and what is not known of the start."""
+    if not origin.files:
+        return [
+            "the run was started by an older version, which kept no digests of model files, so they are not compared"
+        ]
+    pairs = ((key, origin.files[key], now) for key, now in found.items() if key in origin.files)
+    return [
+        f"{key}: the repository is at commit {now['commit']}, and was at {then['commit']}, with the same files"
+        for key, then, now in pairs
+        if then["commit"] != now["commit"]
+    ]
+
+
+def other_versions(origin: Origin, versions: Mapping[str, str]) -> list[str]:
+    """Say which packages have another version than when the run was started, in one line or none."""
+    before = (origin.facts or {}).get(VERSIONS, {})
+    changed = [
+        f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now
+    ]
+    if not changed:
+        return []
+    return [f"other versions than the run was started with, which may round otherwise: {', '.join(changed)}"]
+
+
 def rows_digest(table: GroupTable | None) -> str | None:
     """Return a digest of everything a plan and a pack read from tokenized rows."""
     if table is None:
@@ -111,20 +203,3 @@ def rows_digest(table: GroupTable | None) -> str | None:
             digest.update(name.encode() + str(value.dtype).encode() + value.tobytes())
     digest.update(repr(table.source_weights).encode())
     return digest.hexdigest()
-
-
-@torch.no_grad()
-def weights_digest(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Return a digest of the names, shapes and a sample of the numbers of weights; None where there are none.
-
-    Of weights that are spread over ranks all ranks must ask.
-    """
-    digest = blake2b(digest_size=16)
-    is_empty = True
-    for name, parameter in parameters:
-        is_empty = False
-        flat = whole(parameter.detach()).flatten()
-        sample = torch.cat([flat[:_SAMPLED], flat[-_SAMPLED:]]).float().cpu().contiguous()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
-    return None if is_empty else digest.hexdigest()

@@ -15,6 +15,7 @@ from torch import nn
 
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.references.kind import Kind, Site, Skeletons
+from prefopt.assemble.sources import WeightSource
 from prefopt.recipe.references import KINDS as NAMES
 from prefopt.recipe.references import Entry, kind_of
 from prefopt.reference import LiveReference, Reference, SeveralReferences
@@ -58,6 +59,12 @@ def lighter(entries: Sequence[Entry]) -> str | None:
 def has_copy(entries: Sequence[Entry]) -> bool:
     """Tell whether a copy of the policy is held."""
     return any(KINDS[kind_of(entry)].is_copy for entry in entries)
+
+
+def reference_sources(entries: Sequence[Entry]) -> Iterator[WeightSource]:
+    """Yield where the weights of references come from that are not the policy's."""
+    for key, entry in _by_key(entries).items():
+        yield from KINDS[kind_of(entry)].sources(entry, key)
 
 
 def footprints(entries: Sequence[Entry], skeletons: Skeletons) -> Iterator[nn.Module | str]:

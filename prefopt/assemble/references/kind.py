@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from prefopt.assemble.model import Start
+from prefopt.assemble.sources import WeightSource
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.recipe import Model
@@ -56,6 +57,11 @@ def _any_will_do(entry: Any, key: str, tokenizer: Any, *, is_sharded: bool) -> N
     """Find nothing to refuse."""
 
 
+def _none_of_its_own(entry: Any, key: str) -> Iterable[WeightSource]:
+    """Name nothing: it is made of the policy's weights."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind(Generic[E]):
     """A kind of reference; ``E`` is what stands in the recipe, a name or a block.
@@ -69,6 +75,7 @@ class Kind(Generic[E]):
             None where nothing does.
         check: refuse it before data or weights are read, by the policy's tokenizer and by whether weights
             are spread over ranks.
+        sources: where its weights come from, as far as they are not the policy's, for a run that is resumed.
         is_live: it has hidden states to hand over.
         is_copy: it holds a copy of the policy, few bits included.
         lighter: the kind that says the same with less memory.
@@ -78,6 +85,7 @@ class Kind(Generic[E]):
     build: Callable[[E, str, Site], Reference]
     footprint: Callable[[E, str, Skeletons], nn.Module | str | None]
     check: Callable[..., None] = _any_will_do
+    sources: Callable[[E, str], Iterable[WeightSource]] = _none_of_its_own
     is_live: Callable[[E], bool] = lambda entry: True
     is_copy: bool = False
     lighter: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,15 @@ from prefopt import demo
 from prefopt.assemble.model import DTYPES
 from prefopt.assemble.references.kind import Kind, Site, Skeletons
 from prefopt.assemble.skeleton import skeleton_at
+from prefopt.assemble.sources import WeightSource
 from prefopt.errors import ModelError
 from prefopt.policy import Policy
+from prefopt.policy.files import VOCABULARIES
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer, skeleton_adapter
 from prefopt.recipe.references import ReferenceModel
 from prefopt.reference import CachedReference, FrozenReference, Reference
 
 log = logging.getLogger(__name__)
-
-_VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "spiece*", "*.tiktoken")
-"""Files of which any tokenizer has one."""
 
 
 def describe(entry: ReferenceModel) -> str:
@@ -80,6 +80,13 @@ def load(entry: ReferenceModel, key: str, dtype: torch.dtype, seed: int) -> Any:
     return load_adapter(model, entry.adapter, key=f"{key}.adapter")
 
 
+def sources(entry: ReferenceModel, key: str) -> Iterator[WeightSource]:
+    """Name the model and its adapter."""
+    yield WeightSource(f"{key}.path", entry.path, entry.revision)
+    if entry.adapter is not None:
+        yield WeightSource(f"{key}.adapter", entry.adapter, is_adapter=True)
+
+
 def footprint(entry: ReferenceModel, key: str, skeletons: Skeletons) -> nn.Module | None:
     """Build the model's skeleton where the model stays."""
     if entry.cached:
@@ -108,7 +115,7 @@ def check_tokenizer(entry: ReferenceModel, tokenizer: Any, key: str = "reference
     path = entry.path
     if demo.is_builtin(path):
         other = demo.build_tokenizer()
-    elif Path(path).is_dir() and not any(file for name in _VOCABULARIES for file in Path(path).glob(name)):
+    elif Path(path).is_dir() and not any(file for name in VOCABULARIES for file in Path(path).glob(name)):
         return (
             f"{key}.path: {path!r} holds no tokenizer, so it is taken to read token ids as model.path does."
         )
@@ -136,5 +143,6 @@ KIND: Kind[ReferenceModel] = Kind(
     build=build,
     footprint=footprint,
     check=check,
+    sources=sources,
     is_live=lambda entry: not entry.cached,
 )

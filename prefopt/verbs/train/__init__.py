@@ -2,16 +2,19 @@
 
 Each file takes what the one before made: ``load`` the data and its plan, ``build`` the model, its reference and the
 trainer, ``folder`` writes down what is run and takes up what a stopped run left, ``loop`` logs, evaluates and saves
-between steps, ``save`` writes checkpoints and the final model. ``job`` holds the values they hand on; ``code`` sees to
-it that losses of one's own are the same on all ranks and when the run is resumed.
+between steps, ``save`` writes checkpoints and the final model. ``code`` sees to it that losses of one's own are the
+same on all ranks, ``facts`` that they, rows and files are those that a resumed run was started with, before anything
+is loaded or written. ``job`` holds the values they hand on.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from prefopt.assemble.data import cache_folder
 from prefopt.assemble.fit import filled, loss_of
 from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.model import engine_of, quiet_libraries, tokenizer_of
@@ -21,11 +24,13 @@ from prefopt.errors import RecipeError
 from prefopt.plugins import blamed
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.run import resume as resuming
+from prefopt.run.digests import FileDigests
 from prefopt.run.folder import RunFolder
 from prefopt.run.resume import Origin
 from prefopt.verbs.progress import Display
 from prefopt.verbs.train.build import build
 from prefopt.verbs.train.code import check_same_code
+from prefopt.verbs.train.facts import WatchedFiles
 from prefopt.verbs.train.folder import open_folder
 from prefopt.verbs.train.job import Job
 from prefopt.verbs.train.load import load
@@ -73,8 +78,10 @@ def _claim(recipe: Recipe, loss: BoundLoss, *, resume: bool, overwrite: bool) ->
         folder.claim(resume=resume, overwrite=overwrite)
         is_resumed = resume and folder.is_occupied
         engine.barrier()  # nobody writes before everybody has looked
-        job = Job(recipe, loss, folder, engine, Display(0, is_silent=not engine.is_main).say)
-        return _carry_out(job, is_resumed=is_resumed, overwrite=overwrite)
+        say = Display(0, is_silent=not engine.is_main).say
+        with closing(FileDigests(cache_folder() / "digests")) as digests:
+            job = Job(recipe, loss, folder, engine, say, digests)
+            return _carry_out(job, is_resumed=is_resumed, overwrite=overwrite)
     finally:
         engine.finish()
 
@@ -89,10 +96,11 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
         return job.folder.final
     is_sharded = job.engine.sharding is not None
     check_optim(recipe.optim, job.engine.device, is_sharded=is_sharded)
+    files = WatchedFiles(job, origin)
     tokenizer = tokenizer_of(recipe.model)
     check_references(needed(recipe.references, job.loss), tokenizer, is_sharded=is_sharded)
-    loaded = load(job, tokenizer)
-    built = build(job, loaded, tokenizer, origin)
+    loaded = load(job, tokenizer, origin)
+    built = build(job, loaded, tokenizer, files, origin)
     progress = open_folder(job, loaded, built, origin, overwrite=overwrite)
     Loop(job, loaded, built, progress).run()
     return finish(job, built, progress)

@@ -13,17 +13,16 @@ from prefopt.assemble.scoring import score_all
 from prefopt.optim import describe, total_size
 from prefopt.policy import Policy
 from prefopt.reference import Reference
-from prefopt.run import resume
 from prefopt.run.resume import Origin
 from prefopt.structures import STRUCTURES
 from prefopt.trainer import Trainer
 from prefopt.trainer.state import restore
 from prefopt.verbs.progress import Display
-from prefopt.verbs.train.code import code_facts
+from prefopt.verbs.train.facts import WatchedFiles
 from prefopt.verbs.train.job import Built, Job, Loaded
 
 
-def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Built:
+def build(job: Job, loaded: Loaded, tokenizer: Any, files: WatchedFiles, origin: Origin | None) -> Built:
     """Return the trainer with its models, put back to where ``origin`` left them.
 
     Raises:
@@ -47,8 +46,9 @@ def build(job: Job, loaded: Loaded, tokenizer: Any, origin: Origin | None) -> Bu
     trainer = _trainer(job, loaded, policy, reference, start_step=origin.step if origin is not None else 0)
     if saved is not None:
         restore(trainer, saved)
+    facts = {**loaded.facts, **files.settle()}
     _announce(job, loaded, trainer)
-    return Built(tokenizer, trainer, policies, _facts(job, loaded, trainer, reference))
+    return Built(tokenizer, trainer, policies, facts)
 
 
 def _trainer(
@@ -93,22 +93,6 @@ def _score_all(reference: Reference, job: Job, loaded: Loaded) -> Any:
             share_prompts,
             bar.advance,
         )
-
-
-def _facts(job: Job, loaded: Loaded, trainer: Trainer, reference: Reference | None) -> dict[str, Any]:
-    """Return what must be the same when the run is resumed, besides the recipe."""
-    trained = trainer.parameters
-    frozen = trainer.engine.unwrap(trainer.policy.model).named_parameters()
-    # those that move are part of the checkpoint, which has a digest of its own
-    fixed = () if reference is None else reference.fixed_models()
-    other = ((f"{i}.{n}", p) for i, each in enumerate(fixed) for n, p in each.model.named_parameters())
-    return {
-        **code_facts(job.loss.code),
-        "rows": resume.rows_digest(loaded.data.train),
-        "evaluation rows": resume.rows_digest(loaded.data.held_out),
-        "frozen weights": resume.weights_digest((n, p) for n, p in frozen if n not in trained),
-        "reference weights": resume.weights_digest(other),
-    }
 
 
 def _announce(job: Job, loaded: Loaded, trainer: Trainer) -> None:

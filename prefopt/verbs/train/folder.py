@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefopt.errors import CorruptError
-from prefopt.run import checkpoint, resume
+from prefopt.run import checkpoint
 from prefopt.run.folder import RunFolder
 from prefopt.run.log import RunState
 from prefopt.run.resume import Origin
@@ -19,13 +19,9 @@ def open_folder(
 
     Returns:
         What the run remembers: nothing yet, or what its last checkpoint does.
-
-    Raises:
-        ResumeError: data or fixed weights are no longer those of the run.
     """
     progress = RunState()
     if origin is not None:
-        resume.compare_facts(origin, built.facts)
         _take_up(job, origin, progress, loaded.num_steps)
     if job.engine.is_main:
         if overwrite:

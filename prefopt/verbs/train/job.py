@@ -12,6 +12,7 @@ from prefopt.data.packs.steps import PlannedSteps
 from prefopt.engine import Engine
 from prefopt.policy import Policy
 from prefopt.recipe import Recipe
+from prefopt.run.digests import FileDigests
 from prefopt.run.folder import RunFolder
 from prefopt.trainer import Trainer
 
@@ -25,6 +26,7 @@ class Job:
     folder: RunFolder
     engine: Engine
     say: Callable[[str], None]  # to the person at the first rank's terminal
+    digests: FileDigests
 
     @property
     def keeps_best(self) -> bool:
@@ -40,6 +42,7 @@ class Loaded:
     steps: PlannedSteps
     held_out: PlannedSteps | None  # over the rows held out
     num_steps: int
+    facts: Mapping[str, Any]  # digests of the rows
 
 
 @dataclass(frozen=True, slots=True)

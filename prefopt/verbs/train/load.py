@@ -8,18 +8,22 @@ from typing import Any
 from prefopt.assemble.data import Data, data_of
 from prefopt.assemble.plan import eval_plan_of, num_steps, plan_of
 from prefopt.data.packs.steps import PlannedSteps
+from prefopt.run.resume import Origin
+from prefopt.verbs.train.facts import facts_of_rows
 from prefopt.verbs.train.job import Job, Loaded
 
 
-def load(job: Job, tokenizer: Any) -> Loaded:
+def load(job: Job, tokenizer: Any, origin: Origin | None) -> Loaded:
     """Return the rows that a run trains on and evaluates on, and the plan of its steps.
 
     Raises:
+        ResumeError: the rows are not those that the run was started with; nothing was written.
         DataError: a source cannot be read, or more rows are bad than the recipe allows.
     """
     recipe, loss, world = job.recipe, job.loss, job.engine.world
     with job.engine.main_first():
         data = data_of(recipe, tokenizer, loss)
+    facts = facts_of_rows(data, origin)
     _report(job, data)
     plan = plan_of(recipe.batch, data.train, loss, seed=recipe.seed, world=world)
     steps = PlannedSteps(plan, data.train, recipe.batch.share_prompts)
@@ -27,7 +31,7 @@ def load(job: Job, tokenizer: Any) -> Loaded:
     if data.held_out is not None:
         eval_plan = eval_plan_of(recipe.batch, data.held_out, loss, world=world)
         held_out = PlannedSteps(eval_plan, data.held_out, recipe.batch.share_prompts)
-    return Loaded(data, steps, held_out, num_steps(recipe, plan))
+    return Loaded(data, steps, held_out, num_steps(recipe, plan), facts)
 
 
 def _report(job: Job, data: Data) -> None:
