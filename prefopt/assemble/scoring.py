@@ -10,6 +10,7 @@ from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps, Reader
 from prefopt.data.tokens.table import GroupTable
 from prefopt.engine import Engine
+from prefopt.engine.agree import together
 from prefopt.recipe import Recipe, parse_recipe
 from prefopt.recipe.strict_yaml import dump_yaml
 from prefopt.reference import Reference, fill_cache, own_stats
@@ -45,7 +46,11 @@ def score_all(
     share_prompts: bool,
     progress: Callable[[int], None],
 ) -> LogpCache:
-    """Run a reference once over every group, spread over ranks, and hand all values to all ranks."""
+    """Run a reference once over every group, spread over ranks, and hand all values to all ranks.
+
+    Raises:
+        NonFiniteError: the reference said something that is not finite; names the row.
+    """
     cache = LogpCache(own_stats(loss.contract.reference_stats))
     reader = Reader(engine.rank, engine.world, engine.device)
 
@@ -55,7 +60,7 @@ def score_all(
             for step in steps.stream(0, len(steps), reader):
                 yield from (batch.to(engine.device, non_blocking=True) for batch in step.packs)
 
-    with engine.autocast():
+    with together(engine), engine.autocast():
         fill_cache(cache, reference, batches(), progress, skip_known=engine.sharding is None)
     if engine.world > 1:
         keys, lengths, values = (engine.gather(part.to(engine.device)) for part in cache.flat())

@@ -23,6 +23,7 @@ FREE = frozenset(
         "train.keep",
         "train.log_every",
         "train.on_nonfinite",
+        "train.max_skips",
         "track",
     }
 )

@@ -38,6 +38,8 @@ class Train(Block):
     """Optimizer steps between two lines on the terminal and to trackers; metrics.jsonl has them all."""
     on_nonfinite: Literal["abort", "skip"] = "abort"
     """What a NaN or infinity leads to; the weights are never touched by it."""
+    max_skips: Count = 10
+    """Steps that skip leaves out in a row before it ends the run as abort does."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,6 +50,8 @@ class Train(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Train:
+        if self.max_skips != 10 and self.on_nonfinite == "abort":
+            raise wrong("has no effect where no step is left out. Set train.on_nonfinite: skip.", "max_skips")
         if self.epochs is not None and self.steps is not None:
             raise wrong(
                 f"epochs ({self.epochs}) and steps ({self.steps}) are both given. Keep one; on the command "

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.errors import CorruptError
+from prefopt.errors import CorruptError, NonFiniteError
 from prefopt.ragged import on_device
+from prefopt.structures.packs import row_of
 from prefopt.types import PackedBatch, SeqLogps
 
 
@@ -31,12 +32,30 @@ class LogpCache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._values
 
-    def put(self, keys: Sequence[bytes], logps: SeqLogps) -> None:
-        """Store the responses of one batch under their keys."""
+    def put(self, batch: PackedBatch, logps: SeqLogps) -> None:
+        """Store what was said of the responses of one batch.
+
+        Raises:
+            NonFiniteError: a value is not finite; names the row.
+        """
         rows = torch.stack([logps.tokens, *[logps.stats[name] for name in self.stats]])
         rows = rows.detach().to("cpu", torch.float32)
-        for key, part in zip(keys, torch.split(rows, list(logps.lengths), dim=1), strict=True):
+        parts = torch.split(rows, list(logps.lengths), dim=1)
+        if not torch.isfinite(rows).all():
+            raise NonFiniteError(self._blame(batch, parts))
+        for key, part in zip(batch.keys, parts, strict=True):
             self._values[key] = part.contiguous()
+
+    def _blame(self, batch: PackedBatch, parts: Sequence[Tensor]) -> str:
+        """Say which value of which answer is not finite."""
+        at = next(i for i, part in enumerate(parts) if not torch.isfinite(part).all())
+        name, token = (~torch.isfinite(parts[at])).nonzero()[0].tolist()
+        what, row = ("log-prob", *self.stats)[name], row_of(batch, at)
+        return (
+            f"{batch.origins[row]}: the reference gives token {token + 1} of {batch.lengths[at]} of answer "
+            f"{at - batch.groups[row]} the {what} {parts[at][name, token].item()}. Take the row out, or choose "
+            f"another reference."
+        )
 
     def get(self, batch: PackedBatch, device: torch.device | str = "cpu") -> SeqLogps:
         """Return the stored log-probs of a batch's responses.
@@ -52,10 +71,10 @@ class LogpCache:
     def _find(self, key: bytes, at: int, batch: PackedBatch) -> Tensor:
         values = self._values.get(key)
         if values is None or values.shape[1] != batch.lengths[at]:
-            group = next(g for g in range(len(batch.row_ids)) if batch.groups[g + 1] > at)
+            row = row_of(batch, at)
             what = "is not in the cache" if values is None else f"was stored with {values.shape[1]} tokens"
             raise CorruptError(
-                f"{batch.origins[group]}: the reference log-prob of answer {at - batch.groups[group]} "
+                f"{batch.origins[row]}: the reference log-prob of answer {at - batch.groups[row]} "
                 f"({batch.lengths[at]} tokens) {what}. Score the reference again."
             )
         return values

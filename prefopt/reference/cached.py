@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from prefopt.errors import RecipeError
+from prefopt.errors import NonFiniteError, RecipeError
 from prefopt.reference.base import Reference
 from prefopt.reference.cache import LogpCache
 from prefopt.types import PackedBatch, SeqLogps
@@ -48,8 +48,20 @@ def fill_cache(
         progress: called with the packed tokens of every batch done.
         skip_known: leave out batches of which the cache holds everything. False where ranks score
             together, each with a share of the weights, so that none may leave one out alone.
+
+    Raises:
+        NonFiniteError: the reference said something that is not finite; names the row.
     """
+    problem = None
     for batch in batches:
         if not skip_known or not all(key in cache for key in batch.keys):
-            cache.put(batch.keys, reference(batch, stats=cache.stats))
+            said = reference(batch, stats=cache.stats)
+            try:
+                cache.put(batch, said)
+            except NonFiniteError as error:
+                problem = problem or error
+                if skip_known:
+                    break
         progress(batch.num_tokens)
+    if problem is not None:
+        raise problem

@@ -13,6 +13,8 @@ from prefopt.structures import STRUCTURES
 from prefopt.trainer import StepResult
 from prefopt.trainer.metrics import divide
 
+_KEPT = {"best", "best_step", "evaluations_without_best", "skipped", "skipped_in_row"}
+
 
 @dataclass
 class RunState:
@@ -22,14 +24,15 @@ class RunState:
     best_step: int | None = None
     evaluations_without_best: int = 0
     skipped: int = 0
+    skipped_in_row: int = 0
     pending: list[StepResult] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("best", "best_step", "evaluations_without_best", "skipped")}
+        return {name: getattr(self, name) for name in _KEPT}
 
     def load(self, state: dict[str, Any]) -> None:
-        for key in self.state():
-            setattr(self, key, state.get(key))
+        for name in _KEPT & state.keys():
+            setattr(self, name, state[name])
 
     def take(self) -> list[StepResult]:
         """Hand out the steps that wait for their line."""

@@ -88,7 +88,7 @@ def compare_recipes(origin: Origin, recipe: Mapping[str, Any]) -> None:
     if origin.recipe is None:
         raise ResumeError("checkpoint: it does not say with which recipe it was written. Start anew.")
     changes = diff_recipes(origin.recipe, recipe)
-    fatal = [str(change) for change in changes if change.is_fatal and not _pins(origin, change)]
+    fatal = [str(change) for change in changes if change.is_fatal and not _names_files(origin, change)]
     if fatal:
         raise ResumeError(
             f"{recipe['output']}: the run was started with other settings ({'; '.join(fatal)}). "
@@ -96,13 +96,13 @@ def compare_recipes(origin: Origin, recipe: Mapping[str, Any]) -> None:
         )
 
 
-def _pins(origin: Origin, change: Change) -> bool:
-    """Whether a revision is set to the very commit that the run was started with."""
+def _names_files(origin: Origin, change: Change) -> bool:
+    """Whether a setting says where files lie, whose content is compared instead; see ``compare_files``."""
     block, _, name = change.key.rpartition(".")
-    known = origin.files.get(f"{block}.path")
-    return (
-        name == "revision" and known is not None and change.new is not None and change.new == known["commit"]
-    )
+    if name == "revision":
+        return f"{block}.path" in origin.files
+    is_place = name in ("path", "adapter") and isinstance(change.old, str) and isinstance(change.new, str)
+    return is_place and change.key in origin.files
 
 
 def compare_facts(origin: Origin, facts: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ code in whoever iterates; between two steps the weights are at rest.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -42,6 +43,8 @@ from prefopt.trainer.objective import Objective
 from prefopt.trainer.scoring import Scorer
 from prefopt.trainer.weighting import TokenMasks
 from prefopt.types import LEARNED_MASKS, LossOutput, Step, Totals
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,13 @@ class Trainer:
         engine: devices and ranks; None is one process on the default device.
         masks: makes the token weights that a loss may ask for as ``types.LEARNED_MASKS``.
         on_nonfinite: "abort" raises before the weights change, "skip" leaves the step out and goes on.
+        max_skips: steps left out in a row after which "skip" raises as well.
         start_step: first step to run, for a resumed run; of the source too.
         seed: of dropout; the order of the data is the source's.
 
     Attributes:
         done: steps that the run has behind it.
+        skips: steps left out in a row, up to the last one.
 
     Raises:
         RecipeError: the loss needs a reference and there is none, or one that can do more; or it needs
@@ -105,6 +110,7 @@ class Trainer:
         engine: Engine | None = None,
         masks: TokenMasks | None = None,
         on_nonfinite: str = "abort",
+        max_skips: int = 10,
         start_step: int = 0,
         seed: int = 0,
     ) -> None:
@@ -121,6 +127,9 @@ class Trainer:
         self.on_nonfinite = on_nonfinite
         if on_nonfinite not in ("abort", "skip"):
             raise RecipeError(f"on_nonfinite: there is no '{on_nonfinite}'. Choose abort or skip.")
+        if max_skips < 1:
+            raise RecipeError(f"max_skips: {max_skips} steps cannot be left out. Give at least 1.")
+        self.max_skips, self.skips = max_skips, 0
         self.policy.wrap(self.engine)
         self._wrapped = self.policy.model
         self.masks = None if masks is None else masks.to(self.engine.device)
@@ -179,7 +188,8 @@ class Trainer:
         Raises:
             RecipeError: more steps than are left, the source has fewer or hands out wrong ones, or another
                 iterator is open.
-            NonFiniteError: of a step, unless such steps are skipped; the weights are those before it.
+            NonFiniteError: of a step, unless such steps are skipped, or of the last of ``max_skips`` in a row;
+                the weights are those before it.
         """
         if num is not None and num < 0:
             raise RecipeError(
@@ -235,15 +245,28 @@ class Trainer:
             self.engine.average_gradients(self.masks)
         norm = self.engine.clip(self.trained.values(), self.settings.clip)
         is_bad = self._agree(~(torch.isfinite(norm) & torch.isfinite(found.sums.values["loss"])))
-        if is_bad and self.on_nonfinite == "abort":
-            raise NonFiniteError(blame(step, found, norm))
-        if not is_bad:
+        if is_bad:
+            self._leave_out(blame(step, found, norm))
+        else:
+            self.skips = 0
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.objective.carried = found.carried
         if self.reference is not None:
             self.reference.follow(self.parameters, step.index + 1)
         return found.sums, norm, is_bad
+
+    def _leave_out(self, why: str) -> None:
+        """Skip a step that is not finite, or end the run."""
+        self.skips += 1
+        if self.on_nonfinite == "abort":
+            raise NonFiniteError(f"{why} Lower optim.lr, look at those rows, or set train.on_nonfinite=skip.")
+        if self.skips >= self.max_skips:
+            raise NonFiniteError(
+                f"{why} It is number {self.skips} in a row that was left out, as many as train.max_skips allows. "
+                f"Lower optim.lr, look at those rows, or raise it."
+            )
+        log.warning("%s It is left out.", why)
 
     def _begin(self) -> None:
         """Train from here on, whatever a source or a caller did with the model since the last step."""

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from prefopt.data.packs.pack import pack
 from prefopt.errors import RecipeError
+from prefopt.structures.packs import row_of
 from prefopt.trainer.identity import StartCheck
 from prefopt.trainer.metrics import MetricSums
 from prefopt.trainer.objective import Objective, mix
 from prefopt.trainer.replay import Replay
 from prefopt.trainer.scoring import Scorer, Scores
-from prefopt.types import PackedBatch, SeqLogps, Step, TokenizedGroup, Totals
+from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps, Step, TokenizedGroup, Totals
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Accumulated(NamedTuple):
     sums: MetricSums
     losses: list[Tensor]  # [] of each pack, to find out which is not finite
     packs: list[PackedBatch]  # as they were run
+    scored: list[tuple[SeqLogps, SeqLogps | None]]  # policy and reference of each pack, without graph
     carried: dict[str, Tensor]  # what the loss hands to itself, once the weights have moved
 
 
@@ -43,6 +45,7 @@ class Accumulator:
         self.engine, self.policy = scorer.engine, scorer.policy
         self.start = StartCheck(scorer, objective)
         self._scoring = 0  # the pack that is being scored
+        self._scored: list[tuple[SeqLogps, SeqLogps | None]] = []
 
     def run(self, step: Step) -> Accumulated:
         """Add up the gradients of all packs; one that does not fit into memory is halved, and all is redone.
@@ -54,6 +57,7 @@ class Accumulator:
         packs, members = list(step.packs), list(step.members)
         run = self._run_whole if self.objective.contract.is_whole_step else self._run_each
         while True:
+            self._scored = []
             try:
                 return run(step, packs)
             except torch.OutOfMemoryError as error:
@@ -79,11 +83,11 @@ class Accumulator:
                 self.engine.backward(numerator / self.objective.units(step.totals))
             losses.append(numerator.detach())
             sums.merge(part, is_ghost=batch.is_ghost)
-        return Accumulated(sums, losses, packs, {})
+        return Accumulated(sums, losses, packs, self._scored, {})
 
     def forward(self, batch: PackedBatch, totals: Totals, index: int) -> tuple[MetricSums, Tensor]:
         """Return one pack's metrics and its share of the loss numerator (weight times loss, summed)."""
-        scores = self.scorer.both(batch)
+        scores = self._score(batch)
         sums, numerator, output = self.objective.charge(batch, scores.policy, scores.reference, totals, index)
         if self.start.is_due(batch, index):
             self.start.check_pack(batch, scores, output, self.objective.inputs(batch, totals, index))
@@ -94,7 +98,7 @@ class Accumulator:
 
         def first(at: int) -> Scores:
             self._begin(step, at)
-            return self.scorer.both(self.scorer.on_device(packs[at]))
+            return self._score(self.scorer.on_device(packs[at]))
 
         def again(at: int) -> SeqLogps:
             self._begin(step, at)
@@ -112,7 +116,12 @@ class Accumulator:
         sums.merge(
             charge.sums, is_ghost=not self.engine.is_main
         )  # every rank holds all units, which count once
-        return Accumulated(sums, replay.pack_sums, packs, dict(charge.output.carried))
+        return Accumulated(sums, replay.pack_sums, packs, self._scored, dict(charge.output.carried))
+
+    def _score(self, batch: PackedBatch) -> Scores:
+        scores = self.scorer.both(batch)
+        self._scored.append((scores.policy.detach(), scores.reference))
+        return scores
 
     def _begin(self, step: Step, at: int) -> None:
         """Draw the random numbers of a pack anew, alike whenever it is scored."""
@@ -135,12 +144,33 @@ class Accumulator:
 
 
 def blame(step: Step, found: Accumulated, norm: Tensor) -> str:
-    """Say which rows made a step that is not finite, for an error."""
+    """Say which rows made a step that is not finite, and that it moved nothing; reads the device."""
+    what = _bad_logps(found) or _bad_losses(found) or f"the gradient norm is {norm.item()}, not finite"
+    return f"step {step.index + 1}: {what}; the weights are still those after step {step.index}."
+
+
+def _bad_logps(found: Accumulated) -> str | None:
+    """Name the rows with a log-prob that is not finite, of the reference if it has one."""
+    for at, who in ((1, "reference"), (0, "policy")):
+        scored = [(batch, each[at]) for batch, each in zip(found.packs, found.scored, strict=True)]
+        rows = [row for batch, logps in scored if logps is not None for row in _rows_with_bad(batch, logps)]
+        if rows:
+            return f"log-probs of {_listed(rows)} are not finite under the {who}"
+    return None
+
+
+def _rows_with_bad(batch: PackedBatch, logps: SeqLogps) -> list[str]:
+    values = [logps.tokens, *(logps.stats[name] for name in OTHER_REFERENCES if name in logps.stats)]
+    bad = ~torch.isfinite(torch.stack(values)).all(0)
+    answers = set(logps.sequence_of[bad].tolist())
+    return [batch.origins[row] for row in sorted({row_of(batch, answer) for answer in answers})]
+
+
+def _bad_losses(found: Accumulated) -> str | None:
     bad = [at for at, loss in enumerate(found.losses) if not torch.isfinite(loss)]
     rows = [origin for at in bad for origin in found.packs[at].origins]
-    where = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-    what = f"the loss of a pack with {where} is" if rows else f"the gradient norm is {norm.item()},"
-    return (
-        f"step {step.index + 1}: {what} not finite; the weights are still those after step {step.index}. "
-        f"Lower optim.lr, look at those rows, or set train.on_nonfinite=skip."
-    )
+    return f"the loss of a pack with {_listed(rows)} is not finite" if rows else None
+
+
+def _listed(rows: list[str]) -> str:
+    return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
@@ -13,7 +14,7 @@ from prefopt.losses import LossContract, contract_of
 from prefopt.structures import STRUCTURES, UnitLogps
 from prefopt.trainer.inputs import inputs_of, wanted_inputs
 from prefopt.trainer.metrics import MetricSums, pack_sums
-from prefopt.types import LossOutput, PackedBatch, SeqLogps, Totals
+from prefopt.types import OTHER_REFERENCES, LossOutput, PackedBatch, SeqLogps, Totals
 
 
 class Charge(NamedTuple):
@@ -81,6 +82,7 @@ class Objective:
                 f"Compute it from the policy's log-probs, without detach() or no_grad()."
             )
         numerator = (output.loss * self.structure.weigh(batch, output.loss)).sum()
+        numerator = numerator + _zero_if_finite(policy, reference).to(numerator.dtype)
         return Charge(pack_sums(values, output, numerator), numerator, output)
 
     def arrange(self, batch: PackedBatch, logps: SeqLogps) -> UnitLogps:
@@ -127,6 +129,18 @@ def _wrong(output: Any, units: int, carried: Collection[str]) -> str | None:
     if attached := [name for name, value in output.carried.items() if value.requires_grad]:
         return f"'{attached[0]}' to carry over with its gradient"
     return None
+
+
+def _zero_if_finite(policy: SeqLogps, reference: SeqLogps | None) -> Tensor:
+    """Return zero where every log-prob is finite, else NaN.
+
+    A loss may have nothing to charge for an infinite one: to ``dpo`` a chosen answer that the reference holds for
+    impossible is won already. So it is added to what the units are charged.
+    """
+    scored = (policy,) if reference is None else (policy, reference)
+    values = [each.tokens for each in scored]
+    values += [each.stats[name] for each in scored for name in OTHER_REFERENCES if name in each.stats]
+    return torch.stack([each.detach().sum() for each in values]).sum() * 0.0
 
 
 def mix(*parts: int) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 import toy
 
 from prefopt.data.packs.pack import pack
-from prefopt.errors import CorruptError, RecipeError
+from prefopt.errors import CorruptError, NonFiniteError, RecipeError
 from prefopt.reference import CachedReference, fill_cache
 from prefopt.reference.cache import LogpCache
+from prefopt.types import PackedBatch, SeqLogps
 
 
 def filled(stats: tuple[str, ...] = ()) -> LogpCache:
@@ -69,3 +74,44 @@ def test_known_answers_are_not_scored_again() -> None:
         raise AssertionError("scored again")
 
     fill_cache(cache, refuse, [pack(toy.groups(12))])  # type: ignore[arg-type]
+
+
+def spoilt(stat: str | None, value: float) -> Callable[..., SeqLogps]:
+    """Score, but for the second token of answer 1 of row 7, and count the batches."""
+
+    def score(batch: PackedBatch, stats: tuple[str, ...] = ()) -> SeqLogps:
+        calls.append(batch)
+        found = toy.reference(seed=1, dtype=torch.float32)(batch, stats=stats)
+        if 7 not in batch.row_ids:
+            return found
+        at = sum(batch.lengths[: batch.groups[batch.row_ids.index(7)] + 1]) + 1
+        values = (found.tokens if stat is None else found.stats[stat]).clone()
+        values[at] = value
+        return replace(found, tokens=values) if stat is None else replace(found, stats={stat: values})
+
+    calls: list[PackedBatch] = []
+    score.calls = calls  # type: ignore[attr-defined]
+    return score
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+@pytest.mark.parametrize(("stat", "said"), [(None, "log-prob"), ("entropy", "entropy")])
+def test_a_value_that_is_not_finite_is_named_by_its_row(value: float, stat: str | None, said: str) -> None:
+    cache, score = LogpCache(("entropy",)), spoilt(stat, value)
+    rows = toy.groups(12)
+    length = len(rows[7].responses[1])
+    assert length > 1
+    with pytest.raises(NonFiniteError) as caught:
+        fill_cache(cache, score, [pack(rows[at : at + 3]) for at in (0, 3, 6, 9)])  # type: ignore[arg-type]
+    assert str(caught.value).startswith(
+        f"toy.jsonl:8: the reference gives token 2 of {length} of answer 1 the {said} {value}. "
+    )
+    assert len(score.calls) == 3 and len(cache) == 12  # type: ignore[attr-defined]  # nothing of its pack is kept
+
+
+def test_ranks_that_score_together_all_score_to_the_end() -> None:
+    cache, score = LogpCache(), spoilt(None, math.nan)
+    packs = [pack(toy.groups(12)[at : at + 3]) for at in (0, 3, 6, 9)]
+    with pytest.raises(NonFiniteError, match=r"toy.jsonl:8"):
+        fill_cache(cache, score, packs, skip_known=False)  # type: ignore[arg-type]
+    assert len(score.calls) == 4  # type: ignore[attr-defined]

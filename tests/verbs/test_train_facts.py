@@ -268,6 +268,46 @@ def test_what_decides_no_number_refuses_nothing(stopped: Run, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["path, cached"], indirect=True)
+@pytest.mark.parametrize("owner", ["model", "other", "theirs"])
+def test_files_may_lie_elsewhere_if_they_are_the_same(
+    stopped: Run, owner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under another path in the recipe, the same files go on and others do not."""
+    run, moved = stopped.folder / "run", tmp_path / "moved"
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(stopped.folder / owner, moved)
+    path = next(moved.glob("*.safetensors"))
+    kept = path.read_bytes()
+    tensors(lambda found: next(iter(found.values())).view(-1)[0].add_(0.5))(path)
+    changes = {
+        "model__path" if owner == "model" else f"reference__{'path' if owner == 'other' else 'adapter'}": str(
+            moved
+        )
+    }
+    try:
+        assert stopped.resume(**changes) == 5
+        assert f"{OWNERS[owner]}: {path.name} had the SHA-256" in capsys.readouterr().err
+        path.write_bytes(kept)
+        assert stopped.resume(**changes) == 0
+    finally:
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "run", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["initial", "adapter"], indirect=True)
+def test_what_has_no_files_to_compare_stays_a_setting(
+    stopped: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has_adapter = "model__adapter" in stopped.changes
+    new = "null" if has_adapter else str(stopped.folder / "adapter")
+    assert stopped.resume(model__adapter=new) == 5
+    assert "the run was started with other settings (model.adapter: " in capsys.readouterr().err
+    assert stopped.resume(model__path="builtin:tiny") == 5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["initial"], indirect=True)
 @pytest.mark.parametrize("change", ["a row", "the order", "one row less", "the template"])
 def test_other_rows_are_refused_and_nothing_is_touched(
@@ -356,7 +396,7 @@ def test_a_new_commit_is_noticed_and_the_old_one_can_be_named(
     assert f"(commit {COMMITS[0]} then, {COMMITS[1]} now)" in message
     assert f"Set model.revision={COMMITS[0]}, or start anew with --overwrite." in message
     assert go(model__revision=COMMITS[1]) == 5
-    assert "model.revision: null -> " in capsys.readouterr().err
+    assert "model.path: model.safetensors had the SHA-256" in capsys.readouterr().err
     assert go(model__revision=COMMITS[0]) == 0
 
 

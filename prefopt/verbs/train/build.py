@@ -65,6 +65,7 @@ def _trainer(
         engine=job.engine,
         masks=masks_of(job.loss, reference, recipe.seed),
         on_nonfinite=recipe.train.on_nonfinite,
+        max_skips=recipe.train.max_skips,
         start_step=start_step,
         seed=recipe.seed,
     )

@@ -23,6 +23,7 @@ def open_folder(
     progress = RunState()
     if origin is not None:
         _take_up(job, origin, progress, loaded.num_steps)
+        built.trainer.skips = progress.skipped_in_row
     if job.engine.is_main:
         if overwrite:
             job.folder.clear(keep=(job.folder.quarantine.name,))

@@ -61,6 +61,7 @@ class Loop:
         every, log_every = self.recipe.train.save_every, self.recipe.train.log_every
         self.progress.pending.append(result)
         self.progress.skipped += result.skipped
+        self.progress.skipped_in_row = self.trainer.skips
         is_save = is_last or bool(every and done % every == 0) or bool(self.trainer.requested)
         if is_save or evaluation is not None or done % log_every == 0:
             self._flush()

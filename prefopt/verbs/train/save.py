@@ -11,13 +11,15 @@ from prefopt.assemble import model as assemble_model
 from prefopt.run import checkpoint
 from prefopt.run.log import RunState
 from prefopt.trainer.state import state_files, write_files
+from prefopt.verbs.train.finite import check_finite
 from prefopt.verbs.train.job import Built, Job
 
 
 def save(job: Job, built: Built, progress: RunState, done: int) -> None:
     """Write a checkpoint after ``done`` steps, and delete those that nobody asked to keep."""
-    weights = job.engine.weights(built.policy.model)
     files = state_files(built.trainer)
+    check_finite(job, built, files)
+    weights = job.engine.weights(built.policy.model)
 
     def write(folder: Path) -> None:
         _save_model(job, built, folder / "model", weights)
@@ -35,6 +37,8 @@ def save(job: Job, built: Built, progress: RunState, done: int) -> None:
 def finish(job: Job, built: Built, progress: RunState) -> Path:
     """Write the final folder: the last weights, or those of the best evaluation where the recipe wants them."""
     best = progress.best_step if job.keeps_best else None
+    if best is None:
+        check_finite(job, built, {})
     weights = job.engine.weights(built.policy.model) if best is None else None
     if job.engine.is_main:
         if best is not None:
