@@ -104,7 +104,8 @@ def _pay(
 ) -> LossOutput:
     ratio = log_ratio(policy.answers, reference.answers)
     sign = signs(policy)
-    weight = torch.where(sign > 0, desirable_weight, undesirable_weight).to(ratio.dtype)
+    # of two numbers torch.where makes float32
+    weight = torch.where(sign > 0, sign.new_full((), desirable_weight), undesirable_weight)
     gain = ratio if drift is None else ratio - drift
     # sigmoid(-x), not 1 - sigmoid(x): the latter rounds to 0 from x = 17 in float32
     return LossOutput(

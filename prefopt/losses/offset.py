@@ -53,7 +53,8 @@ def offset(
 
     Source:
         Amini, Vieira and Cotterell, "Direct Preference Optimization with an Offset", 2024,
-        arXiv 2402.10571. Formula as in PaddleNLP's ``offset_alpha``, not checked against the paper.
+        arXiv 2402.10571; formula and alpha as in the authors' code, where a gap of 0 costs nothing and a
+        negative one makes the loss NaN.
     """
     chosen = log_ratio(policy.chosen, reference.chosen)
     rejected = log_ratio(policy.rejected, reference.rejected)

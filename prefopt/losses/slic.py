@@ -31,7 +31,8 @@ def slic(
         policy: P pairs under the model being trained.
         mean_chosen_length: [] tokens, the mean length of the step's chosen answers; for "batch_token".
         delta: lead asked for, in nats.
-        lam: weight of the likelihood term.
+        lam: weight of the likelihood term, which is per token; times the usual length of an answer it weighs
+            as much as that number does where the term is a sum.
         nll: "sequence" averages over the answer's own tokens; "batch_token" over those of the step.
 
     Returns:
@@ -46,9 +47,10 @@ def slic(
 
     Source:
         Zhao, Joshi, Liu, Khalman, Saleh and Liu, "SLiC-HF: Sequence Likelihood Calibration with Human
-        Feedback", 2023, arXiv 2305.10425, with delta, lam and the chosen answer as target of the
-        likelihood term from HALOs. Both sum that term over tokens; here it is per token, as in every
-        loss of this library. TRL credits its ``hinge`` to this paper; that is ``hinge``.
+        Feedback", 2023, arXiv 2305.10425, with delta and the chosen answer as target of the likelihood
+        term from HALOs. Both sum that term over tokens; here it is per token, as in every loss of this
+        library. So the default of ``lam``, 0.1, is HALOs' number and not its weight: on answers of n tokens
+        it weighs the term n times less. TRL credits its ``hinge`` to this paper; that is ``hinge``.
     """
     chosen, rejected = policy.chosen.total, policy.rejected.total
     cost = answer_nll(policy.chosen, nll, mean_chosen_length)

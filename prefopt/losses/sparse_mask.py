@@ -41,12 +41,13 @@ def sparse_mask(
     Formula:
         u = sum of mask * (policy - reference), d = sum of mask * KL(reference || policy), over an answer's tokens
         loss = -log sigmoid(beta * (u_chosen - u_rejected - (d_rejected - d_chosen)))
-             + l1 * (sum of |mask| for u and for d, over both answers)
+             + l1 * (sum of |mask| over both answers)
 
     Source:
         Christopoulou, Cardenas, Lampouras, Bou-Ammar and Wang, "SparsePO: Controlling Preference Alignment
-        of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, one mask for both; l1 as its authors set
-        it on HH-RLHF.
+        of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, one mask for both. The authors' code adds
+        the cost of a shared mask for u and for d, each at half its weight; ``l1`` is what they set for either
+        on HH-RLHF. Their other recipes have none.
     """
     return masked_tdpo(policy, reference, "reward_mask", "reward_mask", beta, l1)
 
@@ -58,7 +59,7 @@ def sparse_mask_independent(
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
-    l1: Annotated[float, Range(ge=0)] = 0.001,
+    l1: Annotated[float, Range(ge=0)] = 0.0,
 ) -> LossOutput:
     """Pay the loss of ``sparse_mask`` with one learned mask for the reward and another for the divergence.
 
@@ -74,18 +75,20 @@ def sparse_mask_independent(
             and ``kl_mask``.
         reference: the same P pairs under the reference.
         beta: reward per nat.
-        l1: cost of each unit of either mask.
+        l1: cost of each unit of either mask; with 0 nothing but the margin holds the masks down.
 
     Returns:
         As ``sparse_mask``; the metrics are those of the mask of the reward.
 
     Formula:
         u = sum of mask * (policy - reference), d = sum of kl_mask * KL(reference || policy)
-        loss as in sparse_mask
+        loss = -log sigmoid(beta * (u_chosen - u_rejected - (d_rejected - d_chosen)))
+             + l1 * (sum of |mask| + |kl_mask| over both answers)
 
     Source:
         Christopoulou, Cardenas, Lampouras, Bou-Ammar and Wang, "SparsePO: Controlling Preference Alignment
-        of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, independent masks.
+        of LLMs via Sparse Token Masks", 2024, arXiv 2410.05102, independent masks; no ``l1``, as in all
+        recipes of the authors for these.
     """
     return masked_tdpo(policy, reference, "reward_mask", "kl_mask", beta, l1)
 
@@ -93,13 +96,14 @@ def sparse_mask_independent(
 def masked_tdpo(
     policy: PairLogps, reference: PairLogps, mask: str, kl_mask: str, beta: float, l1: float = 0.0
 ) -> LossOutput:
-    """Pay the loss of ``tdpo`` 1 on masked sums, plus ``l1`` times the masks; ``mask`` and ``kl_mask`` name stats."""
+    """Pay the loss of ``tdpo`` 1 on masked sums, plus ``l1`` times each mask once; ``mask`` and ``kl_mask`` name stats."""
     chosen_u, chosen_d = _masked(policy.chosen, reference.chosen, mask, kl_mask)
     rejected_u, rejected_d = _masked(policy.rejected, reference.rejected, mask, kl_mask)
     loss = logistic(beta * (chosen_u - rejected_u - (rejected_d - chosen_d)))
     both = (policy.chosen, policy.rejected)
     if l1 > 0.0:
-        cost = sum(side.sum(side.stats[name].abs()) for side in both for name in (mask, kl_mask))
+        masks = dict.fromkeys((mask, kl_mask))  # a shared one is paid for once
+        cost = sum(side.sum(side.stats[name].abs()) for side in both for name in masks)
         loss = loss + l1 * cost
     length = policy.chosen.length + policy.rejected.length
     total = sum(side.sum(side.stats[mask]) for side in both)

@@ -47,9 +47,8 @@ def suffix_from_divergence(loss: Loss, *, length_penalty: Annotated[float, Range
 
     Source:
         Xie, Goyal, Zheng, Kan, Lillicrap, Kawaguchi and Shieh, "Monte Carlo Tree Search Boosts Reasoning via
-        Iterative Preference Learning", 2024, arXiv 2405.00451. In the authors' code log-probs lie one place
-        left of their tokens when they are cut, so that the first differing token itself is left out; here it
-        counts.
+        Iterative Preference Learning", 2024, arXiv 2405.00451. As in the authors' code the first differing
+        token counts.
     """
     penalty = admit(suffix_from_divergence, loss, length_penalty=length_penalty)["length_penalty"]
     signature = signature_of(loss)

@@ -19,6 +19,7 @@ import torch
 from lanes import slow_but
 from meta_device import META, Watch, pose_as_gpu
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefopt.errors import RecipeError
 from prefopt.losses import (
@@ -329,6 +330,35 @@ def test_output_is_one_value_per_unit_in_the_inputs_dtype(loss):
         for name, value in tensors_of(loss(**arguments(loss, dtype))).items():
             assert value.shape == (NUM_UNITS,), name
             assert value.dtype == dtype, name
+
+
+class Narrowed(TorchDispatchMode):
+    """Names every operation that casts float64 to a narrower float and changes a number by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        made = op(*args, **(kwargs or {}))
+        if op is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and made.is_floating_point():
+            self.ops += [] if torch.equal(made.double(), args[0]) else [str(made.dtype)]
+        return made
+
+
+@every_case
+def test_no_number_passes_through_float32_on_its_way_to_float64(loss):
+    """Neither by a cast nor as a constant, which torch makes in its default dtype, and a setting is rarely exact in."""
+    with Narrowed() as narrowed:
+        plain = tensors_of(loss(**arguments(loss)))
+    assert narrowed.ops == []
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = tensors_of(loss(**arguments(loss)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in plain.items():
+        assert torch.equal(value, wide[name]), name
 
 
 @every_case

@@ -79,3 +79,11 @@ def test_class_weights_reach_the_form_without_drift(build):
     heavy = apo_zero_unpaired(*given, beta=0.5, desirable_weight=0.5, undesirable_weight=4.0)
     assert heavy.loss.tolist() == pytest.approx((plain.loss * torch.tensor([0.5, 4.0])).tolist(), rel=1e-12)
     assert plain.metrics == {}
+
+
+def test_class_weights_keep_the_digits_of_float64(build):
+    """On the line half of each weight is paid: 1.33 / 2 and 0.7 / 2, which float32 has only to 8 digits."""
+    weights = {"desirable_weight": 1.33, "undesirable_weight": 0.7}
+    for loss in (kto, apo_zero_unpaired):
+        output = loss(*build([0.0, 0.0], [True, False]), **weights)
+        assert output.loss.tolist() == [0.665, 0.35]

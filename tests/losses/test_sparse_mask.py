@@ -38,11 +38,18 @@ def test_a_mask_counts_each_token_in_reward_and_divergence(policy, reference):
     assert output.rejected_reward.item() == pytest.approx(0.1 * (-2.0 + 1.4), rel=1e-14)
 
 
-def test_l1_pays_for_the_mask_of_reward_and_of_divergence(policy, reference):
-    """Masks add up to 2.5, once for u and once for d: 0.01 * 5 more."""
+def test_l1_pays_for_a_mask_that_reward_and_divergence_share_once(policy, reference):
+    """The mask adds up to 2.5: the authors add 0.01 / 2 * 2.5 for u and the same for d, 0.025 in all."""
     free = sparse_mask(policy([0.5, 0.0, 2.0]), reference, l1=0.0).loss
     paid = sparse_mask(policy([0.5, 0.0, 2.0]), reference, l1=0.01).loss
-    assert (paid - free).item() == pytest.approx(0.05, rel=1e-13)
+    assert (paid - free).item() == pytest.approx(0.025, rel=1e-13)
+
+
+def test_masks_cost_by_default_what_the_authors_set_on_hh_rlhf(policy, reference):
+    """0.001 * 2.5 for one mask; nothing for two, whose recipes set no l1."""
+    drawn = policy([0.5, 0.0, 2.0], [0.0, 1.0, 0.0])
+    assert sparse_mask(drawn, reference).loss.item() == pytest.approx(cost(1.15) + 0.0025, rel=1e-13)
+    assert sparse_mask_independent(drawn, reference).loss.item() == pytest.approx(cost(2.7), rel=1e-14)
 
 
 def test_metrics_tell_how_sparse_the_mask_is(policy, reference):
