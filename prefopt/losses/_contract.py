@@ -28,6 +28,7 @@ from prefopt.types import (
     Applies,
     Carried,
     LossOutput,
+    OnlyWith,
     Prompts,
     Range,
     Reads,
@@ -224,13 +225,14 @@ def _setting(owner: str, parameter: Parameter) -> Setting:
     if parameter.name in RESERVED:
         raise TypeError(f"{place} has the name of a key of every loss block. Choose another name.")
     base = base_of(parameter)
+    rule = next((mark for mark in marks_of(parameter) if isinstance(mark, OnlyWith)), None)
     if get_origin(base) is Literal:
-        return Setting(default=parameter.default, type=str, choices=get_args(base))
+        return Setting(default=parameter.default, type=str, choices=get_args(base), only_with=rule)
     if base not in WORDS:
         found = "not annotated" if base is Parameter.empty else f"annotated {base!r}"
         raise TypeError(f"{place} is {found}. Use float, int, bool or a Literal of strings.")
     legal = next((mark for mark in marks_of(parameter) if isinstance(mark, Range)), None)
-    return Setting(default=parameter.default, type=base, range=legal)
+    return Setting(default=parameter.default, type=base, range=legal, only_with=rule)
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

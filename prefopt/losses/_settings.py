@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import RecipeError
-from prefopt.types import Range
+from prefopt.types import OnlyWith, Range
 from prefopt.words import did_you_mean, spelled
 
 WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
@@ -23,14 +23,15 @@ class Setting:
     type: type  # float, int, bool or str
     range: Range | None = None
     choices: tuple[str, ...] | None = None
+    only_with: OnlyWith | None = None
 
     @property
     def legal(self) -> str:
         """Say in words what the setting may be, e.g. "a number > 0"."""
-        if self.choices is not None:
-            return "one of " + ", ".join(self.choices)
-        words = WORDS[self.type]
-        return words if self.range is None else f"{words} {self.range}"
+        words = WORDS[self.type] if self.choices is None else "one of " + ", ".join(self.choices)
+        words = words if self.range is None else f"{words} {self.range}"
+        rule = self.only_with
+        return words if rule is None else f"{words}, only with {rule.setting}: {' or '.join(rule.choices)}"
 
     def check(self, value: Any, place: str) -> Any:
         """Return ``value`` in the setting's type, or refuse it.
@@ -82,7 +83,8 @@ def check_settings(
         A value for every setting, in the order of ``settings``.
 
     Raises:
-        RecipeError: an unknown setting (with a suggestion) or an illegal value.
+        RecipeError: an unknown setting (with a suggestion), an illegal value, or one that another setting leaves
+            without effect.
     """
     for name in given:
         if name not in settings:
@@ -91,10 +93,33 @@ def check_settings(
             raise RecipeError(
                 f"{where}.{name}: {owner} has no such setting.{hint} {owner} accepts: {accepts}."
             )
-    return {
+    checked = {
         name: setting.check(given[name], f"{where}.{name}") if name in given else setting.default
         for name, setting in settings.items()
     }
+    check_effects(settings, checked, where)
+    return checked
+
+
+def check_effects(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> None:
+    """Refuse a value off its default that another setting leaves without effect.
+
+    Args:
+        settings: what exists.
+        values: of every setting.
+        where: place in the recipe, for messages.
+
+    Raises:
+        RecipeError: names both settings.
+    """
+    for name, setting in settings.items():
+        rule = setting.only_with
+        if rule is None or values[name] == setting.default or values.get(rule.setting) in (None, *rule.choices):
+            continue
+        raise RecipeError(
+            f"{where}.{name}: {spelled(values[name])} has no effect with {rule.setting}: {values[rule.setting]}. "
+            f"Leave it out, or set {rule.setting}: {' or '.join(rule.choices)}."
+        )
 
 
 def _is_number_text(text: str) -> bool:

@@ -27,6 +27,7 @@ from prefopt.types import LossOutput, PairLogps, SeqLogps
 Norm = Literal["sum", "mean"]
 Nll = Literal["sequence", "batch_token"]
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+Link = Literal["logistic", "hinge"]
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("_recorded", default=None)
 _replayed: ContextVar[Iterator[Tensor] | None] = ContextVar("_replayed", default=None)
@@ -98,6 +99,16 @@ def logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return loss
     # logsigmoid(-x), not log(1 - sigmoid(x)): the latter is -inf from x = 17 in float32
     return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
+
+
+def linked(margin: Tensor, link: Link, label_smoothing: float = 0.0) -> Tensor:
+    """Pay by the logistic link, which alone is smoothed, or by what ``margin`` falls short of one."""
+    return logistic(margin, label_smoothing) if link == "logistic" else shortfall(margin)
+
+
+def shortfall(margin: Tensor) -> Tensor:
+    """Pay what ``margin`` falls short of one, and nothing beyond."""
+    return (1.0 - margin).clamp(min=0.0)
 
 
 def squared(margin: Tensor, target: Tensor | float) -> Tensor:

@@ -17,6 +17,7 @@ def alphapo(
     beta: Annotated[float, Range(gt=0)] = 2.5,
     gamma: Annotated[float, Range(ge=0)] = 0.1,
     alpha: float = 0.25,
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0,
 ) -> LossOutput:
     """Pay -log sigmoid of the margin of bent per-token rewards beyond a target margin, without a reference.
 
@@ -33,6 +34,7 @@ def alphapo(
         beta: reward per unit of bent log-prob.
         gamma: margin of rewards at which a pair costs log 2, as in ``simpo``.
         alpha: the bend, of either sign; 0 is SimPO.
+        label_smoothing: probability that a label is flipped.
 
     Returns:
         Loss [P]; rewards [P], beta times u. The exponent is clamped at 80: an answer whose mean
@@ -41,16 +43,17 @@ def alphapo(
     Formula:
         a = log-prob / length, for each answer
         u = (1 - exp(-alpha * a)) / alpha
-        loss = -log sigmoid(beta * (u_chosen - u_rejected) - gamma)
+        m = beta * (u_chosen - u_rejected) - gamma, e = label_smoothing
+        loss = -(1 - e) * log sigmoid(m) - e * log sigmoid(-m)
 
     Source:
         Gupta, Tang, Song, Zhu, Hong, Saha, Gupta, Lee, Kim, Zhu, Agrawal, Pillai and Keerthi, "AlphaPO:
-        Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; as in TRL's CPO trainer, whose
-        exponent is not clamped and overflows.
+        Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; with the smoothing as in TRL's CPO
+        trainer, whose exponent is not clamped and overflows.
     """
     chosen = _bend(policy.chosen.total / policy.chosen.length, alpha)
     rejected = _bend(policy.rejected.total / policy.rejected.length, alpha)
-    loss = logistic(beta * (chosen - rejected) - gamma)
+    loss = logistic(beta * (chosen - rejected) - gamma, label_smoothing)
     return with_rewards(loss, chosen, rejected, beta)
 
 

@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from prefopt.losses._terms import log_ratio, logistic, safe_exp, squared, with_rewards
+from prefopt.losses._terms import log_ratio, logistic, safe_exp, shortfall, squared, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 ConvexLink = Literal["logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage"]
 
 _LINKS: dict[ConvexLink, Callable[[Tensor], Tensor]] = {
     "logistic": logistic,
-    "hinge": lambda margin: (1.0 - margin).clamp(min=0.0),
+    "hinge": shortfall,
     "squared": lambda margin: squared(margin, target=1.0),
     "exponential": lambda margin: safe_exp(-margin),
-    "truncated_quadratic": lambda margin: (1.0 - margin).clamp(min=0.0).square(),
+    "truncated_quadratic": lambda margin: shortfall(margin).square(),
     "savage": lambda margin: torch.sigmoid(-margin).square(),
 }
 

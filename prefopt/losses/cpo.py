@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from prefopt.losses._terms import Nll, add_cost, answer_nll, logistic, with_rewards
-from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
+from prefopt.losses._terms import Nll, add_cost, answer_nll, linked, squared, with_rewards
+from prefopt.types import Applies, LossOutput, OnlyWith, PairLogps, Range, Reads
+
+ContrastLink = Literal["logistic", "hinge", "ipo"]
 
 
 def cpo(
@@ -16,7 +18,8 @@ def cpo(
     mean_chosen_length: Tensor | None = None,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     alpha: Annotated[float, Range(ge=0)] = 1.0,
-    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0,
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5), OnlyWith("link", "logistic")] = 0.0,
+    link: ContrastLink = "logistic",
     nll: Nll = "sequence",
 ) -> LossOutput:
     """Pay -log sigmoid of the difference of log-probs, plus alpha times the chosen answer's NLL.
@@ -33,17 +36,22 @@ def cpo(
     Args:
         policy: P pairs under the model being trained.
         mean_chosen_length: [] tokens; for "batch_token".
-        beta: reward per nat.
+        beta: reward per nat; for "ipo" it sets the difference asked for, 1 / (2 beta) nats per token.
         alpha: weight of the likelihood term.
-        label_smoothing: probability that a label is flipped.
+        label_smoothing: probability that a label is flipped; for "logistic".
+        link: "logistic"; "hinge", which leaves a pair alone once its margin is 1; or "ipo", which holds the
+            difference of log-probs per token to a target.
         nll: "sequence" averages over the answer's own tokens; "batch_token" over the tokens of the step.
 
     Returns:
-        Loss [P]; rewards [P], beta times the log-prob of each answer; metric ``nll`` [P].
+        Loss [P]; rewards [P], beta times the log-prob of each answer, per token for "ipo"; metric ``nll`` [P].
 
     Formula:
-        loss = dpo with D = chosen - rejected, sums of log-probs
-               + alpha * (-chosen / length)
+        m = beta * (chosen - rejected), sums of log-probs; a = log-prob / length; e = label_smoothing
+        loss = f + alpha * (-a_chosen)
+        f = -(1 - e) * log sigmoid(m) - e * log sigmoid(-m)      (logistic)
+        f = max(0, 1 - m)                                        (hinge)
+        f = (a_chosen - a_rejected - 1 / (2 * beta))^2           (ipo)
 
     Raises:
         ValueError: "batch_token" without ``mean_chosen_length``.
@@ -51,10 +59,15 @@ def cpo(
     Source:
         Xu, Sharaf, Chen, Tan, Shen, Van Durme, Murray and Kim, "Contrastive Preference Optimization:
         Pushing the Boundaries of LLM Performance in Machine Translation", 2024, arXiv 2401.08417,
-        equations 3 to 5. The authors' code and TRL average the likelihood term over the tokens of a
-        batch: "batch_token" here, over the whole optimizer step.
+        equations 3 to 5; links as in the authors' code (CPO_SIMPO) and TRL, which ignore the smoothing with
+        a warning for all but "logistic". Both average the likelihood term over the tokens of a batch:
+        "batch_token" here, over the whole optimizer step.
     """
     chosen, rejected = policy.chosen.total, policy.rejected.total
-    loss = logistic(beta * (chosen - rejected), label_smoothing)
+    if link == "ipo":
+        chosen, rejected = chosen / policy.chosen.length, rejected / policy.rejected.length
+        loss = squared(chosen - rejected, 1.0 / (2.0 * beta))
+    else:
+        loss = linked(beta * (chosen - rejected), link, label_smoothing)
     cost = answer_nll(policy.chosen, nll, mean_chosen_length)
     return add_cost(with_rewards(loss, chosen, rejected, beta), cost, alpha, nll=cost)

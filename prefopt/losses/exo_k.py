@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, OnlyWith, Range
 
 
 def exo_k(
@@ -20,8 +20,8 @@ def exo_k(
     answer_score: Tensor,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     target: Literal["reward", "preference"] = "reward",
-    beta_r: Annotated[float, Range(gt=0)] = 0.1,
-    label_smoothing: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
+    beta_r: Annotated[float, Range(gt=0), OnlyWith("target", "reward")] = 0.1,
+    label_smoothing: Annotated[float, Range(gt=0, lt=0.5), OnlyWith("target", "preference")] = 1e-3,
 ) -> LossOutput:
     """Pay the reverse KL from the policy's choice within the group to that of the scores.
 

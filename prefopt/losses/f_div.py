@@ -7,16 +7,16 @@ from typing import Annotated
 
 from prefopt.errors import RecipeError
 from prefopt.losses._compose import RESUMMING, Given, admit, compose, union
-from prefopt.losses._contract import Loss, contract_of, settings_of, signature_of
+from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import Divergence, reshape_ratio
-from prefopt.types import LossOutput, Range
+from prefopt.types import LossOutput, OnlyWith, Range
 
 
 def f_div(
     loss: Loss,
     *,
     divergence: Divergence = "alpha",
-    alpha: Annotated[float, Range(gt=0, lt=1)] = 0.5,
+    alpha: Annotated[float, Range(gt=0, lt=1), OnlyWith("divergence", "alpha")] = 0.5,
 ) -> Loss:
     """Hold the policy to the reference by another f-divergence than the reverse KL.
 
@@ -67,8 +67,6 @@ def f_div(
         raise RecipeError(
             f"f_div: {contract.name} sums tokens anew, which would undo it. Apply f_div before {undoing}."
         )
-    if divergence != "alpha" and alpha != settings_of(f_div)["alpha"].default:
-        raise RecipeError(f"f_div.alpha: divergence '{divergence}' has no alpha. Remove the setting.")
     signature = signature_of(loss)
 
     def pay(given: Given) -> LossOutput:

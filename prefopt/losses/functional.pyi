@@ -15,7 +15,7 @@ def on_sums(loss: Loss) -> Callable[..., Tensor]:
 def alphapo_loss(
     policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
     chosen_lengths: Tensor, rejected_lengths: Tensor,
-    *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25,
+    *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25, label_smoothing: float = 0.0,
 ) -> Tensor:
     """Pay -log sigmoid of the margin of bent per-token rewards beyond a target margin, without a reference."""
 
@@ -64,7 +64,7 @@ def convex_loss(
 def cpo_loss(
     policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
     chosen_lengths: Tensor, rejected_lengths: Tensor,
-    *, mean_chosen_length: Tensor | None = None, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: Literal["sequence", "batch_token"] = "sequence",
+    *, mean_chosen_length: Tensor | None = None, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, link: Literal["logistic", "hinge", "ipo"] = "logistic", nll: Literal["sequence", "batch_token"] = "sequence",
 ) -> Tensor:
     """Pay -log sigmoid of the difference of log-probs, plus alpha times the chosen answer's NLL."""
 
@@ -229,7 +229,7 @@ def robust_loss(
 def simpo_loss(
     policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
     chosen_lengths: Tensor, rejected_lengths: Tensor,
-    *, beta: float = 2.0, gamma: float = 1.0,
+    *, beta: float = 2.0, gamma: float = 1.0, label_smoothing: float = 0.0, link: Literal["logistic", "hinge"] = "logistic",
 ) -> Tensor:
     """Pay -log sigmoid of the per-token reward margin beyond a target margin, without a reference."""
 

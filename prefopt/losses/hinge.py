@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._terms import log_ratio, with_rewards
+from prefopt.losses._terms import log_ratio, shortfall, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
@@ -38,5 +38,5 @@ def hinge(
     """
     chosen = log_ratio(policy.chosen, reference.chosen)
     rejected = log_ratio(policy.rejected, reference.rejected)
-    loss = (1.0 - beta * (chosen - rejected)).clamp(min=0.0)
+    loss = shortfall(beta * (chosen - rejected))
     return with_rewards(loss, chosen, rejected, beta)

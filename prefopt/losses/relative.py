@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, WholeStep
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, WholeStep
 
 
 def relative(
@@ -20,8 +20,8 @@ def relative(
     prompt_embedding: Tensor | None = None,
     beta: Annotated[float, Range(gt=0)] = 0.1,
     weighting: Literal["embedding", "diagonal"] = "embedding",
-    tau: Annotated[float, Range(gt=0)] = 0.5,
-    diagonal_weight: Annotated[float, Range(ge=0, le=1)] = 0.8,
+    tau: Annotated[float, Range(gt=0), OnlyWith("weighting", "embedding")] = 0.5,
+    diagonal_weight: Annotated[float, Range(ge=0, le=1), OnlyWith("weighting", "diagonal")] = 0.8,
 ) -> LossOutput:
     """Pay for each chosen answer that is not better than the rejected answers, to other prompts too.
 

@@ -58,8 +58,8 @@ def reward_aware(
     Source:
         Sun et al., "Reward-aware Preference Optimization: A Unified Mathematical Framework for Model
         Alignment", 2025, arXiv 2502.00203; defaults as in the authors' NeMo-Aligner, whose names of the
-        divergences are rpo_bwd_kl, rpo_fwd_kl and rpo_sq. "squared" is, up to scale, the regression of REBEL (Gao et al.,
-        2024, arXiv 2404.16767) on scored pairs.
+        divergences are rpo_bwd_kl, rpo_fwd_kl and rpo_sq. "squared" is, up to scale, REBEL's regression
+        (Gao et al., 2024, arXiv 2404.16767) on scored pairs.
     """
     chosen = log_ratio(policy.chosen, reference.chosen, norm)
     rejected = log_ratio(policy.rejected, reference.rejected, norm)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._terms import logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Reads
+from prefopt.losses._terms import Link, linked, with_rewards
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads
 
 
 def simpo(
@@ -13,6 +13,8 @@ def simpo(
     *,
     beta: Annotated[float, Range(gt=0)] = 2.0,
     gamma: Annotated[float, Range(ge=0)] = 1.0,
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5), OnlyWith("link", "logistic")] = 0.0,
+    link: Link = "logistic",
 ) -> LossOutput:
     """Pay -log sigmoid of the per-token reward margin beyond a target margin, without a reference.
 
@@ -30,21 +32,26 @@ def simpo(
     Args:
         policy: P pairs under the model being trained.
         beta: reward per nat per token.
-        gamma: margin of rewards at which a pair costs log 2.
+        gamma: margin of rewards beyond which the link counts; there "logistic" costs log 2.
+        label_smoothing: probability that a label is flipped; for "logistic".
+        link: "logistic", or "hinge", which leaves a pair alone once its margin is 1 beyond ``gamma``.
 
     Returns:
         Loss [P]; rewards [P], beta times the mean log-prob of each answer.
 
     Formula:
         a = log-prob / length, for each answer
-        loss = -log sigmoid(beta * (a_chosen - a_rejected) - gamma)
+        m = beta * (a_chosen - a_rejected) - gamma, e = label_smoothing
+        loss = -(1 - e) * log sigmoid(m) - e * log sigmoid(-m)     (logistic)
+        loss = max(0, 1 - m)                                       (hinge)
 
     Source:
         Meng, Xia and Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", 2024,
-        arXiv 2405.14734, equation 6.
+        arXiv 2405.14734, equation 6; smoothing and hinge as in the authors' trainer, where the hinge
+        ignores the smoothing with a warning.
     """
     # total over length, not `mean`: the two agree until a transform replaces `total`
     chosen = policy.chosen.total / policy.chosen.length
     rejected = policy.rejected.total / policy.rejected.length
-    loss = logistic(beta * (chosen - rejected) - gamma)
+    loss = linked(beta * (chosen - rejected) - gamma, link, label_smoothing)
     return with_rewards(loss, chosen, rejected, beta)

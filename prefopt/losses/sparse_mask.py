@@ -96,7 +96,7 @@ def sparse_mask_independent(
 def masked_tdpo(
     policy: PairLogps, reference: PairLogps, mask: str, kl_mask: str, beta: float, l1: float = 0.0
 ) -> LossOutput:
-    """Pay the loss of ``tdpo`` 1 on masked sums, plus ``l1`` times each mask once; ``mask`` and ``kl_mask`` name stats."""
+    """Pay the loss of ``tdpo`` 1 on masked sums, plus ``l1`` times each of the stats ``mask`` and ``kl_mask`` once."""
     chosen_u, chosen_d = _masked(policy.chosen, reference.chosen, mask, kl_mask)
     rejected_u, rejected_d = _masked(policy.rejected, reference.rejected, mask, kl_mask)
     loss = logistic(beta * (chosen_u - rejected_u - (rejected_d - chosen_d)))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from prefopt.errors import RecipeError
 from prefopt.losses._compose import COMBINING
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Refuses, Stats
 
 
 def tdpo(
@@ -15,7 +15,7 @@ def tdpo(
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,
-    alpha: Annotated[float, Range(ge=0)] = 0.5,
+    alpha: Annotated[float, Range(ge=0), OnlyWith("variant", "tdpo2")] = 0.5,
     variant: Literal["tdpo1", "tdpo2"] = "tdpo2",
 ) -> LossOutput:
     """Pay the DPO loss on a margin reduced by how much further the policy strays on the rejected answer.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.losses._terms import Norm, add_cost, answer_nll, logistic, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Reads, Roles
+from prefopt.losses._terms import Norm, add_cost, answer_nll, linked, squared, with_rewards
+from prefopt.losses.cpo import ContrastLink
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads, Roles
 
 
 def triple(
@@ -13,8 +14,9 @@ def triple(
     *,
     beta: Annotated[float, Range(gt=0)] = 0.01,
     alpha: Annotated[float, Range(ge=0)] = 1.0,
-    gamma: Annotated[float, Range(ge=0)] = 0.0,
-    label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.0,
+    gamma: Annotated[float, Range(ge=0), OnlyWith("link", "logistic", "hinge")] = 0.0,
+    label_smoothing: Annotated[float, Range(ge=0, lt=0.5), OnlyWith("link", "logistic")] = 0.0,
+    link: ContrastLink = "logistic",
     norm: Norm = "sum",
 ) -> LossOutput:
     """Pay -log sigmoid of the difference of log-probs, plus alpha times the NLL of a gold answer.
@@ -31,8 +33,10 @@ def triple(
         policy: P pairs under the model being trained, with a gold answer each.
         beta: reward per nat (per token for "mean").
         alpha: weight of the gold answer's NLL.
-        gamma: margin of rewards at which a pair costs log 2.
-        label_smoothing: probability that a label is flipped.
+        gamma: margin of rewards beyond which the link counts; not for "ipo", which has a target of its own.
+        label_smoothing: probability that a label is flipped; for "logistic".
+        link: "logistic"; "hinge", which leaves a pair alone once its margin is 1 beyond ``gamma``; or "ipo",
+            which holds the difference of the log-probs to 1 / (2 beta); its sources use it with ``norm: mean``.
         norm: "mean" compares log-probs per token; "sum" does not.
 
     Returns:
@@ -40,16 +44,24 @@ def triple(
 
     Formula:
         s = log-prob / length^[norm = mean], for each answer
-        loss = -log sigmoid(beta * (s_chosen - s_rejected) - gamma) + alpha * (-gold / length)
+        m = beta * (s_chosen - s_rejected) - gamma, e = label_smoothing
+        loss = f + alpha * (-gold / length)
+        f = -(1 - e) * log sigmoid(m) - e * log sigmoid(-m)     (logistic)
+        f = max(0, 1 - m)                                       (hinge)
+        f = (s_chosen - s_rejected - 1 / (2 * beta))^2          (ipo)
 
     Source:
         Saeidi, Verma, RRV and Baral, "Triple Preference Optimization: Achieving Better Alignment with
-        Less Data in a Single Step Optimization", 2024, arXiv 2405.16681. The authors' code and TRL
-        average the likelihood term over the gold tokens of a batch; here each gold answer counts alike.
+        Less Data in a Single Step Optimization", 2024, arXiv 2405.16681; links as in the authors' code and
+        TRL, which ignore the smoothing for all but "logistic". Both average the likelihood term over the
+        gold tokens of a batch; here each gold answer counts alike.
     """
     chosen, rejected = policy.chosen.total, policy.rejected.total
     if norm == "mean":
         chosen, rejected = chosen / policy.chosen.length, rejected / policy.rejected.length
-    loss = logistic(beta * (chosen - rejected) - gamma, label_smoothing)
+    if link == "ipo":
+        loss = squared(chosen - rejected, 1.0 / (2.0 * beta))
+    else:
+        loss = linked(beta * (chosen - rejected) - gamma, link, label_smoothing)
     cost = answer_nll(policy.others["gold"], "sequence")
     return add_cost(with_rewards(loss, chosen, rejected, beta), cost, alpha, gold_nll=cost)

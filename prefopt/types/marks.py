@@ -183,6 +183,21 @@ class Refuses:
 
 
 @dataclass(frozen=True, slots=True)
+class OnlyWith:
+    """Mark a setting that has no effect unless another is one of these choices: ``OnlyWith("link", "logistic")``.
+
+    Beside any other choice it must keep its default, and whatever else it is given is refused.
+    """
+
+    setting: str
+    choices: tuple[str, ...]
+
+    def __init__(self, setting: str, *choices: str) -> None:
+        object.__setattr__(self, "setting", setting)
+        object.__setattr__(self, "choices", choices)
+
+
+@dataclass(frozen=True, slots=True)
 class Range:
     """Mark the legal range of a numeric setting: ``beta: Annotated[float, Range(gt=0)] = 0.1``.
 

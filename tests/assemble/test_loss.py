@@ -130,7 +130,7 @@ def test_a_transform_may_wrap_a_mixture(policy, reference):
         ),
         (
             {"name": "mixed", "of": [{"name": "simpo", "weight": 0.25}]},
-            "mixed(0.25 * simpo(beta=2.0, gamma=1.0))",
+            "mixed(0.25 * simpo(beta=2.0, gamma=1.0, label_smoothing=0.0, link=logistic))",
         ),
     ],
 )

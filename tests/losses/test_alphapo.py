@@ -51,3 +51,9 @@ def test_an_answer_beyond_the_clamp_costs_a_finite_loss_and_has_no_gradient(pair
     loss.sum().backward()
     assert loss.item() == pytest.approx(2.5 * math.exp(80.0) / 0.25, rel=1e-6)
     assert torch.equal(policy.chosen.tokens.grad, torch.zeros(1, dtype=torch.float64))
+
+
+def test_label_smoothing_mixes_in_the_flipped_label(policy):
+    """A margin of 0.5: 0.75 * 0.474077 + 0.25 * 0.974077 = 0.599077."""
+    loss = alphapo(policy, beta=0.5, gamma=0.5, alpha=1.0, label_smoothing=0.25).loss
+    assert loss.item() == pytest.approx(0.599077, abs=1e-6)

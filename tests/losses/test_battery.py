@@ -123,6 +123,12 @@ def off_default(setting: Setting) -> list:
     return legal[:1]
 
 
+def moved(key: str, value: object, setting: Setting) -> dict:
+    """Give a setting a value, and the one that it depends on a choice beside which it has an effect."""
+    rule = setting.only_with
+    return {key: value} if rule is None else {rule.setting: rule.choices[0], key: value}
+
+
 COMPOSED = ("dpo", "simpo")
 """Losses that meet every transform, setting of a transform and order of two; others meet all transforms at once."""
 
@@ -143,7 +149,9 @@ def all_cases() -> dict[str, Loss]:
     for name, loss in LOSSES.items():
         cases[name] = loss
         for key, setting in contract_of(loss).settings.items():
-            cases |= {f"{name}-{key}={value}": bound(loss, **{key: value}) for value in off_default(setting)}
+            cases |= {
+                f"{name}-{key}={v}": bound(loss, **moved(key, v, setting)) for v in off_default(setting)
+            }
         if carried := contract_of(loss).carried:
             cases[f"{name}-later step"] = partial(loss, **{key: CARRIED[key] for key in carried})
         if name in COMPOSED:
@@ -179,8 +187,8 @@ def compositions(name: str) -> dict[str, Loss]:
         cases[f"{transform}({name})"] = tried(LOSSES[name], transform)
         for key, setting in settings_of(TRANSFORMS[transform]).items():
             cases |= {
-                f"{transform}({name})-{key}={value}": tried(LOSSES[name], transform, **{key: value})
-                for value in off_default(setting)
+                f"{transform}({name})-{key}={v}": tried(LOSSES[name], transform, **moved(key, v, setting))
+                for v in off_default(setting)
             }
     for inner, outer in permutations(TRANSFORMS, 2):
         within = tried(LOSSES[name], inner)
@@ -341,7 +349,11 @@ class Narrowed(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         made = op(*args, **(kwargs or {}))
-        if op is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and made.is_floating_point():
+        if (
+            op is torch.ops.aten._to_copy.default
+            and args[0].dtype == torch.float64
+            and made.is_floating_point()
+        ):
             self.ops += [] if torch.equal(made.double(), args[0]) else [str(made.dtype)]
         return made
 
@@ -577,6 +589,43 @@ def test_docstring_names_its_place_in_the_guide(function):
         "of that page, or a new one, and run: make pages"
     )
     assert all(line == line.strip() and line[-1] not in ".;" for line in lines)
+
+
+CHOICES = [
+    (name, key, choice)
+    for name, settings in [
+        *((name, contract_of(loss).settings) for name, loss in LOSSES.items()),
+        *((name, settings_of(transform)) for name, transform in TRANSFORMS.items()),
+    ]
+    for key, setting in settings.items()
+    for choice in setting.choices or ()
+]
+
+
+def made(name: str, **settings: object) -> Loss:
+    """Close settings of a loss, or of a transform around one."""
+    return bound(LOSSES[name], **settings) if name in LOSSES else TRANSFORMS[name](dpo, **settings)
+
+
+@pytest.mark.parametrize(("name", "key", "choice"), CHOICES)
+def test_a_setting_that_a_choice_leaves_without_effect_is_refused_beside_it(name, key, choice):
+    """And one that has an effect is not."""
+    settings = contract_of(LOSSES[name]).settings if name in LOSSES else settings_of(TRANSFORMS[name])
+    for other, setting in settings.items():
+        rule = setting.only_with
+        for value in off_default(setting)[:1] * (other != key):
+            if rule is not None and rule.setting == key and choice not in rule.choices:
+                with pytest.raises(
+                    RecipeError, match=rf"{other}: {value} has no effect with {key}: {choice}"
+                ):
+                    made(name, **{key: choice, other: value})
+                continue
+            full = moved(other, value, setting) | {key: choice}
+            without = {k: v for k, v in full.items() if k != other}
+            given = arguments(made(name, **full))
+            given |= {k: v for k, v in CARRIED.items() if k in signature(made(name, **full)).parameters}
+            one, two = (made(name, **each)(**given).loss for each in (full, without))
+            assert not torch.equal(one, two), f"{other} has no effect with {key}: {choice}. Mark it OnlyWith."
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -154,7 +154,7 @@ def test_f_div_has_no_gradient_beyond_the_clamp(pairs):
 
 def test_mixed_adds_up_and_reports_every_part(policy, reference):
     """0.8 * 0.598139 + 0.2 * log(1 + e^-3), SimPO's margin being 2 * (-2 - -4) - 1 = 3."""
-    loss = mixed([bound(dpo, beta=0.1), bound(simpo, beta=2.0)], [0.8, 0.2])
+    loss = mixed([bound(dpo, beta=0.1, label_smoothing=0.0), bound(simpo, beta=2.0)], [0.8, 0.2])
     output = loss(policy, reference)
     parts = DPO, math.log1p(math.exp(-3.0))
     assert output.loss.item() == pytest.approx(0.8 * parts[0] + 0.2 * parts[1], rel=1e-14)
@@ -172,7 +172,7 @@ def test_mixed_tells_parts_of_one_name_apart(policy, reference):
 
 
 def test_a_reference_free_mixture_takes_no_reference(policy, reference):
-    loss = mixed([bound(simpo, beta=1.0, gamma=0.0)] * 2, [1.0, 1.0])
+    loss = mixed([bound(simpo, beta=1.0, gamma=0.0, label_smoothing=0.0, link="hinge")] * 2, [1.0, 1.0])
     assert not contract_of(loss).needs_reference
     with pytest.raises(TypeError, match="too many positional arguments"):
         loss(policy, reference)
@@ -219,11 +219,11 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
             r"with_nll: weighted\(with_nll\(dpo\)\) already contains it.",
         ),
         (
-            lambda: weighted(mixed([wpo, bound(simpo, beta=1.0)], [1, 1])),
+            lambda: weighted(mixed([wpo, bound(simpo, beta=1.0, label_smoothing=0.0)], [1, 1])),
             "weighted: mixed.* already contains it.",
         ),
         (
-            lambda: weighted(mixed([bound(simpo, beta=1.0), wpo], [1, 1])),
+            lambda: weighted(mixed([bound(simpo, beta=1.0, label_smoothing=0.0), wpo], [1, 1])),
             "weighted: mixed.* already contains it.",
         ),
         (
@@ -245,7 +245,7 @@ def test_open_settings_of_the_wrapped_loss_stay_open(policy, reference):
         (lambda: f_div(with_nll(length_desensitized(ipo))), "f_div: .* sums tokens anew"),
         (
             lambda: f_div(dpo, divergence="js", alpha=0.3),
-            "f_div.alpha: divergence 'js' has no alpha. Remove the setting.",
+            "f_div.alpha: 0.3 has no effect with divergence: js. Leave it out, or set divergence: alpha.",
         ),
         (lambda: f_div(dpo, alpha=1.0), "f_div.alpha: 1.0 is out of range. Give a number > 0 and < 1."),
         (lambda: f_div(dpo, divergence="kl"), "f_div.divergence: 'kl' is no choice."),

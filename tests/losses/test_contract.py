@@ -72,7 +72,7 @@ def test_a_composed_loss_has_the_union_of_needs():
     assert contract.name == "with_nll(weighted(simpo))"
     assert contract.policy_stats == ("log_sum_p2",)
     assert contract.inputs == {"mean_chosen_length": True}
-    assert list(contract.settings) == ["beta", "gamma"]
+    assert list(contract.settings) == ["beta", "gamma", "label_smoothing", "link"]
     assert not contract.needs_reference
     assert contract.applies == ("weighted", "with_nll")
 
@@ -198,10 +198,8 @@ def test_what_is_read_of_an_answer_is_its_sum_unless_the_signature_says_more():
     assert {name: contract_of(loss).reads for name, loss in read.items()} == {name: name for name in read}
     assert contract_of(with_nll(dpo)).reads == "tokens"
     assert contract_of(losses.bound(simpo, beta=1.0)).reads == "length"
-    assert (
-        contract_of(losses.mixed([losses.bound(dpo, beta=0.1), losses.bound(simpo, beta=2.0)], [1, 1])).reads
-        == "length"
-    )
+    closed = [losses.bound(dpo, beta=0.1, label_smoothing=0.0), losses.bound(simpo, beta=2.0)]
+    assert contract_of(losses.mixed(closed, [1, 1])).reads == "length"
     with pytest.raises(
         ValueError, match=r"^Reads: there is no 'word' of an answer\. Choose from sum, length, tokens\.$"
     ):

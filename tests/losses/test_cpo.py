@@ -47,3 +47,23 @@ def test_it_contains_its_likelihood_term_and_takes_a_weight_around_both():
     with pytest.raises(RecipeError, match=r"with_nll: cpo already contains it. Apply it once."):
         with_nll(cpo)
     assert weighted(cpo).__name__ == "weighted(cpo)"
+
+
+def test_the_hinge_pays_what_the_margin_falls_short_of_one(policy):
+    """1 - 0.1 * 2 = 0.8, and the NLL 1.5; nothing of the first beyond 1."""
+    assert cpo(policy, link="hinge").loss.item() == pytest.approx(2.3, rel=1e-15)
+    assert cpo(policy, beta=0.5, link="hinge").loss.tolist() == [1.5]
+
+
+def test_ipo_holds_the_difference_of_means_to_its_target(policy):
+    """(-1.5 + 5 - 1 / (2 * 0.25))^2 = 2.25, and half the NLL of 1.5."""
+    output = cpo(policy, beta=0.25, alpha=0.5, link="ipo")
+    assert output.loss.tolist() == [3.0]
+    assert output.chosen_reward.tolist() == [-0.375]
+    assert output.rejected_reward.tolist() == [-1.25]
+
+
+@pytest.mark.parametrize("link", ["hinge", "ipo"])
+def test_links_that_are_not_smoothed_refuse_a_smoothing(link):
+    with pytest.raises(RecipeError, match=rf"cpo.label_smoothing: 0.1 has no effect with link: {link}"):
+        bound(cpo, link=link, label_smoothing=0.1)

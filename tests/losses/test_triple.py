@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from prefopt.losses import contract_of, triple
+from prefopt.errors import RecipeError
+from prefopt.losses import bound, contract_of, triple
 
 
 @pytest.fixture
@@ -47,3 +48,22 @@ def test_it_asks_for_gold_answers_and_no_reference():
     contract = contract_of(triple)
     assert contract.roles == ("gold",)
     assert not contract.needs_reference
+
+
+def test_the_hinge_asks_for_one_beyond_gamma(policy):
+    """1 - (0.1 * 2 - 0.5) = 1.3, and the gold answer's 2."""
+    assert triple(policy, beta=0.1, gamma=0.5, link="hinge").loss.item() == pytest.approx(3.3, rel=1e-15)
+
+
+def test_ipo_holds_the_difference_to_its_target(policy):
+    """1 / (2 * 0.2) = 2.5 is asked for: (2 - 2.5)^2 of sums, (3.5 - 2.5)^2 of means, and the gold answer's 2."""
+    assert triple(policy, beta=0.2, link="ipo").loss.item() == pytest.approx(2.25, rel=1e-15)
+    assert triple(policy, beta=0.2, link="ipo", norm="mean").loss.item() == pytest.approx(3.0, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("setting", "link"), [("label_smoothing", "hinge"), ("label_smoothing", "ipo"), ("gamma", "ipo")]
+)
+def test_what_a_link_does_not_read_is_refused_beside_it(setting, link):
+    with pytest.raises(RecipeError, match=rf"triple.{setting}: 0.1 has no effect with link: {link}"):
+        bound(triple, link=link, **{setting: 0.1})

@@ -130,6 +130,13 @@ def test_cpo(alpha, smoothing):
     assert_equal(batch, batch.ours(loss), theirs)
 
 
+@pytest.mark.parametrize("link", ["hinge", "ipo"])
+def test_links_of_cpo(link):
+    batch = Batch(prompt=3)
+    loss = bound(cpo, beta=0.3, alpha=0.7, link=link, nll="batch_token")
+    assert_equal(batch, batch.ours(loss), batch.their_cpo(loss_type=link, beta=0.3, cpo_alpha=0.7))
+
+
 def test_cpos_likelihood_by_sequence_weighs_answers_alike_where_trl_weighs_tokens():
     batch = Batch(prompt=3)
     gap = batch.ours(bound(cpo, beta=0.3)) - batch.their_cpo(beta=0.3)
@@ -140,19 +147,27 @@ def test_cpos_likelihood_by_sequence_weighs_answers_alike_where_trl_weighs_token
     assert abs(gap.item()) > 1e-3
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_simpo_and_cpo_simpo(alpha):
+def test_simpo_and_cpo_simpo(alpha, smoothing):
     batch = Batch(prompt=3)
-    loss = with_nll(bound(simpo, beta=2.0, gamma=0.8), alpha=alpha, nll="batch_token")
-    theirs = batch.their_cpo(loss_type="simpo", beta=2.0, simpo_gamma=0.8, cpo_alpha=alpha)
+    loss = with_nll(
+        bound(simpo, beta=2.0, gamma=0.8, label_smoothing=smoothing), alpha=alpha, nll="batch_token"
+    )
+    theirs = batch.their_cpo(
+        loss_type="simpo", beta=2.0, simpo_gamma=0.8, cpo_alpha=alpha, label_smoothing=smoothing
+    )
     assert_equal(batch, batch.ours(loss), theirs)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("alpha", [0.25, 1.0, -0.5])
-def test_alphapo(alpha):
+def test_alphapo(alpha, smoothing):
     batch = Batch(prompt=3)
-    loss = bound(alphapo, beta=2.5, gamma=0.1, alpha=alpha)
-    theirs = batch.their_cpo(loss_type="simpo", alpha=alpha, beta=2.5, simpo_gamma=0.1, cpo_alpha=0.0)
+    loss = bound(alphapo, beta=2.5, gamma=0.1, alpha=alpha, label_smoothing=smoothing)
+    theirs = batch.their_cpo(
+        loss_type="simpo", alpha=alpha, beta=2.5, simpo_gamma=0.1, cpo_alpha=0.0, label_smoothing=smoothing
+    )
     assert_equal(batch, batch.ours(loss), theirs)
 
 
@@ -204,6 +219,13 @@ def test_triple_of_means():
     loss = bound(triple, beta=2.0, gamma=0.8, norm="mean")
     theirs = batch.their_tpo(loss_type="tpo-l", beta=2.0, tpo_l_gamma=0.8)
     assert_equal(batch, batch.ours(loss), theirs)
+
+
+@pytest.mark.parametrize(("link", "norm"), [("hinge", "sum"), ("ipo", "mean")])
+def test_links_of_triple(link, norm):
+    batch = Batch(prompt=3, branches=3)
+    ours = batch.ours(bound(triple, beta=0.3, link=link, norm=norm))
+    assert_equal(batch, ours, batch.their_tpo(loss_type=link, beta=0.3))
 
 
 def test_triples_likelihood_weighs_gold_answers_alike_where_trl_weighs_tokens():
