@@ -5,6 +5,7 @@ The functions are made when they are asked for; type checkers and editors read w
 
 from __future__ import annotations
 
+import re
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -19,14 +20,18 @@ HEAD = """\
 # fmt: off
 # ruff: noqa: E501, PYI021
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
 from prefopt.losses import Loss
+from prefopt.losses._on_sums import AnswerLoss as AnswerLoss
+from prefopt.losses._on_sums import CarriedAnswerLoss as CarriedAnswerLoss
+from prefopt.losses._on_sums import CarriedPairLoss as CarriedPairLoss
+from prefopt.losses._on_sums import PairLoss as PairLoss
 
-def on_sums(loss: Loss) -> Callable[..., Tensor]:
+def on_sums(loss: Loss) -> Callable[..., Any]:
     \"\"\"Return `loss` as a function of summed log-probs, with its own settings, defaults and ranges.\"\"\"
 """
 
@@ -45,7 +50,8 @@ def _function(name: str) -> str:
     rows = [tensors[i : i + 2] for i in range(0, len(tensors), 2)] + [["*", *keywords]] * bool(keywords)
     lines = "".join(f"    {', '.join(row)},\n" for row in rows)
     summary = (function.__doc__ or "").split("\n\n")[1]
-    return f'def {name}(\n{lines}) -> Tensor:\n    """{summary}"""\n'
+    returned = signature(function).return_annotation.__name__
+    return f'def {name}(\n{lines}) -> {returned}:\n    """{summary}"""\n'
 
 
 def _parameter(parameter: Parameter) -> str:
@@ -56,7 +62,7 @@ def _parameter(parameter: Parameter) -> str:
 def _annotation(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(map(repr, get_args(kind)))}]".replace("'", '"')
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("torch.", "")
+    return kind.__name__ if isinstance(kind, type) else re.sub(r"\b(?:[a-z]+\.)+", "", str(kind))
 
 
 if __name__ == "__main__":

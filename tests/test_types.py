@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import log
 
 import pytest
 import torch
@@ -56,9 +57,11 @@ def test_every_answer_has_a_label(shape):
         LabelledLogps(answers(), torch.ones(shape, dtype=torch.bool))
 
 
-def test_the_way_to_kto_that_functional_names_works():
-    """Equal models: no drift, and half of every answer's cost is left."""
-    with pytest.raises(AttributeError, match=r"LabelledLogps\(answers, is_desirable, \{'kl': kl\}\)"):
-        functional.kto_loss  # noqa: B018
-    built = LabelledLogps(answers(), torch.tensor([True, False, True, True]), {"kl": answers(2)})
-    assert kto(built, built.detach()).loss.tolist() == [0.5] * 4
+def test_the_way_to_triple_that_functional_names_works():
+    """A margin of none and a gold answer that is not read: log 2."""
+    with pytest.raises(AttributeError, match=r"PairLogps\(chosen, rejected, \{'gold': gold\}\)"):
+        functional.triple_loss  # noqa: B018
+    side = answers(2)
+    assert triple(PairLogps(side, side, {"gold": side}), alpha=0.0).loss.tolist() == pytest.approx(
+        [log(2.0)] * 2
+    )

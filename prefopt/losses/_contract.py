@@ -67,6 +67,7 @@ class LossContract:
     source: str  # its Source section, as one line
     when: tuple[str, ...] = ()  # its When section, by line: the places in the guide to losses
     reads: str = "sum"  # of an answer: a key of types.READS
+    reads_only_with: OnlyWith | None = None  # the choice beside which it reads that and not the sum alone
     applies: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
@@ -120,6 +121,7 @@ def contract_of(loss: Loss) -> LossContract:
         source=" ".join(sections.get("Source", "").split()),
         when=tuple(sections.get("When", "").splitlines()),
         reads=_reads(positional[0]),
+        reads_only_with=next((m.only_with for m in marks_of(positional[0]) if isinstance(m, Reads)), None),
         applies=_marked(positional[0], Applies, "transforms"),
         refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),

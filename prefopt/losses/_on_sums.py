@@ -1,37 +1,72 @@
-"""Make of a loss over pairs a function of plain tensors, or say why none can be made and what to build instead.
+"""Make of a loss a function of plain tensors, or say why none can be made and what to build instead.
 
 Both are read from the loss's signature: it takes the sums, the lengths where the loss reads them, the reference's
-sums where it compares with one, and then the loss's own inputs and settings, with the loss's own checks.
+sums where it compares with one, what its structure has besides, and then the loss's own inputs and settings, with the
+loss's own checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prefopt.losses._contract import Loss, LossContract, contract_of, signature_of
 from prefopt.losses._settings import check_settings
-from prefopt.structures import STRUCTURES
-from prefopt.types import INPUTS, OTHER_RESPONSES, READS, PairLogps, SeqLogps
+from prefopt.structures import STRUCTURES, SumsForm, UnitLogps
+from prefopt.types import INPUTS, OTHER_RESPONSES, READS, LossOutput, OnlyWith, SeqLogps
 
-SUMS = {
-    "policy_chosen_logps": "summed log-prob of each chosen answer under the policy, nats",
-    "policy_rejected_logps": "the same of each rejected answer",
-    "ref_chosen_logps": "summed log-prob of each chosen answer under the reference",
-    "ref_rejected_logps": "the same of each rejected answer",
+
+class PairLoss(NamedTuple):
+    """What a loss that compares answers pays, and the rewards that it compared.
+
+    ``loss`` is differentiable, the rewards are detached; all [P], or [G] for lists: there the best answer's reward,
+    and the mean of the others'.
+    """
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+
+class AnswerLoss(NamedTuple):
+    """What a loss over single answers pays, and the reward of each, detached; both [S]."""
+
+    loss: Tensor
+    reward: Tensor
+
+
+class CarriedPairLoss(NamedTuple):
+    """As ``PairLoss``, with what to hand back in the next optimizer step: ``**carried``."""
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+    carried: Mapping[str, Tensor]
+
+
+class CarriedAnswerLoss(NamedTuple):
+    """As ``AnswerLoss``, with what to hand back in the next optimizer step: ``**carried``."""
+
+    loss: Tensor
+    reward: Tensor
+    carried: Mapping[str, Tensor]
+
+
+Paid = PairLoss | AnswerLoss | CarriedPairLoss | CarriedAnswerLoss
+
+_PAID: dict[tuple[bool, bool], type[Paid]] = {
+    (True, False): PairLoss,
+    (False, False): AnswerLoss,
+    (True, True): CarriedPairLoss,
+    (False, True): CarriedAnswerLoss,
 }
-LENGTHS = {
-    "chosen_lengths": "scored tokens of each chosen answer; read on the host",
-    "rejected_lengths": "the same of each rejected answer",
-}
+"""By whether answers are compared, and whether anything is carried over."""
 
-_POLICY, _REFERENCE = tuple(SUMS)[:2], tuple(SUMS)[2:]
-
-_DOC = """Return the loss of ``prefopt.losses.{name}`` for each pair.
+_DOC = """Return the loss of ``prefopt.losses.{name}`` for each of its units, with the rewards.
 
 {summary}
 
@@ -40,15 +75,20 @@ Args:
     {keywords}: as in ``prefopt.losses.{name}``.
 
 Returns:
-    [P], differentiable.
+    {kind}({fields}), to be unpacked or read by name.
+    ``loss`` is differentiable, all else is detached.{whole}
 
 Raises:
-    RecipeError: a setting is out of range.
-    ValueError: the tensors are not all [P], or lengths are missing, unused or below 1.
+    RecipeError: a setting is illegal.
+    TypeError: an argument is missing, unknown or no tensor.
+    ValueError: tensors differ in shape, or lengths are missing, unused or below 1.
 """
 
+_WHOLE = """
+    Units depend on each other: give all of the optimizer step, over all packs and ranks."""
 
-def on_sums(loss: Loss) -> Callable[..., Tensor]:
+
+def on_sums(loss: Loss) -> Callable[..., Any]:
     """Return ``loss`` as a function of summed log-probs, with its own settings, defaults and ranges.
 
     Raises:
@@ -57,23 +97,24 @@ def on_sums(loss: Loss) -> Callable[..., Tensor]:
     contract = contract_of(loss)
     if (why := obstacle(contract)) is not None:
         raise ValueError(f"{contract.name}: {why} {instead(contract)}")
-    place = f"{contract.name}_loss"
+    place, kind = f"{contract.name}_loss", _kind(contract)
     signature = _signature(loss, contract)
+    handed_over = {*contract.inputs, *contract.carried}
 
-    def pay(*args: Any, **kwargs: Any) -> Tensor:
+    def pay(*args: Any, **kwargs: Any) -> Any:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{place}: {error}. It takes {', '.join(signature.parameters)}.") from None
-        named = {name: given.pop(name) for name in (*SUMS, *LENGTHS) if given.get(name) is not None}
-        inputs = {name: given.pop(name) for name in contract.inputs if given.get(name) is not None}
+        named = {name: value for name, value in given.items() if value is not None}
         wanted = {name: value for name, value in given.items() if name in contract.settings}
         settings = check_settings(place, contract.settings, wanted, place)
-        if _reads_lengths_for_means_only(contract):
-            _check_lengths(place, settings["norm"], named)
-        per_pair = [value for name, value in inputs.items() if INPUTS[name].shape != "[]"]
-        _require_one_value_per_pair(place, [*named.values(), *per_pair])
-        return loss(*_logps(place, named), **inputs, **settings).loss
+        if (rule := _rule_for_lengths(contract)) is not None:
+            _check_lengths(place, rule, settings[rule.setting], {n: n in named for n in _lengths(contract)})
+        logps = _logps(place, contract, named)
+        inputs = {name: value for name, value in named.items() if name in handed_over}
+        _check_inputs(place, contract, inputs, named, len(logps[0]))
+        return _pack(kind, loss(*logps, **inputs, **settings))
 
     pay.__name__ = pay.__qualname__ = place
     pay.__doc__ = _doc(contract, signature)
@@ -83,18 +124,15 @@ def on_sums(loss: Loss) -> Callable[..., Tensor]:
 
 def obstacle(contract: LossContract) -> str | None:
     """Say in a sentence why sums of log-probs are not enough for a loss; None where they are."""
-    if (why := STRUCTURES[contract.structure].beyond_sums) is not None:
-        return why
-    if contract.roles:
-        return f"It also reads {OTHER_RESPONSES[contract.roles[0]]}."
+    structure = STRUCTURES[contract.structure]
+    if structure.on_sums is None:
+        return f"It learns from {structure.learns_from}."
     if contract.policy_stats:
         return f"It reads of each token: {', '.join(contract.policy_stats)}."
     if contract.reads == "tokens":
         return f"It reads {READS['tokens']}."
-    if contract.carried:
-        return "It carries averages from step to step."
-    if "prompt_embedding" in contract.inputs:
-        return "It compares prompts."
+    if contract.roles and contract.reads != "sum":
+        return f"It also reads {OTHER_RESPONSES[contract.roles[0]]}."
     return None
 
 
@@ -116,48 +154,124 @@ def _values(contract: LossContract) -> str:
     return STRUCTURES[contract.structure].code(stats, others and f", {{{others}}}")
 
 
-def _reads_lengths_for_means_only(contract: LossContract) -> bool:
-    return contract.reads == "length" and "norm" in contract.settings
+def _kind(contract: LossContract) -> type[Paid]:
+    return _PAID[STRUCTURES[contract.structure].rows.compares, bool(contract.carried)]
+
+
+def _pack(kind: type[Paid], output: LossOutput) -> Paid:
+    found = {
+        "loss": output.loss,
+        "reward": output.chosen_reward,
+        "chosen_reward": output.chosen_reward,
+        "rejected_reward": output.rejected_reward,
+        "carried": output.carried,
+    }
+    return kind._make(found[name] for name in kind._fields)
+
+
+def _form(contract: LossContract) -> SumsForm:
+    form = STRUCTURES[contract.structure].on_sums
+    assert form is not None, "asked for after `obstacle`"
+    return form
+
+
+def _models(contract: LossContract) -> tuple[str, ...]:
+    return ("policy", "ref") if contract.needs_reference else ("policy",)
+
+
+def _sums(contract: LossContract, model: str) -> list[str]:
+    """Return the names of a model's sums: of the units' answers, then of further responses."""
+    return [f"{model}_{side}logps" for side in (*_form(contract).answers, *(f"{r}_" for r in contract.roles))]
+
+
+def _lengths(contract: LossContract) -> list[str]:
+    return [f"{side}lengths" for side in _form(contract).answers]
+
+
+def _rule_for_lengths(contract: LossContract) -> OnlyWith | None:
+    """Return beside which choice of an open setting lengths are read, if one decides about it."""
+    rule = contract.reads_only_with
+    return rule if rule is not None and rule.setting in contract.settings else None
 
 
 def _signature(loss: Loss, contract: LossContract) -> Signature:
-    kind = Parameter.POSITIONAL_OR_KEYWORD
-    sums = SUMS if contract.needs_reference else _POLICY
-    parameters = [Parameter(name, kind, annotation=Tensor) for name in sums]
-    if _reads_lengths_for_means_only(contract):
-        parameters += [Parameter(name, kind, default=None, annotation=Tensor | None) for name in LENGTHS]
-    elif contract.reads == "length":
-        parameters += [Parameter(name, kind, annotation=Tensor) for name in LENGTHS]
-    keywords = [p for p in signature_of(loss).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-    return Signature([*parameters, *keywords], return_annotation=Tensor)
-
-
-def _check_lengths(place: str, norm: str, named: Mapping[str, Tensor]) -> None:
-    are_given = [name in named for name in LENGTHS]
-    if norm == "mean" and not all(are_given):
-        raise ValueError(
-            f"{place}: norm='mean' needs chosen_lengths and rejected_lengths. Give both, or norm='sum'."
+    place = Parameter.POSITIONAL_OR_KEYWORD
+    names = [name for model in _models(contract) for name in _sums(contract, model)]
+    parameters = [Parameter(name, place, annotation=Tensor) for name in names]
+    parameters += [Parameter(n, place, annotation=kind) for n, (kind, _) in _form(contract).besides.items()]
+    if contract.reads == "length":
+        optional = _rule_for_lengths(contract) is not None
+        kind: dict[str, Any] = (
+            {"default": None, "annotation": Tensor | None} if optional else {"annotation": Tensor}
         )
-    if norm != "mean" and any(are_given):
-        raise ValueError(f"{place}: norm={norm!r} does not use lengths. Leave them out, or give norm='mean'.")
+        parameters += [Parameter(name, place, **kind) for name in _lengths(contract)]
+    keywords = [p for p in signature_of(loss).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    return Signature([*parameters, *keywords], return_annotation=_kind(contract))
 
 
-def _require_one_value_per_pair(place: str, tensors: list[Tensor]) -> None:
+def _check_lengths(place: str, rule: OnlyWith, choice: str, are_given: Mapping[str, bool]) -> None:
+    names, reading = (
+        " and ".join(are_given),
+        " or ".join(f"{rule.setting}={wanted!r}" for wanted in rule.choices),
+    )
+    if choice in rule.choices and not all(are_given.values()):
+        raise ValueError(f"{place}: {reading} needs {names}. Give them, or another {rule.setting}.")
+    if choice not in rule.choices and any(are_given.values()):
+        raise ValueError(
+            f"{place}: {rule.setting}={choice!r} does not use lengths. Leave them out, or give {reading}."
+        )
+
+
+def _logps(place: str, contract: LossContract, named: Mapping[str, Any]) -> list[UnitLogps]:
+    """Build the units of the policy and, where it is compared with, of the reference."""
+    form = _form(contract)
+    answers = [name for model in _models(contract) for name in _sums(contract, model)[: len(form.answers)]]
+    lengths = [name for name in _lengths(contract) if name in named]
+    _require_alike(place, [named[name] for name in (*answers, *lengths)], form.unit)
+    for role in contract.roles:
+        _require_alike(place, [named[f"{model}_{role}_logps"] for model in _models(contract)], "K")
+    counts = [_counts(place, name, named.get(name)) for name in _lengths(contract)]
+    besides = {name: named[name] for name in form.besides}
+    built = []
+    for model in _models(contract):
+        sums = [named[name] for name in _sums(contract, model)]
+        sides = [_stand_in(*pair) for pair in zip(sums, counts, strict=False)]
+        others = {r: _stand_in(s, None) for r, s in zip(contract.roles, sums[len(sides) :], strict=True)}
+        try:
+            built.append(form.build(sides, besides, others))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return built
+
+
+def _require_alike(place: str, tensors: Sequence[Any], unit: str) -> None:
+    """Refuse anything but tensors of one value per pair, per answer or per mismatched answer."""
+    for value in tensors:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{place}: {type(value).__name__} is no tensor. Give tensors [{unit}].")
     shapes = [list(tensor.shape) for tensor in tensors]
     if tensors[0].dim() != 1 or any(shape != shapes[0] for shape in shapes):
+        what = {"P": "pair", "S": "answer", "K": "mismatched answer"}[unit]
         raise ValueError(
-            f"{place}: the tensors have shapes {shapes}. Give one value per pair, [P], everywhere."
+            f"{place}: the tensors have shapes {shapes}. Give one value per {what}, [{unit}], everywhere."
         )
 
 
-def _logps(place: str, named: Mapping[str, Tensor]) -> list[PairLogps]:
-    """Build the pairs of the policy and, where its sums are given, of the reference."""
-    chosen_lengths, rejected_lengths = (_counts(place, name, named.get(name)) for name in LENGTHS)
-    models = [_POLICY, _REFERENCE] if _REFERENCE[0] in named else [_POLICY]
-    return [
-        PairLogps(_stand_in(named[chosen], chosen_lengths), _stand_in(named[rejected], rejected_lengths))
-        for chosen, rejected in models
-    ]
+def _check_inputs(
+    place: str, contract: LossContract, inputs: Mapping[str, Tensor], named: Mapping[str, Tensor], units: int
+) -> None:
+    """Refuse an input that has not one value, or one row, for each answer or unit that it belongs to."""
+    sums = named[_sums(contract, "policy")[0]]
+    for name, value in inputs.items():
+        shape = INPUTS[name].shape if name in INPUTS else "[]"
+        if shape == "[]":
+            continue
+        wanted = len(sums) if "S" in shape else units
+        if value.dim() != shape.count(",") + 1 or len(value) != wanted:
+            raise ValueError(
+                f"{place}: the tensors have shapes {[list(sums.shape), list(value.shape)]}, the second of {name}. "
+                f"Give {shape.removeprefix('int64 ')}."
+            )
 
 
 def _counts(place: str, name: str, lengths: Tensor | None) -> tuple[int, ...] | None:
@@ -182,11 +296,28 @@ def _stand_in(sums: Tensor, counts: tuple[int, ...] | None) -> SeqLogps:
 
 
 def _doc(contract: LossContract, signature: Signature) -> str:
-    told = {**SUMS, **LENGTHS}
-    tensors = [name for name in signature.parameters if name in told]
+    form, kind = _form(contract), _kind(contract)
+    told = {
+        f"policy_{side}logps": f"summed log-prob of {what} under the policy, nats"
+        for side, what in form.answers.items()
+    }
+    told |= {
+        f"{side}lengths": f"scored tokens of {what}; read on the host" for side, what in form.answers.items()
+    }
+    told = {name: f"[{form.unit}] {text}" for name, text in told.items()}
+    told |= {f"policy_{role}_logps": f"[K] the same of {OTHER_RESPONSES[role]}" for role in contract.roles}
+    told |= {
+        n.replace("policy", "ref", 1): f"{text[:4]}the same under the reference"
+        for n, text in told.items()
+        if "policy" in n
+    }
+    told |= {name: text for name, (_, text) in form.besides.items()}
     return _DOC.format(
         name=contract.name,
         summary=contract.summary,
-        tensors="\n".join(f"    {name}: [P] {told[name]}." for name in tensors),
+        tensors="\n".join(f"    {name}: {told[name]}." for name in signature.parameters if name in told),
         keywords=", ".join(name for name in signature.parameters if name not in told),
+        kind=kind.__name__,
+        fields=", ".join(kind._fields),
+        whole=_WHOLE if contract.is_whole_step else "",
     )

@@ -114,7 +114,11 @@ def check_effects(settings: Mapping[str, Setting], values: Mapping[str, Any], wh
     """
     for name, setting in settings.items():
         rule = setting.only_with
-        if rule is None or values[name] == setting.default or values.get(rule.setting) in (None, *rule.choices):
+        if (
+            rule is None
+            or values[name] == setting.default
+            or values.get(rule.setting) in (None, *rule.choices)
+        ):
             continue
         raise RecipeError(
             f"{where}.{name}: {spelled(values[name])} has no effect with {rule.setting}: {values[rule.setting]}. "

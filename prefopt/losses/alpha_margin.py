@@ -9,11 +9,11 @@ from torch import Tensor
 
 from prefopt.losses._step import moving_moments, z_scores
 from prefopt.losses._terms import Norm, log_ratio, logistic, stop, with_rewards
-from prefopt.types import Carried, LossOutput, PairLogps, Range, Reads, SeqLogps, WholeStep
+from prefopt.types import Carried, LossOutput, OnlyWith, PairLogps, Range, Reads, SeqLogps, WholeStep
 
 
 def alpha_margin(
-    policy: Annotated[PairLogps, Reads("length"), WholeStep()],
+    policy: Annotated[PairLogps, Reads("length", only_with=OnlyWith("norm", "mean")), WholeStep()],
     reference: PairLogps,
     *,
     margin_mean: Annotated[Tensor | None, Carried()] = None,

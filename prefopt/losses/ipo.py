@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._terms import Norm, log_ratio, squared, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Reads
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads
 
 
 def ipo(
-    policy: Annotated[PairLogps, Reads("length")],
+    policy: Annotated[PairLogps, Reads("length", only_with=OnlyWith("norm", "mean"))],
     reference: PairLogps,
     *,
     beta: Annotated[float, Range(gt=0)] = 0.1,

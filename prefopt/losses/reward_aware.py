@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._terms import Norm, log_ratio, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range, Reads
+from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads
 
 MarginDivergence = Literal["backward_kl", "forward_kl", "squared"]
 
 
 def reward_aware(
-    policy: Annotated[PairLogps, Reads("length")],
+    policy: Annotated[PairLogps, Reads("length", only_with=OnlyWith("norm", "mean"))],
     reference: PairLogps,
     *,
     chosen_score: Tensor,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from prefopt.structures.structure import (
     Logged,
     MarginUnits,
     Structure,
+    SumsForm,
     code_of_answers,
     rows_of_answers,
 )
@@ -73,6 +75,20 @@ def _at_margin(
     return LabelledLogps(answers([margin]), torch.tensor([is_desirable]), others)
 
 
+def _from_sums(
+    sides: Sequence[SeqLogps], besides: Mapping[str, Any], others: Mapping[str, SeqLogps]
+) -> LabelledLogps:
+    labels = besides["is_desirable"]
+    if not isinstance(labels, Tensor) or labels.dtype != torch.bool or labels.shape != (len(sides[0]),):
+        found = (
+            f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        )
+        raise ValueError(
+            f"is_desirable is {found} for {len(sides[0])} answers. Give a tensor of one boolean per answer."
+        )
+    return LabelledLogps(sides[0], labels, others)
+
+
 def _code(stats: str, others: str) -> str:
     if others:
         return f"LabelledLogps(answers, is_desirable{others}), each by {code_of_answers(stats)}"
@@ -96,6 +112,11 @@ LABELLED = Structure(
         "{subject} of the answer beyond its start, nats",
         {"desirable": partial(_at_margin, True), "undesirable": partial(_at_margin, False)},
     ),
-    beyond_sums="It learns from single answers.",
+    on_sums=SumsForm(
+        unit="S",
+        answers={"": "each answer"},
+        besides={"is_desirable": (Tensor, "bool [S] whether each answer is desirable")},
+        build=_from_sums,
+    ),
     code=_code,
 )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.structures.packs import of_role, row_of, weigh_alike
 from prefopt.structures.rows import Handling, Kept, RowUse, refuse_ties, split_ties
-from prefopt.structures.structure import Answers, Logged, MarginUnits, Structure, code_of_answers
+from prefopt.structures.structure import Answers, Logged, MarginUnits, Structure, SumsForm, code_of_answers
 from prefopt.types import Comparison, ListLogps, LossOutput, PackedBatch, SeqLogps
 
 
@@ -50,6 +51,18 @@ def _at_margin(answers: Answers, margin: Tensor, others: Mapping[str, SeqLogps])
     return ListLogps(answers([margin / 2, -margin / 2]), (2,))
 
 
+def _from_sums(
+    sides: Sequence[SeqLogps], besides: Mapping[str, Any], others: Mapping[str, SeqLogps]
+) -> ListLogps:
+    given = besides["group_sizes"]
+    sizes = tuple(map(int, given.tolist() if isinstance(given, Tensor) else given))
+    if sum(sizes) != len(sides[0]) or min(sizes, default=0) < 1:
+        raise ValueError(
+            f"group_sizes {list(sizes)} do not split {len(sides[0])} answers. Give how many reply to each prompt."
+        )
+    return ListLogps(sides[0], sizes)
+
+
 LISTS = Structure(
     name="lists",
     values=ListLogps,
@@ -64,6 +77,16 @@ LISTS = Structure(
     weigh=_weigh,
     log=_log,
     margin=MarginUnits("chosen minus rejected {subject}, nats", {"": _at_margin}),
-    beyond_sums="It compares whole lists.",
+    on_sums=SumsForm(
+        unit="S",
+        answers={"": "each answer"},
+        besides={
+            "group_sizes": (
+                Sequence[int] | Tensor,
+                "int [G] answers to each prompt, which lie together; read on the host",
+            )
+        },
+        build=_from_sums,
+    ),
     code=lambda stats, others: f"ListLogps({code_of_answers(stats)}, group_sizes)",
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from prefopt.errors import RecipeError
 from prefopt.structures.packs import row_of
 from prefopt.structures.rows import RowUse, keep_pairs
-from prefopt.structures.structure import Answers, Logged, MarginUnits, Structure, code_of_answers
+from prefopt.structures.structure import Answers, Logged, MarginUnits, Structure, SumsForm, code_of_answers
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps
 
 
@@ -83,6 +83,11 @@ PAIRS = Structure(
     weigh=_weigh,
     log=_log,
     margin=MarginUnits("chosen minus rejected {subject}, nats", {"": _at_margin}),
-    beyond_sums=None,
+    on_sums=SumsForm(
+        unit="P",
+        answers={"chosen_": "each chosen answer", "rejected_": "each rejected answer"},
+        besides={},
+        build=lambda sides, besides, others: PairLogps(sides[0], sides[1], others),
+    ),
     code=_code,
 )

@@ -44,6 +44,6 @@ RESPONSES = Structure(
     weigh=weigh_alike,
     log=_log,
     margin=None,
-    beyond_sums="It learns from single answers.",
+    on_sums=None,
     code=lambda stats, others: code_of_answers(stats),
 )

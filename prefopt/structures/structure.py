@@ -52,6 +52,23 @@ class MarginUnits(NamedTuple):
     make: Mapping[str, MakeUnit]
 
 
+class SumsForm(NamedTuple):
+    """How units are built by whoever holds one summed log-prob per answer.
+
+    Args:
+        unit: the letter of what there is one sum of: "P" pairs or "S" single answers.
+        answers: what each answer is in words, by what stands before "logps" and "lengths" in the names of arguments.
+        besides: further arguments, with their type and what they are.
+        build: the units, from the answers in that order, the further arguments and further responses by role;
+            a ValueError where they do not fit.
+    """
+
+    unit: Literal["P", "S"]
+    answers: Mapping[str, str]
+    besides: Mapping[str, tuple[Any, str]]
+    build: Callable[[Sequence[SeqLogps], Mapping[str, Any], Mapping[str, SeqLogps]], UnitLogps]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
     """A kind of unit. Every part is required, so that a new structure cannot forget one.
@@ -71,7 +88,7 @@ class Structure:
         weigh: the weight of every unit of a pack, [U], zero in a ghost; the tensor says dtype and device.
         log: what is logged of the log-probs, and of rewards that are not chosen or rejected.
         margin: how the loss is plotted; None where a unit has no margin.
-        beyond_sums: a sentence that says why no function of plain sums can be made of the loss, if so.
+        on_sums: how the values are built from plain sums; None where a loss is given its tokens alone.
         code: what builds the values from padded log-probs, in Python, from the code of statistics and of further
             responses, each empty or with a comma before it.
     """
@@ -89,7 +106,7 @@ class Structure:
     weigh: Callable[[PackedBatch, Tensor], Tensor]
     log: Callable[[Any, LossOutput], Mapping[str, Logged]]
     margin: MarginUnits | None
-    beyond_sums: str | None
+    on_sums: SumsForm | None
     code: Callable[[str, str], str]
 
     def units(self, totals: Totals) -> int:

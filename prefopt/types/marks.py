@@ -96,20 +96,38 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class OnlyWith:
+    """Mark a setting that has no effect unless another is one of these choices: ``OnlyWith("link", "logistic")``.
+
+    Beside any other choice it must keep its default, and whatever else it is given is refused.
+    """
+
+    setting: str
+    choices: tuple[str, ...]
+
+    def __init__(self, setting: str, *choices: str) -> None:
+        object.__setattr__(self, "setting", setting)
+        object.__setattr__(self, "choices", choices)
+
+
+@dataclass(frozen=True, slots=True)
 class Reads:
     """Mark a loss that reads more of an answer than its sum: ``Annotated[PairLogps, Reads("length")]``.
 
     "length": its sum and its length, "tokens": single tokens, which ``Stats`` says already. Sums, and lengths where
-    they are read, are all that the function of plain tensors of such a loss takes.
+    they are read, are all that the function of plain tensors of such a loss takes. Where a setting decides whether
+    lengths are read, ``only_with`` says beside which choices they are.
     """
 
     names: tuple[str, ...]
+    only_with: OnlyWith | None = None
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, only_with: OnlyWith | None = None) -> None:
         for name in names:
             if name not in READS:
                 raise ValueError(f"Reads: there is no '{name}' of an answer. Choose from {', '.join(READS)}.")
         object.__setattr__(self, "names", names)
+        object.__setattr__(self, "only_with", only_with)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,21 +198,6 @@ class Refuses:
 
     def __init__(self, *transforms: str) -> None:
         object.__setattr__(self, "transforms", transforms)
-
-
-@dataclass(frozen=True, slots=True)
-class OnlyWith:
-    """Mark a setting that has no effect unless another is one of these choices: ``OnlyWith("link", "logistic")``.
-
-    Beside any other choice it must keep its default, and whatever else it is given is refused.
-    """
-
-    setting: str
-    choices: tuple[str, ...]
-
-    def __init__(self, setting: str, *choices: str) -> None:
-        object.__setattr__(self, "setting", setting)
-        object.__setattr__(self, "choices", choices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def test_the_plain_tensor_door_serves_a_trainer_that_holds_sums(tmp_path):
             chosen, rejected = self.sums(model, inputs)
             with torch.no_grad():
                 reference = self.sums(self.ref_model, inputs)
-            return functional.dpo_loss(chosen, rejected, *reference, beta=0.3).mean()
+            return functional.dpo_loss(chosen, rejected, *reference, beta=0.3).loss.mean()
 
         def sums(self, model, inputs) -> tuple[Tensor, Tensor]:
             chosen, rejected = model(**self.arguments(inputs)).log_probs.sum(dim=1).chunk(2)
