@@ -19,7 +19,7 @@ from prefopt.losses import (
     settings_of,
 )
 from prefopt.structures import STRUCTURES
-from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
+from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS, SCALES
 
 PAGE = Path(__file__).with_name("losses.md")
 
@@ -116,6 +116,7 @@ def _needs(name: str, contract: LossContract) -> Iterable[str]:
     yield f"- learns from: {STRUCTURES[contract.structure].learns_from}"
     yield f"- reference: {'needed' if contract.needs_reference else 'not used'}"
     yield from (f"- prompts: {PROMPTS[name]}" for name in contract.prompts)
+    yield from (f"- scores: {SCALES[name]}" for name in contract.scales)
     yield from (f"- further texts: {OTHER_RESPONSES[role]}" for role in contract.roles)
     stats = dict.fromkeys((*contract.policy_stats, *contract.reference_stats))
     if stats:

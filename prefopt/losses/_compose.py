@@ -24,7 +24,7 @@ from prefopt.losses._contract import (
 )
 from prefopt.losses._settings import check_settings
 from prefopt.structures import STRUCTURES
-from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Reads, Refuses, Roles, Stats
+from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Reads, Refuses, Roles, Scale, Stats
 
 Given = Mapping[str, Any]
 """The arguments of a call, by name."""
@@ -152,6 +152,7 @@ _NAMES_IN = {
     Reads: "names",
     Roles: "names",
     Prompts: "names",
+    Scale: "names",
     Applies: "transforms",
     Refuses: "transforms",
 }

@@ -34,6 +34,7 @@ from prefopt.types import (
     Reads,
     Refuses,
     Roles,
+    Scale,
     Stats,
     WholeStep,
 )
@@ -51,8 +52,9 @@ class LossContract:
 
     ``inputs`` maps a name from ``types.INPUTS`` to whether the loss requires it. ``applies`` names the
     transforms the loss contains, ``refuses`` those it cannot take, ``roles`` the responses it needs
-    besides the answers, ``prompts`` whether a pair's answers may reply to different prompts, ``carried``
-    the parameters through which it hands values to itself in the next optimizer step.
+    besides the answers, ``prompts`` whether a pair's answers may reply to different prompts, ``scales`` on
+    which scale it takes the data's scores, ``carried`` the parameters through which it hands values to itself
+    in the next optimizer step.
     """
 
     name: str
@@ -72,6 +74,7 @@ class LossContract:
     refuses: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
     is_whole_step: bool = False
     carried: tuple[str, ...] = ()
 
@@ -126,6 +129,7 @@ def contract_of(loss: Loss) -> LossContract:
         refuses=_marked(positional[0], Refuses, "transforms"),
         roles=_marked(positional[0], Roles, "names"),
         prompts=_marked(positional[0], Prompts, "names"),
+        scales=_marked(positional[0], Scale, "names"),
         is_whole_step=is_whole_step,
         carried=carried,
     )

@@ -13,11 +13,11 @@ from prefopt.losses._compose import Given, admit, arguments_of, compose, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
-from prefopt.types import Applies, LossOutput, PairLogps, Range
+from prefopt.types import Applies, LossOutput, PairLogps, Range, Scale
 
 
 def mappo(
-    policy: Annotated[PairLogps, Applies("prior_scaled")],
+    policy: Annotated[PairLogps, Applies("prior_scaled"), Scale("unit_gap")],
     reference: PairLogps,
     *,
     chosen_score: Tensor,
@@ -44,7 +44,8 @@ def mappo(
 
     Returns:
         Loss [P]; rewards [P], beta times the log-ratio, times the gap for the rejected answer; metric
-        ``prior_gap`` [P]. The gap is clamped to [0, 1], so scores on a wider scale make this DPO.
+        ``prior_gap`` [P]. The gap is clamped to [0, 1], so scores on a wider scale make this DPO;
+        ``prefopt check`` warns where most pairs are.
 
     Formula:
         gap = chosen_score - rejected_score, h = policy - reference, for each answer
@@ -74,7 +75,7 @@ def prior_scaled(loss: Loss) -> Loss:
 
     Returns:
         A loss that asks for ``chosen_score`` and ``rejected_score`` and reports the metric ``prior_gap``
-        [P]. The gap is clamped to [0, 1].
+        [P]. The gap is clamped to [0, 1]; ``prefopt check`` warns where most pairs are.
 
     Formula:
         gap = chosen_score - rejected_score
@@ -107,7 +108,8 @@ def prior_scaled(loss: Loss) -> Loss:
         }
         return _with_gap(loss(**scaled), gap)
 
-    return compose(prior_scaled, loss, union("prior_scaled", [signature], added), pay)
+    marks = [Scale("unit_gap")]
+    return compose(prior_scaled, loss, union("prior_scaled", [signature], added, marks), pay)
 
 
 def _prior_gap(chosen_score: Tensor, rejected_score: Tensor) -> Tensor:

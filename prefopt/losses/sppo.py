@@ -7,11 +7,11 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._terms import log_ratio, squared, with_rewards
-from prefopt.types import LossOutput, PairLogps, Range
+from prefopt.types import LossOutput, PairLogps, Range, Scale
 
 
 def sppo(
-    policy: PairLogps,
+    policy: Annotated[PairLogps, Scale("probability")],
     reference: PairLogps,
     *,
     chosen_score: Tensor,

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio, squared
-from prefopt.types import ListLogps, LossOutput, Range
+from prefopt.types import ListLogps, LossOutput, Range, Scale
 
 
 def sppo_k(
-    policy: ListLogps,
+    policy: Annotated[ListLogps, Scale("probability")],
     reference: ListLogps,
     *,
     answer_score: Tensor,

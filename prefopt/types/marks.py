@@ -51,6 +51,13 @@ READS = {
 """What a loss may read of an answer, the least first; what is said of one says the ones before it too."""
 
 
+SCALES = {
+    "unit_gap": "the gap between the scores of a pair lies between 0 and 1, and counts as the nearer end elsewhere",
+    "probability": "each score is a probability, from 0 to 1",
+}
+"""What a loss may say of the scores in the data; without a word any scale will do."""
+
+
 class InputSpec(NamedTuple):
     """Describe one tensor that a trainer can hand to a loss besides log-probs."""
 
@@ -159,6 +166,22 @@ class Prompts:
         for name in names:
             if name not in PROMPTS:
                 raise ValueError(f"Prompts: there is no '{name}'. Choose from {', '.join(PROMPTS)}.")
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Mark a loss that takes the data's scores for something on a scale of its own: ``Scale("probability")``.
+
+    Nothing is refused by it: ``prefopt check`` counts the scores that lie elsewhere.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            if name not in SCALES:
+                raise ValueError(f"Scale: there is no '{name}' of scores. Choose from {', '.join(SCALES)}.")
         object.__setattr__(self, "names", names)
 
 

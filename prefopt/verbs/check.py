@@ -25,6 +25,7 @@ from prefopt.run.folder import RunFolder
 from prefopt.structures import STRUCTURES, Structure
 from prefopt.types import TokenizedGroup
 from prefopt.verbs.check_memory import Device, show_memory
+from prefopt.verbs.check_scores import warnings
 
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 _SHOWN_TOKENS = 400
@@ -77,6 +78,8 @@ def _check(console: Console, recipe: Recipe, device: Device, ranks: Ranks) -> No
     data = data_of(recipe, tokenizer, loss)
     _show_recipe(console, recipe, loss)
     _show_reports(console, data, recipe.rows.max_bad)
+    for warning in warnings(data.train, loss):
+        console.print(warning, markup=False)
     structure = STRUCTURES[loss.contract.structure]
     _show_example(console, tokenizer, data.train[0], structure)
     _show_lengths(console, data.train, structure)

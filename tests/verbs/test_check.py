@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import toy
+from lanes import slow_but
 
 from prefopt.cli import main
 
@@ -104,6 +105,40 @@ def test_answers_of_a_list_are_shown_with_their_scores(
     assert "score 1, 2 scored tokens: " in out and "score 2.5, 3 scored tokens: " in out
     assert "4 groups with 12 answers to train on" in out
     assert "rejected" not in out
+
+
+MAPPO, PLUGIN = "{name: mappo}", "{name: ipo, with: [{name: prior_scaled}]}"
+IN_MIXED = "{name: mixed, of: [{name: sppo}, {name: dpo}]}"
+GAPS = "of 8 pairs 4 have 1 or more and are paid as if there were no scores, and 1 have 0 or less"
+
+
+SCALED = [
+    (MAPPO, [5.0, 4.0, 3.0, 2.0, -1.0, 0.9, 0.9, 0.9], rf"warning: mappo takes the gap .*{GAPS}"),
+    (PLUGIN, [5.0, 4.0, 3.0, 2.0, -1.0, 0.9, 0.9, 0.9], rf"warning: prior_scaled\(ipo\) takes .*{GAPS}"),
+    (MAPPO, [5.0, 4.0, 3.0, 2.0, 0.9, 0.9, 0.9, 0.9], None),
+    ("{name: reward_aware}", [5.0] * 8, None),
+    ("{name: sppo}", [0.9] * 6 + [1.5, 7.0], "warning: sppo takes scores for prob.* 2 of 16 lie outside"),
+    (IN_MIXED, [0.9] * 7 + [7.0], "warning: mixed.* takes scores for probabilities, but 1 of 16"),
+    ("{name: sppo_k}", [0.9] * 7 + [7.0], "warning: sppo_k takes scores for probabilities, but 1 of 16"),
+    ("{name: sppo}", [0.9] * 8, None),
+]
+
+
+@pytest.mark.parametrize(("loss", "chosen", "warning"), slow_but([SCALED[1], SCALED[2], SCALED[4]], SCALED))
+def test_scores_off_the_scale_of_the_loss_are_counted(
+    loss: str, chosen: list[float], warning: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside rejected answers of 0.1: gaps of 1 and more, and of 0 and less, are clamped."""
+    rows = [
+        {"prompt": f"w{n}", "chosen": " w7", "rejected": " w9", "chosen_score": score, "rejected_score": 0.1}
+        for n, score in enumerate(chosen)
+    ]
+    assert main(rows_for(tmp_path, loss, rows)) == 0
+    out = capsys.readouterr().out
+    if warning is None:
+        assert "warning" not in out
+    else:
+        assert re.search(warning, out)
 
 
 def memory_of(out: str) -> str:

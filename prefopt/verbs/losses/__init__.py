@@ -21,7 +21,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses import LOSSES, TRANSFORMS, LossContract, Setting, contract_of, settings_of
 from prefopt.plugins import Named, find, installed, is_own, place_in, said
 from prefopt.structures import STRUCTURES
-from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS
+from prefopt.types import INPUTS, OTHER_RESPONSES, PROMPTS, READS, SCALES
 from prefopt.verbs.losses.curves import curves_of
 from prefopt.verbs.losses.drawing import draw
 from prefopt.verbs.losses.printing import entries, say, table
@@ -126,6 +126,8 @@ def _explain_loss(named: Named) -> None:
         say(f"  {role}: {OTHER_RESPONSES[role]}")
     for prompts in contract.prompts:
         say(f"  {PROMPTS[prompts]}")
+    for scale in contract.scales:
+        say(f"  scores: {SCALES[scale]}")
     if contract.is_whole_step:
         say("reads all units of the optimizer step at once: packs are scored twice")
     if contract.carried:
