@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import trl_names
 
 import prefopt
 from prefopt.assemble.loss import build_loss
@@ -109,11 +110,23 @@ def test_the_readme_names_every_room_and_nothing_else() -> None:
 
 def test_the_guide_to_losses_names_all_that_exist_and_nothing_else() -> None:
     """A name in code that is no loss or transform must be a setting or a value of one."""
-    named = set(re.findall(r"`(\w+)`", prose(DOCS / "choosing_a_loss.md")))
+    text = trl_names.without_tables(prose(DOCS / "choosing_a_loss.md"))
+    named = set(re.findall(r"`(\w+)`", text))
     others = {"mixed", "label_smoothing", "tpo"}
     assert named - others <= {*LOSSES, *TRANSFORMS}
     missing = {*LOSSES, *TRANSFORMS} - named
     assert not missing, f"{missing} stand nowhere in docs/choosing_a_loss.md. Run: make pages"
+
+
+def test_what_trl_calls_it_is_a_loss_here() -> None:
+    """Every block builds, so that no name and no setting rots."""
+    counts = {"DPO": 15, "KTO": 2, "CPO": 5, "TPO": 4}
+    assert {trainer: len(trl_names.losses(trainer)) for trainer in counts} == counts
+    for table in ("trl", "trl-settings"):
+        for left, found in trl_names.rows(table):
+            assert found, f"{left}: no block"
+            for block in found:
+                build_loss(block)
 
 
 def test_every_setting_stands_on_the_recipe_page() -> None:

@@ -6,14 +6,17 @@ compared in float64, token by token. Where the two disagree on purpose, a test s
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import trl_names
 from torch import Tensor
 
+from prefopt.assemble.loss import build_loss
 from prefopt.losses import (
     Loss,
     aot,
@@ -153,6 +156,31 @@ def test_value_and_gradient_equal_trl(name):
     loss, settings = CASES[name]
     batch = Batch()
     assert_equal(batch, batch.ours(loss), batch.theirs(name, beta=0.3, **settings))
+
+
+TABLE = trl_names.losses("DPO")
+ELSEWHERE = {"aot_unpaired", "sft"}
+"""Of labelled answers, and of chosen answers alone: by the test of the one and that of TRL's recipe for MPO."""
+
+
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - ELSEWHERE))
+def test_the_block_that_the_guide_gives_for_a_name_of_trls_is_that_loss(name):
+    """At TRL's defaults; EXO has none for its smoothing."""
+    batch = Batch()
+    theirs = batch.theirs(name, **({"label_smoothing": 1e-3} if name == "exo_pair" else {}))
+    assert_equal(
+        batch, batch.ours(build_loss(TABLE[name]).loss), theirs * (0.5 if name == "sppo_hard" else 1.0)
+    )
+
+
+def test_the_guide_names_every_loss_of_trl():
+    """Those that its settings say there are."""
+    for config, trainer in ((trl.DPOConfig, "DPO"), (trl.KTOConfig, "KTO")):
+        said = re.search(
+            r"Type of loss to use\. Possible values are:(.*?)\n {8}\w+ \(`", config.__doc__, re.DOTALL
+        )
+        names = re.findall(r"`[\"'](\w+)[\"']`", said[1])
+        assert set(names) == trl_names.losses(trainer).keys()
 
 
 @pytest.mark.parametrize("name", F_DIV)

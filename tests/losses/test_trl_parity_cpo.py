@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import trl_names
 from torch import Tensor
 
+from prefopt.assemble.loss import build_loss
 from prefopt.losses import Loss, alphapo, bound, contract_of, cpo, ipo, orpo, simpo, triple, with_nll
 from prefopt.types import PairLogps, SeqLogps
 
@@ -135,6 +137,16 @@ def test_links_of_cpo(link):
     batch = Batch(prompt=3)
     loss = bound(cpo, beta=0.3, alpha=0.7, link=link, nll="batch_token")
     assert_equal(batch, batch.ours(loss), batch.their_cpo(loss_type=link, beta=0.3, cpo_alpha=0.7))
+
+
+@pytest.mark.parametrize("trainer", ["CPO", "TPO"])
+def test_the_blocks_that_the_guide_gives_for_names_of_trls_are_those_losses(trainer):
+    """At TRL's defaults, where alphapo is simpo without likelihood."""
+    for name, block in trl_names.losses(trainer).items():
+        batch, loss = Batch(prompt=3, branches=2 + (trainer == "TPO")), build_loss(block).loss
+        changed = {"loss_type": "simpo", "cpo_alpha": 0.0} if name == "alphapo" else {"loss_type": name}
+        theirs = batch.their_cpo if trainer == "CPO" else batch.their_tpo
+        assert_equal(batch, batch.ours(loss), theirs(**changed))
 
 
 def test_cpos_likelihood_by_sequence_weighs_answers_alike_where_trl_weighs_tokens():
