@@ -71,7 +71,7 @@ LISTS = Structure(
     counted_in="groups",
     inputs=("answer_score", "prompt_embedding"),
     eval_metrics=("loss", "reward/accuracy", "reward/margin"),
-    rows=RowUse(keep=_keep, compares=True, one_prompt=False, ranks=True, drops_identical=False, labels=False),
+    rows=RowUse(keep=_keep, compares=True, one_prompt=True, ranks=True, drops_identical=False, labels=False),
     gather=_gather,
     rows_of_units=_rows_of_lists,
     weigh=_weigh,

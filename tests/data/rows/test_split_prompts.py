@@ -129,6 +129,18 @@ def test_a_loss_over_one_prompt_refuses_two(write: Any, chatml: Any) -> None:
         run([JOINT], Needs(loss="dpo"), write, chatml)
 
 
+def test_a_loss_over_lists_refuses_two_prompts(write: Any, chatml: Any) -> None:
+    """It would rank an answer to one question above an answer to another."""
+    needs = Needs("lists", inputs=("answer_score",), loss="plackett_luce")
+    row = {**JOINT, "chosen_score": 2, "rejected_score": 1}
+    with pytest.raises(
+        DataError, match=r"differ, but plackett_luce compares answers to one prompt\. Use joint_prompt"
+    ):
+        run([row], needs, write, chatml)
+    same = run([{**row, "rejected_prompt": JOINT["chosen_prompt"]}], needs, write, chatml)
+    assert len(same.table) == 1
+
+
 @pytest.mark.parametrize("structure", ["responses", "labelled", None])
 def test_a_loss_over_single_answers_takes_each_with_its_prompt(
     structure: Any, write: Any, chatml: Any
