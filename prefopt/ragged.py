@@ -88,7 +88,7 @@ class Lengths(tuple[int, ...]):  # noqa: SLOT001 (a tuple of any length cannot h
     def on(self, device: torch.device) -> Tensor:
         """Return the lengths as int64 [S] on ``device``."""
         if self._counts is None or self._counts.device != device:
-            self._counts = on_device(self, device, torch.int64)
+            self._counts = on_device(list(self), device, torch.int64)
         return self._counts
 
     def take(self, index: Iterable[int], device: torch.device) -> Take:
@@ -111,6 +111,6 @@ class Lengths(tuple[int, ...]):  # noqa: SLOT001 (a tuple of any length cannot h
         ends = (0, *accumulate(self))
         spans = [np.arange(ends[i], ends[i + 1]) for i in index]
         tokens = np.concatenate([*spans, np.empty(0, np.int64)]).astype(np.int64)
-        lengths = Lengths(self[i] for i in index)
+        lengths = Lengths([self[i] for i in index])  # no generator, which torch.compile cannot leave half-way
         lengths.on(torch.device("cpu"))
         return Take(lengths, torch.tensor(index, dtype=torch.int64), torch.from_numpy(tokens))

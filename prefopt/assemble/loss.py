@@ -31,6 +31,7 @@ from prefopt.errors import OwnCodeError, RecipeError
 from prefopt.losses import bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
 from prefopt.losses._contract import Loss, LossContract, contract_of, settings_of
+from prefopt.losses._door import checked
 from prefopt.losses._settings import check_settings
 from prefopt.plugins import Code, Kind, blamed, line_of
 from prefopt.types import INPUTS, LossOutput
@@ -181,7 +182,7 @@ def _apply(built: BoundLoss, entry: Any, where: str, folder: Path) -> BoundLoss:
     )
     applied = [*built.settings.get("with", []), {"name": named.name, **settings}]
     text = _call_text(named.short, settings, built.description)
-    return BoundLoss(loss, contract, {**built.settings, "with": applied}, text, (*built.code, *code))
+    return BoundLoss(checked(loss), contract, {**built.settings, "with": applied}, text, (*built.code, *code))
 
 
 def _require_mapping(block: Any, where: str, example: str) -> None:

@@ -19,8 +19,8 @@ One paper, one file. The families, each after its plainest member:
 
 Helpers, which no user imports: ``_terms`` (links, rewards, likelihood and ``stop``, the only way to detach), ``_lists``
 (groups of unequal size as a table), ``_step`` (averages and quantiles over a step), ``_contract`` (reads a signature),
-``_settings`` (checks what a recipe gives), ``_compose`` (what transforms are built from), ``_on_sums`` (what
-``functional`` is made by).
+``_settings`` (checks what is given), ``_door`` (refuses a call, and rounds what it returns), ``_compose`` (what
+transforms are built from), ``_on_sums`` (what ``functional`` is made by).
 """
 
 from collections.abc import Callable

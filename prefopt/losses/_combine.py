@@ -31,14 +31,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._compose import Given, admit, arguments_of, compose, named_loss, union
-from prefopt.losses._contract import Loss, base_of, contract_of, name_of, signature_of
+from prefopt.losses._compose import Composed, Given, admit, arguments_of, compose, picklable, union
+from prefopt.losses._contract import Loss, contract_of, name_of, signature_of
 from prefopt.losses._settings import Setting, check_settings
 from prefopt.losses._terms import Nll, add_cost, answer_nll, desensitize, sampling_weight, scale_loss, stop
 from prefopt.structures import STRUCTURES
@@ -48,6 +49,7 @@ MIX_WEIGHT = Setting(default=1.0, type=float, range=Range(gt=0))
 """What the weight of a loss in ``mixed`` may be."""
 
 
+@picklable
 def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll = "sequence") -> Loss:
     """Add alpha times the negative log-likelihood of the chosen answer, in nats per token.
 
@@ -90,6 +92,7 @@ def with_nll(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 1.0, nll: Nll
     return compose(with_nll, loss, union("with_nll", [signature], added), pay)
 
 
+@picklable
 def length_desensitized(
     loss: Loss, *, alpha: Annotated[float, Range(ge=0, le=1)] = 0.5, apply_to_reference: bool = True
 ) -> Loss:
@@ -133,6 +136,7 @@ def length_desensitized(
     return compose(length_desensitized, loss, union("length_desensitized", [signature]), pay)
 
 
+@picklable
 def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> Loss:
     """Multiply each pair's loss by the likelihood that the policy samples both its answers.
 
@@ -168,6 +172,7 @@ def weighted(loss: Loss, *, max_weight: Annotated[float, Range(gt=0)] = 1.0) -> 
     return compose(weighted, loss, union("weighted", [signature], marks=[Stats("log_sum_p2")]), pay)
 
 
+@picklable
 def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     """Add up several losses of one structure, each times its weight.
 
@@ -176,7 +181,8 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
     ``NAME/METRIC``; a second loss of one name is called ``NAME_2``.
 
     Args:
-        losses: at least one loss; open settings of one name in two of them must be closed by ``bound``.
+        losses: at least one loss; open settings of one name in two of them must be closed, by ``bound`` or by
+            ``functools.partial``.
         weights: one number above 0 per loss.
 
     Returns:
@@ -200,6 +206,7 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
             f"{name} learns from {STRUCTURES[kind].learns_from}" for name, kind in structures.items()
         )
         raise RecipeError(f"mixed: {shown}. Mix losses of one structure; with_nll adds likelihood to pairs.")
+    losses = [_closed(loss) for loss in losses]
     signatures = [signature_of(loss) for loss in losses]
     labels = _labels([name_of(loss) for loss in losses])
 
@@ -208,35 +215,37 @@ def mixed(losses: Sequence[Loss], weights: Sequence[float]) -> Loss:
         return _add_up(outputs, weights, labels)
 
     terms = [f"{w:g} * {name_of(loss)}" for w, loss in zip(weights, losses, strict=True)]
-    return named_loss(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
+    return Composed(f"mixed({', '.join(terms)})", mixed.__doc__ or "", union("mixed", signatures), pay)
 
 
+@picklable
 def bound(loss: Loss, **settings: Any) -> Loss:
     """Close settings of ``loss``: they vanish from its signature and keep these values.
 
-    A loss itself is arithmetic and checks nothing; what comes out of here has been checked, and says so when it is
-    called with plain tensors.
-
     Raises:
-        RecipeError: an unknown setting or an illegal value; when called, TypeError if the log-probs are not of the
-            loss's type.
+        RecipeError: an unknown setting or an illegal value.
     """
     contract = contract_of(loss)
     checked = check_settings(contract.name, contract.settings, settings, contract.name)
     closed = {name: checked[name] for name in settings}
     signature = signature_of(loss)
     left = [p for name, p in signature.parameters.items() if name not in closed]
-    kind = base_of(signature.parameters["policy"])
 
     def pay(given: Given) -> LossOutput:
-        for side in ("policy", "reference"):
-            if side in given and not isinstance(given[side], kind):
-                raise TypeError(
-                    f"{contract.name}: {side} is of type {type(given[side]).__name__}. Build a prefopt.{kind.__name__}."
-                )
         return loss(**given, **closed)
 
-    return named_loss(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
+    return Composed(contract.name, loss.__doc__ or "", Signature(left, return_annotation=LossOutput), pay)
+
+
+def _closed(loss: Loss) -> Loss:
+    """Return a ``functools.partial`` of a loss as the loss with those settings closed."""
+    if not isinstance(loss, partial):
+        return loss
+    known = contract_of(loss).settings
+    settings = {name: value for name, value in loss.keywords.items() if name in known}
+    handed = {name: value for name, value in loss.keywords.items() if name not in known}
+    closed = bound(loss.func, **settings)
+    return partial(closed, **handed) if handed else closed
 
 
 def _labels(names: Sequence[str]) -> list[str]:

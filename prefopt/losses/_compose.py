@@ -3,14 +3,16 @@
 A transform is three calls: ``admit`` refuses losses that it does not fit and checks its own settings, ``union``
 merges the signatures of what is put together, ``compose`` makes the loss. What comes out is a loss like any
 other, with the union of its parts' needs as its signature; a transform's own settings are fixed when it is
-applied, those of the wrapped loss stay open until ``bound`` closes them.
+applied, those of the wrapped loss stay open until ``bound`` closes them. ``picklable`` marks a transform whose
+results can be sent to another process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from inspect import Parameter, Signature
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 from prefopt.errors import RecipeError
 from prefopt.losses._contract import (
@@ -22,9 +24,12 @@ from prefopt.losses._contract import (
     name_of,
     settings_of,
 )
+from prefopt.losses._door import SIDES, Door
 from prefopt.losses._settings import check_settings
 from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Reads, Refuses, Roles, Scale, Stats
+
+P = ParamSpec("P")
 
 Given = Mapping[str, Any]
 """The arguments of a call, by name."""
@@ -79,19 +84,52 @@ def compose(
     # what a transform does to the tokens of an answer cannot be told from its sum
     parameters["policy"] = _mark(parameters["policy"], Applies(name_of(transform)), Reads("tokens"))
     signature = signature.replace(parameters=list(parameters.values()))
-    return named_loss(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
+    return Composed(f"{name_of(transform)}({name_of(loss)})", transform.__doc__ or "", signature, pay)
 
 
-def named_loss(name: str, doc: str, signature: Signature, pay: Callable[[Given], LossOutput]) -> Loss:
-    """Return a function of that name and signature that hands its arguments, by name, to ``pay``."""
+class Composed:
+    """A loss made of others: it hands its arguments, by name, to ``pay``, behind a door of its own.
 
-    def loss(*args: Any, **kwargs: Any) -> LossOutput:
-        return pay(signature.bind(*args, **kwargs).arguments)
+    It remembers how it was made, and is pickled as that.
+    """
 
-    loss.__name__ = loss.__qualname__ = name
-    loss.__doc__ = doc
-    vars(loss)["__signature__"] = signature
-    return loss
+    def __init__(self, name: str, doc: str, signature: Signature, pay: Callable[[Given], LossOutput]) -> None:
+        self.__name__ = self.__qualname__ = name
+        self.__doc__ = doc
+        self.__signature__ = signature
+        self.door = Door.of(name, signature)
+        self.made_by: tuple[Callable[..., Loss], tuple[Any, ...], dict[str, Any]] | None = None
+        self._pay = pay
+
+    def __call__(self, *args: Any, **kwargs: Any) -> LossOutput:
+        given = self.__signature__.bind(*args, **kwargs).arguments
+        admitted = self.door.admit({side: given[side] for side in SIDES if side in given}, given)
+        return self.door.rounded(self._pay(admitted), given["policy"])
+
+    def __repr__(self) -> str:
+        return f"<loss {self.__name__}>"
+
+    def __reduce__(self) -> Any:
+        if self.made_by is None:
+            raise TypeError(f"{self.__name__}: nobody knows how it was made. Mark its maker as picklable.")
+        return _make, self.made_by
+
+
+def _make(make: Callable[..., Loss], args: tuple[Any, ...], settings: dict[str, Any]) -> Loss:
+    return make(*args, **settings)
+
+
+def picklable(make: Callable[P, Loss]) -> Callable[P, Loss]:
+    """Let what ``make`` returns be sent to another process, as the call that made it."""
+
+    @wraps(make)
+    def remembered(*args: P.args, **settings: P.kwargs) -> Loss:
+        made = make(*args, **settings)
+        assert isinstance(made, Composed), "made by compose, or Composed itself"
+        made.made_by = (remembered, args, settings)
+        return made
+
+    return remembered
 
 
 def arguments_of(given: Given, signature: Signature) -> dict[str, Any]:

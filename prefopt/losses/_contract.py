@@ -118,7 +118,7 @@ def contract_of(loss: Loss) -> LossContract:
         policy_stats=stats_of(positional[0]),
         reference_stats=stats_of(positional[1]) if len(positional) == 2 else (),
         inputs=_inputs(name, structure, keyword),
-        settings={p.name: _setting(name, p) for p in keyword if not is_handed_over(p)},
+        settings={p.name: setting_of(name, p) for p in keyword if not is_handed_over(p)},
         summary=summary,
         formula=sections.get("Formula", ""),
         source=" ".join(sections.get("Source", "").split()),
@@ -160,7 +160,7 @@ def _check_stats(name: str, positional: list[Parameter]) -> None:
 def settings_of(function: Callable[..., Any]) -> dict[str, Setting]:
     """Read the settings of a transform: its keyword-only parameters."""
     keyword = [p for p in signature_of(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-    return {p.name: _setting(name_of(function), p) for p in keyword}
+    return {p.name: setting_of(name_of(function), p) for p in keyword}
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -219,7 +219,8 @@ def _marked(parameter: Parameter, marker: type, field: str) -> tuple[str, ...]:
     return tuple(name for mark in marks for name in getattr(mark, field))
 
 
-def _setting(owner: str, parameter: Parameter) -> Setting:
+def setting_of(owner: str, parameter: Parameter) -> Setting:
+    """Return the setting that a keyword-only parameter declares; a TypeError where it breaks the rules."""
     place = f"{owner}: parameter '{parameter.name}'"
     if parameter.kind is not Parameter.KEYWORD_ONLY:
         raise TypeError(f"{place} is {parameter.kind.description}. Put settings after *, by name.")

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._contract import Loss, LossContract, contract_of, signature_of
+from prefopt.losses._door import checked
 from prefopt.losses._settings import check_settings
 from prefopt.structures import STRUCTURES, SumsForm, UnitLogps
 from prefopt.types import INPUTS, OTHER_RESPONSES, READS, LossOutput, OnlyWith, SeqLogps
+from prefopt.types.checks import widened
 
 
 class PairLoss(NamedTuple):
@@ -94,7 +96,7 @@ def on_sums(loss: Loss) -> Callable[..., Any]:
     Raises:
         ValueError: sums are not enough for this loss; the message says what to build instead.
     """
-    contract = contract_of(loss)
+    loss, contract = checked(loss), contract_of(loss)
     if (why := obstacle(contract)) is not None:
         raise ValueError(f"{contract.name}: {why} {instead(contract)}")
     place, kind = f"{contract.name}_loss", _kind(contract)
@@ -288,6 +290,7 @@ def _stand_in(sums: Tensor, counts: tuple[int, ...] | None) -> SeqLogps:
 
     A loss that comes here reads an answer's total, mean and length and nothing else, and those are the answer's own.
     """
+    sums = widened(sums)
     if counts is None:
         return SeqLogps(tokens=sums, lengths=(1,) * len(sums))
     means = sums / torch.tensor(counts, dtype=sums.dtype, device=sums.device)

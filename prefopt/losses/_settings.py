@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from prefopt.errors import RecipeError
 from prefopt.types import OnlyWith, Range
 from prefopt.words import did_you_mean, spelled
 
 WORDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
 """What a setting of a type is, in messages."""
+
+
+_NUMBERS: dict[type, tuple[type, ...]] = {float: (int, float), int: (int,)}
+"""What is taken for a number; not a bool, though Python counts it among the whole ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +47,28 @@ class Setting:
             RecipeError: the wrong type, outside the range, or no such choice.
         """
         if self.choices is not None:
-            if value not in self.choices or not isinstance(value, str):
+            if not isinstance(value, str) or value not in self.choices:
                 raise RecipeError(
-                    f"{place}: {spelled(value)} is no choice.{did_you_mean(value, self.choices)} Give {self.legal}."
+                    f"{place}: {_shown(value)} is no choice.{_meant(value, self.choices)} Give {self.legal}."
                 )
             return value
         if self.type is bool:
             if not isinstance(value, bool):
-                raise RecipeError(f"{place}: {spelled(value)} is not true or false. Write one of the two.")
+                raise RecipeError(f"{place}: {_shown(value)} is not true or false. Write one of the two.")
             return value
         return self._check_number(value, place)
 
-    def _check_number(self, value: Any, place: str) -> float | int:
-        accepted = (int, float) if self.type is float else (int,)
-        if isinstance(value, bool) or not isinstance(value, accepted):
-            raise RecipeError(f"{place}: {spelled(value)} is not {WORDS[self.type]}. {self._advice(value)}")
+    def _check_number(self, value: Any, place: str) -> Any:
+        value = _of_python(value)
+        is_number = not isinstance(value, bool) and isinstance(value, _NUMBERS[self.type])
+        if not is_number:
+            raise RecipeError(f"{place}: {_shown(value)} is not {WORDS[self.type]}. {self._advice(value)}")
         # a comparison, not math.isfinite: a whole number may be too large for a float
         if not abs(value) <= sys.float_info.max:
             raise RecipeError(f"{place}: {spelled(value)} is not finite. Give {self.legal}.")
         if self.range is not None and value not in self.range:
             raise RecipeError(f"{place}: {spelled(value)} is out of range. Give {self.legal}.")
-        return self.type(value)  # type: ignore[no-any-return]
+        return self.type(value)
 
     def _advice(self, value: Any) -> str:
         if isinstance(value, str) and _is_number_text(value):
@@ -124,6 +132,22 @@ def check_effects(settings: Mapping[str, Setting], values: Mapping[str, Any], wh
             f"{where}.{name}: {spelled(values[name])} has no effect with {rule.setting}: {values[rule.setting]}. "
             f"Leave it out, or set {rule.setting}: {' or '.join(rule.choices)}."
         )
+
+
+def _of_python(value: Any) -> Any:
+    """Return a number of numpy as one of Python, and all else as it is."""
+    if isinstance(value, np.floating):
+        return float(value)
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _shown(value: Any) -> str:
+    """Write a value; of a tensor none of the numbers, for they lie on a device, which is not waited for."""
+    return "a tensor" if isinstance(value, Tensor) else spelled(value)
+
+
+def _meant(value: Any, names: tuple[str, ...]) -> str:
+    return "" if isinstance(value, Tensor) else did_you_mean(value, names)
 
 
 def _is_number_text(text: str) -> bool:

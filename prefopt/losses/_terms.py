@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, SeqLogps
+from prefopt.types.checks import wide
 
 Norm = Literal["sum", "mean"]
 Nll = Literal["sequence", "batch_token"]
@@ -39,6 +40,8 @@ def stop(value: Tensor) -> Tensor:
     Inside ``recording_stops`` the value is also kept; inside ``replaying_stops`` the next kept value
     is returned in its place.
     """
+    if torch.compiler.is_compiling():
+        return value.detach()  # a context variable would end the graph, and nobody records in one
     replayed = _replayed.get()
     if replayed is not None:
         kept = next(replayed, None)
@@ -116,12 +119,20 @@ def squared(margin: Tensor, target: Tensor | float) -> Tensor:
     return (margin - target).square()
 
 
+def token_ratios(policy: SeqLogps, reference: SeqLogps) -> Tensor:
+    """Return log(policy / reference) of each token [M]; wide before the difference, which is small beside both."""
+    return wide(policy.tokens) - wide(reference.tokens)
+
+
 def log_ratio(policy: SeqLogps, reference: SeqLogps, norm: Norm = "sum") -> Tensor:
-    """Return log(policy / reference) of each answer [S], per answer or per token.
+    """Return log(policy / reference) of each answer [S], per answer or per token, in the dtype of sums.
 
     Per token means ``total`` over length, so that a transform of ``total`` acts here too.
     """
-    ratio = policy.total - reference.total
+    if policy.replaced_total is None and reference.replaced_total is None:
+        ratio = policy.sum(token_ratios(policy, reference))
+    else:
+        ratio = policy.total - reference.total
     return ratio if norm == "sum" else ratio / policy.length
 
 
@@ -133,7 +144,7 @@ def reshape_ratio(policy: SeqLogps, reference: SeqLogps, divergence: Divergence,
     """
     if divergence == "reverse_kl":
         return policy
-    ratio = policy.total - reference.total
+    ratio = log_ratio(policy, reference)
     if divergence == "js":
         score = F.logsigmoid(ratio) + math.log(2.0)
     else:
@@ -226,7 +237,7 @@ def _down_weight_tail(answers: SeqLogps, shared: list[int], alpha: float) -> Seq
 
 def reweight(answers: SeqLogps, weights: Tensor) -> SeqLogps:
     """Count every token at its weight [M] in the sum of log-probs and, where it is there, in that of ``kl``."""
-    found = answers.with_total(answers.sum(answers.tokens * weights))
+    found = answers.with_total(answers.sum(wide(answers.tokens) * weights))
     return found.with_stats({"kl": answers.stats["kl"] * weights} if "kl" in answers.stats else {})
 
 

@@ -7,11 +7,13 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._step import moving_moments, z_scores
 from prefopt.losses._terms import Norm, log_ratio, logistic, stop, with_rewards
 from prefopt.types import Carried, LossOutput, OnlyWith, PairLogps, Range, Reads, SeqLogps, WholeStep
 
 
+@checked
 def alpha_margin(
     policy: Annotated[PairLogps, Reads("length", only_with=OnlyWith("norm", "mean")), WholeStep()],
     reference: PairLogps,

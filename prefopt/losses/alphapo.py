@@ -7,10 +7,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Reads
 
 
+@checked
 def alphapo(
     policy: Annotated[PairLogps, Reads("length")],
     *,

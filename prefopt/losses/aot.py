@@ -6,11 +6,13 @@ from typing import Annotated
 
 import torch
 
+from prefopt.losses._door import checked
 from prefopt.losses._step import matched_quantiles, ranks, signs
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LabelledLogps, LossOutput, PairLogps, Range, WholeStep
 
 
+@checked
 def aot(
     policy: Annotated[PairLogps, WholeStep()],
     reference: PairLogps,
@@ -55,6 +57,7 @@ def aot(
     return with_rewards(loss, chosen, rejected, beta)
 
 
+@checked
 def aot_unpaired(
     policy: Annotated[LabelledLogps, WholeStep()],
     reference: LabelledLogps,

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import torch
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def apo_zero(
     policy: PairLogps, reference: PairLogps, *, beta: Annotated[float, Range(gt=0)] = 0.1
 ) -> LossOutput:
@@ -45,6 +47,7 @@ def apo_zero(
     return with_rewards(loss, chosen, rejected, beta)
 
 
+@checked
 def apo_down(
     policy: PairLogps, reference: PairLogps, *, beta: Annotated[float, Range(gt=0)] = 0.1
 ) -> LossOutput:

@@ -7,11 +7,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._step import running_mean, signs
 from prefopt.losses._terms import log_ratio, logistic, stop
 from prefopt.types import Carried, LabelledLogps, LossOutput, PairLogps, Range, WholeStep
 
 
+@checked
 def bco(
     policy: Annotated[PairLogps, WholeStep()],
     reference: PairLogps,
@@ -61,6 +63,7 @@ def bco(
     )
 
 
+@checked
 def bco_unpaired(
     policy: Annotated[LabelledLogps, WholeStep()],
     reference: LabelledLogps,

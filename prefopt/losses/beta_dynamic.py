@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._step import gumbel, moving_moments, z_scores
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import Carried, LossOutput, PairLogps, Range, WholeStep
@@ -17,6 +18,7 @@ MIN_BETA = 1e-3
 """Least beta that a step is given."""
 
 
+@checked
 def beta_dynamic(
     policy: Annotated[PairLogps, WholeStep()],
     reference: PairLogps,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, safe_exp, shortfall, squared, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
@@ -23,6 +24,7 @@ _LINKS: dict[ConvexLink, Callable[[Tensor], Tensor]] = {
 }
 
 
+@checked
 def convex(
     policy: PairLogps,
     reference: PairLogps,

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Nll, add_cost, answer_nll, linked, squared, with_rewards
 from prefopt.types import Applies, LossOutput, OnlyWith, PairLogps, Range, Reads
 
 ContrastLink = Literal["logistic", "hinge", "ipo"]
 
 
+@checked
 def cpo(
     policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import torch
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, safe_exp, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def discopop(
     policy: PairLogps,
     reference: PairLogps,

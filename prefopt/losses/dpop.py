@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def dpop(
     policy: PairLogps,
     reference: PairLogps,

@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio
 from prefopt.types import ListLogps, LossOutput, OnlyWith, Range
 
 
+@checked
 def exo_k(
     policy: ListLogps,
     reference: ListLogps,

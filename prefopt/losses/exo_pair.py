@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def exo_pref(
     policy: PairLogps,
     reference: PairLogps,
@@ -56,6 +58,7 @@ def exo_pref(
     return with_rewards(loss, chosen, rejected, beta)
 
 
+@checked
 def exo_rw(
     policy: PairLogps,
     reference: PairLogps,

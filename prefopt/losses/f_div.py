@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Annotated
 
 from prefopt.errors import RecipeError
-from prefopt.losses._compose import RESUMMING, Given, admit, compose, union
+from prefopt.losses._compose import RESUMMING, Given, admit, compose, picklable, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import Divergence, reshape_ratio
 from prefopt.types import LossOutput, OnlyWith, Range
 
 
+@picklable
 def f_div(
     loss: Loss,
     *,

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import torch
 
+from prefopt.losses._door import checked
 from prefopt.losses._step import signs
 from prefopt.losses._terms import log_ratio, stop
 from prefopt.types import LabelledLogps, LossOutput, Range, Roles, WholeStep
 
 
+@checked
 def kto(
     policy: Annotated[LabelledLogps, WholeStep(), Roles("kl")],
     reference: LabelledLogps,
@@ -55,6 +57,7 @@ def kto(
     return _pay(policy, reference, stop(drift), beta, desirable_weight, undesirable_weight)
 
 
+@checked
 def apo_zero_unpaired(
     policy: LabelledLogps,
     reference: LabelledLogps,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import desensitize
 from prefopt.losses.dpo import dpo
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
+@checked
 def ld_dpo(
     policy: Annotated[PairLogps, Reads("tokens"), Applies("length_desensitized")],
     reference: PairLogps,

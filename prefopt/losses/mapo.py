@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefopt.losses._compose import COMBINING, RESUMMING
+from prefopt.losses._door import checked
 from prefopt.losses.sparse_mask import masked_tdpo
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, Stats
 
 
+@checked
 def mapo(
     policy: Annotated[PairLogps, Stats("kl", "activation"), Refuses(*RESUMMING, *COMBINING, "f_div")],
     reference: PairLogps,

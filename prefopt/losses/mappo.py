@@ -9,13 +9,16 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._compose import Given, admit, arguments_of, compose, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, picklable, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
+from prefopt.losses._door import checked
 from prefopt.losses._terms import stop
 from prefopt.losses.dpo import dpo
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Scale
+from prefopt.types.checks import wide
 
 
+@checked
 def mappo(
     policy: Annotated[PairLogps, Applies("prior_scaled"), Scale("unit_gap")],
     reference: PairLogps,
@@ -59,6 +62,7 @@ def mappo(
     return _with_gap(dpo(_scale_rejected(policy, gap), _scale_rejected(reference, gap), beta=beta), gap)
 
 
+@picklable
 def prior_scaled(loss: Loss) -> Loss:
     """Multiply the rejected answer's log-probs by the gap between the data's scores.
 
@@ -123,6 +127,6 @@ def _with_gap(output: LossOutput, gap: Tensor) -> LossOutput:
 def _scale_rejected(pair: PairLogps, gap: Tensor) -> PairLogps:
     """Multiply every log-prob of each rejected answer by its pair's ``gap`` [P]."""
     rejected, total = pair.rejected, pair.rejected.replaced_total
-    tokens = rejected.tokens * gap.index_select(0, rejected.sequence_of)
+    tokens = wide(rejected.tokens) * gap.index_select(0, rejected.sequence_of)
     scaled = replace(rejected, tokens=tokens, replaced_total=None if total is None else total * gap)
     return replace(pair, rejected=scaled)

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio, logistic
 from prefopt.types import ListLogps, LossOutput, Range
 
 
+@checked
 def infonca_k(
     policy: ListLogps,
     reference: ListLogps,
@@ -57,6 +59,7 @@ def infonca_k(
     return with_list_rewards(loss, grid, rewards, answer_score)
 
 
+@checked
 def nca_k(
     policy: ListLogps,
     reference: ListLogps,

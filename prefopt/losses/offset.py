@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
@@ -13,6 +14,7 @@ SMALLEST_GAP = 1e-6
 """A smaller gap of scores counts as this one, so that its log is finite."""
 
 
+@checked
 def offset(
     policy: PairLogps,
     reference: PairLogps,

@@ -7,11 +7,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio
 from prefopt.types import ListLogps, LossOutput, Range
 
 
+@checked
 def plackett_luce(
     policy: ListLogps,
     reference: ListLogps,

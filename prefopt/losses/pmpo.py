@@ -7,10 +7,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, stop
 from prefopt.types import LabelledLogps, LossOutput, Range, Stats
 
 
+@checked
 def pmpo(
     policy: Annotated[LabelledLogps, Stats("kl")],
     reference: LabelledLogps,

@@ -8,11 +8,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import Norm, stop
 from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
+@checked
 def pro_rank(
     policy: Annotated[ListLogps, Reads("length")],
     *,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses.dpo import dpo
 from prefopt.types import LossOutput, PairLogps, Prompts, Range
 
 
+@checked
 def prompt_contrast(
     policy: Annotated[PairLogps, Prompts("contrast")],
     reference: PairLogps,

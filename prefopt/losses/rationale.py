@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.losses._compose import Given, admit, arguments_of, compose, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, picklable, union
 from prefopt.losses._contract import Loss, signature_of
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Norm, add_cost
 from prefopt.losses.dpo import dpo
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads, Roles, SeqLogps
@@ -16,6 +17,7 @@ from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads, Roles, S
 RationaleLink = Literal["logistic", "nll"]
 
 
+@checked
 def rationale(
     policy: Annotated[PairLogps, Reads("length"), Roles("rationale"), Applies("with_rationale")],
     reference: PairLogps,
@@ -61,6 +63,7 @@ def rationale(
     return _add(output, policy.others["rationale"], gamma, link, norm)
 
 
+@picklable
 def with_rationale(
     loss: Loss,
     *,

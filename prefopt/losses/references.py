@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.losses._compose import COMBINING, RESUMMING, Given, admit, compose, union
+from prefopt.losses._compose import COMBINING, RESUMMING, Given, admit, compose, picklable, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.types import OTHER_REFERENCES, LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
+from prefopt.types.checks import wide
 
 SumsByReference = list[tuple[Tensor, Tensor]]
 """Summed log-probs of the chosen and the rejected answers, each [P], by reference."""
 
 
+@picklable
 def multi_ref(
     loss: Loss,
     *,
@@ -88,6 +90,7 @@ def multi_ref(
     return _combined(multi_ref, loss, combine)
 
 
+@picklable
 def momentum_ref(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 0.3) -> Loss:
     """Compare with the newest of two references, carried on in the direction it has come from.
 
@@ -125,6 +128,7 @@ def momentum_ref(loss: Loss, *, alpha: Annotated[float, Range(ge=0)] = 0.3) -> L
     return _combined(momentum_ref, loss, combine)
 
 
+@picklable
 def spo_sequential(loss: Loss, *, keep: Annotated[float, Range(ge=0)] = 0.5) -> Loss:
     """Compare with the last round's policy while holding on to what the rounds before it learned.
 
@@ -200,7 +204,7 @@ def _each(reference: PairLogps) -> list[tuple[SeqLogps, SeqLogps]]:
 
 def _linear(reference: PairLogps, mix: Callable[[list[Tensor]], Tensor]) -> PairLogps:
     sides = zip(*_each(reference), strict=True)
-    chosen, rejected = (mix([answers.tokens for answers in side]) for side in sides)
+    chosen, rejected = (mix([wide(answers.tokens) for answers in side]) for side in sides)
     return replace(
         reference,
         chosen=replace(reference.chosen, tokens=chosen),

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.errors import RecipeError
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, WholeStep
 
 
+@checked
 def relative(
     policy: Annotated[PairLogps, WholeStep()],
     reference: PairLogps,

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def reverse(
     policy: PairLogps,
     reference: PairLogps,

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Norm, log_ratio, with_rewards
 from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads
 
 MarginDivergence = Literal["backward_kl", "forward_kl", "squared"]
 
 
+@checked
 def reward_aware(
     policy: Annotated[PairLogps, Reads("length", only_with=OnlyWith("norm", "mean"))],
     reference: PairLogps,

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prefopt.losses._compose import Given, admit, arguments_of, compose, union
+from prefopt.losses._compose import Given, admit, arguments_of, compose, picklable, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import scale_loss, stop
 from prefopt.types import LossOutput, Range
 
 
+@picklable
 def reward_gap_weight(loss: Loss, *, scale: Annotated[float, Range(gt=0)] = 1.0) -> Loss:
     """Multiply each pair's loss by the sigmoid of the gap between the data's scores.
 

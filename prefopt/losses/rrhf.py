@@ -7,11 +7,13 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import answer_nll, stop
 from prefopt.types import ListLogps, LossOutput, Range, Reads
 
 
+@checked
 def rrhf(
     policy: Annotated[ListLogps, Reads("length")],
     *,

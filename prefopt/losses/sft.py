@@ -6,10 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Nll, answer_nll
 from prefopt.types import LossOutput, Reads, SeqLogps
 
 
+@checked
 def sft(
     policy: Annotated[SeqLogps, Reads("length")],
     *,

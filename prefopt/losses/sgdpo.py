@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._compose import RESUMMING
-from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, with_rewards
+from prefopt.losses._door import checked
+from prefopt.losses._terms import log_ratio, logistic, places, scramble, stop, token_ratios, with_rewards
 from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, Reads, Refuses, SeqLogps
 
 
+@checked
 def sgdpo(
     policy: Annotated[PairLogps, Reads("tokens"), Refuses(*RESUMMING, "f_div")],
     reference: PairLogps,
@@ -85,4 +87,4 @@ def _pilot(
     order = key.argsort(stable=True)
     order = order[answer[order].argsort(stable=True)]
     is_drawn = torch.empty_like(place).index_copy(0, order, place) < count[answer]
-    return stop(policy.sum((policy.tokens - reference.tokens) * is_drawn))
+    return stop(policy.sum(token_ratios(policy, reference) * is_drawn))

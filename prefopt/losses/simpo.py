@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Link, linked, with_rewards
 from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads
 
 
+@checked
 def simpo(
     policy: Annotated[PairLogps, Reads("length")],
     *,

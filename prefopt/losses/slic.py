@@ -6,10 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Nll, add_cost, answer_nll, with_rewards
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Reads
 
 
+@checked
 def slic(
     policy: Annotated[PairLogps, Reads("length"), Applies("with_nll")],
     *,

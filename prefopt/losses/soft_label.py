@@ -7,10 +7,12 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def soft_label(
     policy: PairLogps,
     reference: PairLogps,

@@ -7,10 +7,13 @@ from typing import Annotated
 from torch import Tensor
 
 from prefopt.losses._compose import COMBINING, RESUMMING
-from prefopt.losses._terms import logistic, with_rewards
+from prefopt.losses._door import checked
+from prefopt.losses._terms import logistic, token_ratios, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Refuses, SeqLogps, Stats
+from prefopt.types.checks import wide
 
 
+@checked
 def sparse_mask(
     policy: Annotated[PairLogps, Stats("kl", "reward_mask"), Refuses(*RESUMMING, *COMBINING, "f_div")],
     reference: PairLogps,
@@ -52,6 +55,7 @@ def sparse_mask(
     return masked_tdpo(policy, reference, "reward_mask", "reward_mask", beta, l1)
 
 
+@checked
 def sparse_mask_independent(
     policy: Annotated[
         PairLogps, Stats("kl", "reward_mask", "kl_mask"), Refuses(*RESUMMING, *COMBINING, "f_div")
@@ -114,5 +118,5 @@ def masked_tdpo(
 
 def _masked(policy: SeqLogps, reference: SeqLogps, mask: str, kl_mask: str) -> tuple[Tensor, Tensor]:
     """Return the masked log-ratio and the masked divergence of each answer, both [P]."""
-    ratio = policy.sum(policy.stats[mask] * (policy.tokens - reference.tokens))
-    return ratio, policy.sum(policy.stats[kl_mask] * policy.stats["kl"])
+    ratio = policy.sum(policy.stats[mask] * token_ratios(policy, reference))
+    return ratio, policy.sum(wide(policy.stats[kl_mask]) * policy.stats["kl"])

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import add_cost, log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range
 
 
+@checked
 def spo_selfsup(
     policy: PairLogps,
     reference: PairLogps,

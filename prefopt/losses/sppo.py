@@ -6,10 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, squared, with_rewards
 from prefopt.types import LossOutput, PairLogps, Range, Scale
 
 
+@checked
 def sppo(
     policy: Annotated[PairLogps, Scale("probability")],
     reference: PairLogps,
@@ -56,6 +58,7 @@ def sppo(
     return with_rewards(0.5 * (above + below), chosen, rejected, beta)
 
 
+@checked
 def sppo_hard(
     policy: PairLogps, reference: PairLogps, *, beta: Annotated[float, Range(gt=0)] = 1e-3
 ) -> LossOutput:

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio, squared
 from prefopt.types import ListLogps, LossOutput, Range, Scale
 
 
+@checked
 def sppo_k(
     policy: Annotated[ListLogps, Scale("probability")],
     reference: ListLogps,

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.losses._compose import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, picklable, union
 from prefopt.losses._contract import Loss, signature_of
 from prefopt.losses._terms import places, reweight
 from prefopt.ragged import on_device
 from prefopt.types import LossOutput, PairLogps, Range, SeqLogps, Stats
 
 
+@picklable
 def suffix_from_divergence(loss: Loss, *, length_penalty: Annotated[float, Range(ge=0)] = 0.0) -> Loss:
     """Add up a pair's log-probs from the first token in which its answers differ.
 

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from prefopt.errors import RecipeError
 from prefopt.losses._compose import COMBINING
+from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
 from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Refuses, Stats
 
 
+@checked
 def tdpo(
     policy: Annotated[PairLogps, Stats("kl"), Refuses(*COMBINING, "f_div")],
     reference: PairLogps,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from prefopt.errors import RecipeError
-from prefopt.losses._compose import Given, admit, compose, union
+from prefopt.losses._compose import Given, admit, compose, picklable, union
 from prefopt.losses._contract import Loss, contract_of, signature_of
 from prefopt.losses._terms import reweight
 from prefopt.types import LabelledLogps, ListLogps, LossOutput, PairLogps, SeqLogps, Stats
@@ -17,6 +17,7 @@ _STATS = {"data": "weight", "activations": "activation"}
 """The stat that holds the weights, by where they come from."""
 
 
+@picklable
 def token_weighted(loss: Loss, *, source: Literal["data", "activations"] = "data") -> Loss:
     """Count each token's log-prob at its weight, under policy and reference alike.
 

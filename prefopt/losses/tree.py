@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from prefopt.losses._door import checked
 from prefopt.losses._lists import Grid, with_list_rewards
 from prefopt.losses._terms import log_ratio, logistic, safe_exp, stop
 from prefopt.types import ListLogps, LossOutput, Range
 
 
+@checked
 def tree(
     policy: ListLogps,
     reference: ListLogps,

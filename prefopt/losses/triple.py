@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import Norm, add_cost, answer_nll, linked, squared, with_rewards
 from prefopt.losses.cpo import ContrastLink
 from prefopt.types import LossOutput, OnlyWith, PairLogps, Range, Reads, Roles
 
 
+@checked
 def triple(
     policy: Annotated[PairLogps, Reads("length"), Roles("gold")],
     *,

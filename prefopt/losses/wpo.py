@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from prefopt.losses._door import checked
 from prefopt.losses._terms import sampling_weight, scale_loss
 from prefopt.losses.dpo import dpo
 from prefopt.types import Applies, LossOutput, PairLogps, Range, Stats
 
 
+@checked
 def wpo(
     policy: Annotated[PairLogps, Stats("log_sum_p2"), Applies("weighted")],
     reference: PairLogps,

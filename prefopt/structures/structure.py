@@ -22,6 +22,14 @@ class UnitLogps(Protocol):
     def detach(self) -> UnitLogps:
         """Return the same values outside the graph."""
 
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Return what policy and reference have in common, by name."""
+
+    @property
+    def parts(self) -> dict[str, SeqLogps]:
+        """Return all responses, by name; the first are the units' own."""
+
 
 Answers = Callable[[Sequence[Tensor]], SeqLogps]
 """Make answers whose log-probs lie by so many nats, a tensor [] for each, beside a common start."""

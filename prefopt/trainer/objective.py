@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.errors import RecipeError
 from prefopt.losses import LossContract, contract_of
+from prefopt.losses._door import checked
 from prefopt.structures import STRUCTURES, UnitLogps
 from prefopt.trainer.inputs import inputs_of, wanted_inputs
 from prefopt.trainer.metrics import MetricSums, pack_sums
@@ -39,8 +40,9 @@ class Objective:
     """
 
     def __init__(self, loss: Callable[..., LossOutput], seed: int) -> None:
-        self.loss, self.seed = loss, seed
+        self.seed = seed
         self.contract: LossContract = getattr(loss, "contract", None) or contract_of(loss)
+        self.loss = loss if hasattr(loss, "contract") else checked(loss)  # what a recipe built has its door
         self.structure = STRUCTURES[self.contract.structure]
         self.carried: dict[str, Tensor] = {}
 

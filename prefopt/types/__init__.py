@@ -1,14 +1,15 @@
 """The values that flow from a data row to a loss, by what they carry.
 
-``rows``: one row, as text and as tokens. ``packs``: what meets the model. ``logps``: what meets a loss.
-``marks``: what a loss writes into its signature.
+``rows``: one row, as text and as tokens. ``packs``: what meets the model. ``sequences``: per-token log-probs and their
+sums. ``logps``: what meets a loss. ``marks``: what a loss writes into its signature. ``checks``: what log-probs may be.
 
 Letters, once: **T** packed tokens, **M** scored tokens, **S** responses (sequences), **P** pairs,
 **G** groups, **U** units of a loss (pairs, responses or groups). Log-probs are nats: float32 from
-the kernels, float64 in tests; nothing casts in between. Lengths are tokens.
+the kernels, float64 in tests, and 16 bits of another trainer's are widened to float32 when they come in.
+Sums are float64, and a loss is rounded back when it is returned. Lengths are tokens.
 
-Values are frozen; ``__post_init__`` compares shapes and nothing else. Past this door losses and
-kernels check nothing.
+Values are frozen; ``__post_init__`` compares what lies on the host: shapes, dtypes, devices, lengths. What belongs
+together in a call is compared by the door of the loss (``losses._door``); past it, losses and kernels check nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from prefopt.types.logps import (
     ListLogps,
     LossOutput,
     PairLogps,
-    SeqLogps,
 )
 from prefopt.types.marks import (
     BATCH_STATS,
@@ -63,6 +63,7 @@ from prefopt.types.rows import (
     Text,
     TokenizedGroup,
 )
+from prefopt.types.sequences import SeqLogps
 
 __all__ = [
     "BATCH_STATS",

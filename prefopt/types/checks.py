@@ -1,0 +1,120 @@
+"""What the doors of log-probs ask of what is handed to them: all of it lies on the host, so no device is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.ragged import Lengths
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Devices that cannot hold float64."""
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return ``values`` in the dtype that sums are taken in: float64 wherever the device has it."""
+    return values.float() if values.device.type in WITHOUT_FLOAT64 else values.double()
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return floats of 16 bits or fewer as float32, and all else as it is.
+
+    Differences of such log-probs are rounded to some 3 digits, and a running sum of them stands still: in bfloat16
+    at -256.
+    """
+    return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
+
+
+def log_probs(values: Any, place: str) -> Tensor:
+    """Return log-probs in at least float32; refuse what cannot be any."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{place} is of type {type(values).__name__}. Give a tensor.")
+    if not values.is_floating_point():
+        raise ValueError(
+            f"{place} has dtype {str(values.dtype).removeprefix('torch.')}. Give floats, in nats."
+        )
+    return widened(values)
+
+
+def require_bool(values: Any, place: str) -> None:
+    """Refuse anything but a tensor of bool: the complement of 1 among whole numbers is -2, which counts as true."""
+    found = getattr(values, "dtype", type(values).__name__)
+    if found != torch.bool:
+        raise ValueError(f"{place} is of {found}. Give a tensor of bool, e.g. labels > 0.")
+
+
+def stats_of_tokens(stats: Mapping[str, Any], tokens: Tensor) -> dict[str, Tensor]:
+    """Return per-token statistics, floats in at least float32; each must lie beside ``tokens``."""
+    for name, values in stats.items():
+        if not isinstance(values, Tensor):
+            raise ValueError(f"SeqLogps: stat '{name}' is of type {type(values).__name__}. Give a tensor.")
+        if values.shape != tokens.shape:
+            raise ValueError(
+                f"SeqLogps: stat '{name}' has shape {list(values.shape)}, "
+                f"tokens {list(tokens.shape)}. Give one value per scored token."
+            )
+        if values.device != tokens.device:
+            raise ValueError(
+                f"SeqLogps: stat '{name}' is on {values.device}, tokens on {tokens.device}. Move one."
+            )
+        if values.is_complex():
+            raise ValueError(f"SeqLogps: stat '{name}' is complex. Give real numbers.")
+    return {name: widened(values) for name, values in stats.items()}
+
+
+def host_counts(values: Any, place: str) -> Lengths:
+    """Return counts as host ints, each at least 1."""
+    counts = values if isinstance(values, Lengths) else _host_ints(values, place)
+    if counts and min(counts) < 1:
+        raise ValueError(
+            f"{place} holds {min(counts)} at {counts.index(min(counts))}. Give at least 1 everywhere."
+        )
+    return counts
+
+
+def _host_ints(values: Any, place: str) -> Lengths:
+    if isinstance(values, Tensor):
+        raise ValueError(f"{place} is a tensor. Give host ints, e.g. {place.split()[-1]}.tolist().")
+    try:
+        return Lengths([index(value) for value in values])
+    except TypeError:
+        raise ValueError(f"{place} is {values!r}. Give whole numbers.") from None
+
+
+def require_responses(owner: str, parts: Mapping[str, Any]) -> None:
+    """Refuse parts of units that are no log-probs of responses, or lie on several devices."""
+    for name, part in parts.items():
+        if not hasattr(part, "tokens"):
+            raise TypeError(f"{owner}: {name} is of type {type(part).__name__}. Build a prefopt.SeqLogps.")
+    same_device(owner, {name: part.tokens for name, part in parts.items()})
+
+
+def same_device(owner: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of one value on several devices."""
+    (first, one), *others = tensors.items()
+    for name, other in others:
+        if other.device != one.device:
+            raise ValueError(f"{owner}: {first} is on {one.device} but {name} on {other.device}. Move one.")
+
+
+def require_vectors(name: str, values: Iterable[Any]) -> None:
+    """Refuse anything but 1-D tensors, one for each response."""
+    for row, value in enumerate(values):
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            raise ValueError(
+                f"SeqLogps.from_ragged: {name}[{row}] is {_told(value)}. Give one 1-D tensor for each response."
+            )
+
+
+def require_padded(name: str, values: Any) -> None:
+    """Refuse anything but a 2-D tensor."""
+    if not isinstance(values, Tensor) or values.dim() != 2:
+        raise ValueError(f"SeqLogps.from_padded: {name} is {_told(values)}. Give a tensor [S, T].")
+
+
+def _told(value: Any) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
