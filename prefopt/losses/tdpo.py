@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from prefopt.errors import RecipeError
 from prefopt.losses._compose import COMBINING
 from prefopt.losses._door import checked
 from prefopt.losses._terms import log_ratio, logistic, stop, with_rewards
@@ -54,8 +53,6 @@ def tdpo(
         Zeng, Liu, Ma, Yang, Zhang and Wang, "Token-level Direct Preference Optimization", 2024,
         arXiv 2404.11999; the same as the authors' code.
     """
-    if variant == "tdpo1" and alpha != 0.5:
-        raise RecipeError("tdpo.alpha: variant 'tdpo1' has no alpha. Remove the setting.")
     chosen = log_ratio(policy.chosen, reference.chosen)
     rejected = log_ratio(policy.rejected, reference.rejected)
     chosen_kl = policy.chosen.sum(policy.chosen.stats["kl"])

@@ -323,7 +323,7 @@ def test_a_door_changes_nothing_that_a_reader_sees(name):
 
 COMPOSED = {
     "bound": lambda: bound(dpo, beta=0.3),
-    "mixed": lambda: mixed([bound(dpo, beta=0.3), simpo], [1.0, 0.25]),
+    "mixed": lambda: mixed([bound(dpo, beta=0.3, label_smoothing=0.0), simpo], [1.0, 0.25]),
     "nested": lambda: with_nll(weighted(bound(ipo, norm="sum")), alpha=0.5),
     "own": lambda: with_nll(mine, alpha=0.5),
     "partial": lambda: mixed([partial(dpo, beta=0.3), partial(ipo, beta=0.2)], [1, 1]),

@@ -62,5 +62,5 @@ def test_only_tdpo1_pulls_at_the_chosen_answers_divergence(policy, reference):
 
 
 def test_tdpo1_has_no_alpha(policy, reference):
-    with pytest.raises(RecipeError, match="variant 'tdpo1' has no alpha"):
+    with pytest.raises(RecipeError, match=r"^tdpo\.alpha: 0\.3 has no effect with variant: tdpo1\."):
         tdpo(policy, reference, alpha=0.3, variant="tdpo1")
