@@ -7,7 +7,7 @@ from prefopt.reference.frozen import FrozenReference
 from prefopt.reference.frozen_adapter import FrozenAdapterReference
 from prefopt.reference.itself import SelfReference
 from prefopt.reference.moving import MovingReference
-from prefopt.reference.several import SeveralReferences, check_number, own_stats
+from prefopt.reference.several import SeveralReferences, check_apart, check_number, own_stats
 
 __all__ = [
     "AdapterOffReference",
@@ -19,6 +19,7 @@ __all__ = [
     "Reference",
     "SelfReference",
     "SeveralReferences",
+    "check_apart",
     "check_number",
     "check_rows",
     "fill_cache",

@@ -44,6 +44,16 @@ class Reference(ABC):
             done: optimizer steps behind them.
         """
 
+    def check_stands(self, done: int) -> None:  # noqa: B027  most stay
+        """Refuse to go on from where this has not been moved to.
+
+        Args:
+            done: optimizer steps that the policy has behind it.
+
+        Raises:
+            RecipeError: it still stands where training started.
+        """
+
     def state(self) -> dict[str, Tensor]:
         """Return the weights that move, on the host, for a checkpoint."""
         return {}

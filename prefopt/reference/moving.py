@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prefopt.errors import CorruptError, RecipeError
 from prefopt.policy import Policy
+from prefopt.policy.wrappers import without_engine
 from prefopt.reference.frozen import FrozenReference
 
 
@@ -21,7 +22,7 @@ class MovingReference(FrozenReference):
         mix: share of the policy in an update; 1 replaces the copy.
 
     Raises:
-        RecipeError: it would never move, or beyond the policy.
+        RecipeError: it would never move, or beyond the policy, or by a share of an adapter.
     """
 
     moves = True
@@ -32,18 +33,32 @@ class MovingReference(FrozenReference):
                 f"reference: a reference cannot move by {mix:g} every {every} steps. Give mix above 0 and up to 1, and "
                 f"every of at least 1."
             )
+        if mix < 1 and hasattr(without_engine(policy.model), "peft_config"):
+            raise RecipeError(
+                f"reference: mix {mix:g} would average the factors of an adapter, which is not the average of what "
+                f"they add. Give mix=1, or train all weights."
+            )
         self.every, self.mix = every, mix
+        self._has_followed = False
         self._moving = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
         super().__init__(policy, is_start=True)
 
     @torch.no_grad()
     def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
+        self._has_followed = True
         if done % self.every:
             return
         assert trained.keys() == self._moving.keys(), "the reference is no copy of the policy"
         for name, parameter in trained.items():
             own = self._moving[name]
             own.lerp_(parameter.to(own.dtype), self.mix)
+
+    def check_stands(self, done: int) -> None:
+        if done and not self._has_followed:
+            raise RecipeError(
+                f"reference: it stands where training started, but the policy has {done} steps behind it. Hand "
+                f"load_state() the state() that it had then, or its own to go on from where it stands."
+            )
 
     def state(self) -> dict[str, Tensor]:
         return {name: own.detach().cpu().contiguous() for name, own in self._moving.items()}
@@ -57,3 +72,4 @@ class MovingReference(FrozenReference):
             )
         for name, value in state.items():
             own[name].copy_(value)
+        self._has_followed = True

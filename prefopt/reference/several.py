@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 from prefopt.reference.base import Reference
+from prefopt.reference.itself import SelfReference
 from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
 
 
@@ -39,6 +40,10 @@ class SeveralReferences(Reference):
     def follow(self, trained: Mapping[str, nn.Parameter], done: int) -> None:
         for each in self.references:
             each.follow(trained, done)
+
+    def check_stands(self, done: int) -> None:
+        for each in self.references:
+            each.check_stands(done)
 
     def state(self) -> dict[str, Tensor]:
         """Return the weights of all that move, their names behind the number of the reference."""
@@ -72,6 +77,27 @@ def check_number(loss: str, stats: Collection[str], reference: Reference | None)
         raise RecipeError(
             f"reference: {loss} combines several references, but there is one. Give SeveralReferences."
         )
+
+
+def check_apart(policy: Policy, reference: Reference) -> None:
+    """Refuse a reference that moves with every step because it scores with weights that are trained.
+
+    Args:
+        policy: the model to train.
+        reference: what it is compared with.
+
+    Raises:
+        RecipeError: the two can never differ.
+    """
+    trained = {id(parameter) for parameter in policy.model.parameters() if parameter.requires_grad}
+    for each in reference.references if isinstance(reference, SeveralReferences) else (reference,):
+        held = (parameter for model in each.models() for parameter in model.model.parameters())
+        if isinstance(each, SelfReference) or any(id(parameter) in trained for parameter in held):
+            raise RecipeError(
+                f"reference: {type(each).__name__} scores with the very weights that are trained, so the policy would "
+                f"never differ from it. Take a FrozenReference with a model of its own, or a CachedReference that it "
+                f"has filled."
+            )
 
 
 def own_stats(stats: Collection[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from prefopt.optim import (
     trained,
 )
 from prefopt.policy import Policy
-from prefopt.reference import Reference, check_number, check_rows
+from prefopt.reference import Reference, check_apart, check_number, check_rows
 from prefopt.trainer.accumulate import Accumulator, blame
 from prefopt.trainer.evaluate import means_of_pass
 from prefopt.trainer.feed import Feed
@@ -159,7 +159,7 @@ class Trainer:
 
     @property
     def identity(self) -> float | None:
-        """Largest difference found by the check of the first step, once checked."""
+        """Largest difference found by the check of the first step in any of its packs, once checked."""
         return self.accumulator.start.found
 
     def feed(self, steps: Steps, *, first: int = 0) -> None:
@@ -201,6 +201,8 @@ class Trainer:
                 f"num_steps: {num} steps after step {self.done} are more than the {self.num_steps} that the schedule "
                 f"is laid over. Raise num_steps, or run fewer."
             )
+        if self.reference is not None:
+            self.reference.check_stands(self.done)
         before = time.perf_counter()
         with closing(self._feed.read(self.done, stop, may_end=may_end)) as steps:
             for step in steps:
@@ -312,8 +314,9 @@ def _check_parts(
 ) -> None:
     if contract.needs_reference and reference is None:
         raise RecipeError(f"reference: {contract.name} compares with a reference, but there is none.")
-    if contract.needs_reference:
+    if contract.needs_reference and reference is not None:
         check_number(contract.name, contract.reference_stats, reference)
+        check_apart(policy, reference)
     if not trainable(policy.model):
         raise RecipeError(
             "model: it has no parameter to train. Set requires_grad, and give the reference a model of its own: a "

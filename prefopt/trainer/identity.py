@@ -21,7 +21,7 @@ LARGEST_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, t
 
 
 class StartCheck:
-    """Hold the first step's policy against its reference, once.
+    """Hold the policy against its reference in every pack of the first step.
 
     Args:
         scorer: knows policy and reference, and scores without dropout.
@@ -40,9 +40,8 @@ class StartCheck:
         reference = self.scorer.reference
         # with dropout the check scores once more, which ranks that share weights must do together
         is_scored = not batch.is_ghost or self.scorer.engine.sharding is not None
-        # a rank with nothing but ghosts in the first step must not check the moved weights of a later one
-        is_first = index == 0 and self.found is None
-        return is_first and is_scored and reference is not None and reference.is_start
+        # all of the first step, and nothing later: the weights have moved, and reading a gap waits for the device
+        return index == 0 and is_scored and reference is not None and reference.is_start
 
     def check_pack(
         self, batch: PackedBatch, scores: Scores, output: LossOutput, inputs: Mapping[str, Tensor]
@@ -59,7 +58,7 @@ class StartCheck:
         with torch.no_grad():
             expected = objective.compute(policy.detach(), policy.detach(), inputs).loss
         loss = output.loss.detach()
-        self.found = check_loss(objective.structure, batch, loss, expected, self.scorer.dtype)
+        self._note(check_loss(objective.structure, batch, loss, expected, self.scorer.dtype))
 
     def check_step(
         self, layout: StepLayout, packs: Sequence[PackedBatch], policy: SeqLogps, reference: SeqLogps
@@ -68,7 +67,10 @@ class StartCheck:
         if self.scorer.policy.drops:
             still = [self.scorer.still(self.scorer.on_device(batch)) for batch in packs]
             policy = gather_logps(layout, packs, still, self.scorer.engine)
-        self.found = check_logps(layout.batch, policy, reference, self.scorer.dtype)
+        self._note(check_logps(layout.batch, policy, reference, self.scorer.dtype))
+
+    def _note(self, gap: float) -> None:
+        self.found = gap if self.found is None else max(self.found, gap)
 
 
 def check_loss(

@@ -161,6 +161,13 @@ def test_a_reference_moves_towards_the_policy_and_no_further(every: int, mix: fl
         moving(every=every, mix=mix)
 
 
+def test_a_share_of_an_adapter_is_no_adapter() -> None:
+    """Averages of factors are not factors of the average; a whole step is."""
+    with pytest.raises(RecipeError, match=r"mix 0\.5 would average the factors of an adapter"):
+        MovingReference(adapted(), every=1, mix=0.5)
+    assert MovingReference(adapted(), every=1, mix=1.0).state()
+
+
 def test_the_state_of_another_model_is_refused() -> None:
     reference = moving()
     state = reference.state()

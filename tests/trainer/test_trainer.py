@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from peft import LoraConfig, get_peft_model
 
 from prefopt.assemble.loss import build_loss
 from prefopt.data.packs.plan import Plan
@@ -19,7 +20,19 @@ from prefopt.errors import ModelError, NonFiniteError, RecipeError
 from prefopt.losses import dpo
 from prefopt.optim import OptimSettings
 from prefopt.policy import Policy
-from prefopt.reference import FrozenReference, SeveralReferences
+from prefopt.reference import (
+    AdapterOffReference,
+    CachedReference,
+    FrozenAdapterReference,
+    FrozenReference,
+    LiveReference,
+    MovingReference,
+    Reference,
+    SelfReference,
+    SeveralReferences,
+    fill_cache,
+)
+from prefopt.reference.cache import LogpCache
 from prefopt.trainer import StepResult, Trainer
 from prefopt.types import LossOutput, PackedBatch, PairLogps, SeqLogps, Step
 
@@ -91,6 +104,113 @@ def test_another_reference_than_claimed_is_refused_before_the_first_step() -> No
     with pytest.raises(ModelError, match=r"toy.jsonl:\d+: before the first step"):
         next(iter(trainer))
     assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+
+
+KINDS: dict[str, Callable[[Policy], LiveReference]] = {
+    "live": lambda policy: toy.reference(dtype=torch.float32),
+    "adapter off": lambda policy: AdapterOffReference(policy, is_start=True),
+    "frozen adapter": FrozenAdapterReference,
+}
+
+
+@pytest.mark.parametrize("loss", ["dpo", "aot"])
+@pytest.mark.parametrize("kind", [*KINDS, "cached"])
+def test_a_reference_that_is_off_in_one_pair_of_the_last_pack_is_refused(kind: str, loss: str) -> None:
+    """The last answer of the shortest pack is worth half a nat a token more there; all else is right."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(toy.llama(dtype=torch.float32), config)
+    model.add_adapter("reference", config)
+    policy = Policy(model)
+    data = toy.table(24)
+    steps = PlannedSteps(toy.plan(data, budget=120, per_step=8), data)
+    packs = next(steps.stream(0, 1)).packs
+    assert len(packs) > 1
+    reference: Reference = KINDS.get(kind, KINDS["live"])(policy)
+    if kind == "cached":
+        cache = LogpCache()
+        fill_cache(cache, reference, packs)
+        reference = CachedReference(cache, is_start=True)
+    real = reference.__call__
+
+    class Off(Reference):
+        is_start = True
+
+        def __call__(self, batch: PackedBatch, *, stats: Collection[str] = ()) -> SeqLogps:
+            found = real(batch, stats=stats)
+            off = found.tokens.clone()
+            if batch.row_ids == packs[-1].row_ids and self.is_off:
+                off[-batch.lengths[-1] :] += 0.5
+            return replace(found, tokens=off)
+
+        def __init__(self, is_off: bool) -> None:
+            self.is_off = is_off
+
+    def trainer(reference: Reference) -> Trainer:
+        return Trainer(policy, build_loss({"name": loss}), steps, num_steps=1, reference=reference)
+
+    with pytest.raises(ModelError, match=r"toy.jsonl:\d+: before the first step"):
+        list(trainer(Off(True)))
+    held = trainer(Off(False))
+    list(held)
+    assert held.identity is not None and held.identity < 1e-6
+
+
+def test_the_check_of_the_first_step_is_over_with_it() -> None:
+    """A reference that leaves the policy after one step is what training is for."""
+    trainer = trainer_of(steps=2)
+    calls: list[int] = []
+    real = trainer.accumulator.start.check_pack
+    trainer.accumulator.start.check_pack = lambda *each: calls.append(1) or real(*each)  # type: ignore[func-returns-value,method-assign]
+    list(trainer.run(1))
+    assert len(calls) > 1
+    calls.clear()
+    list(trainer)
+    assert not calls
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("kind", ["itself", "shared"])
+def test_a_reference_that_scores_with_what_is_trained_is_refused(kind: str, several: bool) -> None:
+    """Its loss would stay at log 2 however the policy moves: itself, or a copy that shares its embedding."""
+    policy, copy = toy.policy(), toy.policy()
+    copy.model.model.embed_tokens = policy.model.model.embed_tokens  # type: ignore[union-attr]
+    if kind == "itself":
+        reference: Reference = SelfReference(policy)
+    else:
+        reference = FrozenReference(copy, is_start=True)
+        policy.model.requires_grad_(True)  # what the reference froze
+    loss = build_loss({"name": "dpo", "with": [{"name": "multi_ref"}]} if several else {"name": "dpo"})
+    reference = SeveralReferences([toy.reference(), reference]) if several else reference
+    data = toy.table(8)
+    with pytest.raises(RecipeError, match="scores with the very weights that are trained"):
+        Trainer(policy, loss, PlannedSteps(toy.plan(data), data), num_steps=1, reference=reference)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_moving_reference_that_was_left_behind_is_refused(several: bool) -> None:
+    """A trainer that goes on from step 2 has it load its state, or say that it starts from here."""
+
+    def made() -> Reference:
+        moving = MovingReference(toy.policy(), every=1, mix=0.5)
+        return SeveralReferences([toy.reference(), moving]) if several else moving
+
+    loss = build_loss({"name": "dpo", "with": [{"name": "multi_ref"}]} if several else {"name": "dpo"})
+    first = trainer_of(loss, reference=made())
+    list(first.run(2))
+    assert first.reference is not None
+    saved = first.reference.state()
+    list(first)  # a reference that has followed goes on
+    again = made()
+    second = trainer_of(loss, reference=again, start_step=2)
+    with pytest.raises(
+        RecipeError, match="stands where training started, but the policy has 2 steps behind it"
+    ):
+        next(iter(second))
+    again.load_state(saved)
+    assert len(list(second)) == 2
+    anew = made()
+    anew.load_state(anew.state())
+    assert len(list(trainer_of(loss, reference=anew, start_step=2))) == 2
 
 
 def test_a_first_pack_without_a_pair_is_passed_over() -> None:
