@@ -140,7 +140,7 @@ REFUSED = {
     "mamba": (Family("MambaConfig"), "linear_attention layers"),
     "jamba": (Family("JambaConfig"), "linear_attention|mamba"),
     "qwen3_next": (Family("Qwen3NextConfig"), "linear_attention layers"),
-    "lfm2": (Family("Lfm2Config"), "convolutional"),
+    "lfm2": (Family("Lfm2Config", {"layer_types": ["conv", "full_attention"]}), "conv layers"),
     "falcon_h1": (Family("FalconH1Config"), "hybrid|recurrent"),
     "minimax": (Family("MiniMaxConfig"), "linear_attention layers"),
     "recurrent_gemma": (Family("RecurrentGemmaConfig"), "recurrent"),

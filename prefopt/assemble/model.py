@@ -20,6 +20,7 @@ from prefopt.errors import ModelError
 from prefopt.policy import Policy, quantize
 from prefopt.policy.load import load_adapter, load_config, load_model, load_tokenizer
 from prefopt.policy.quantize import is_quantized
+from prefopt.policy.rope import check_reach, reach_of
 from prefopt.recipe import Lora, Model, Recipe
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,21 @@ def check_model(settings: Model) -> None:
     """
     if not demo.is_builtin(settings.path):
         load_config(settings.path, key="model.path", **files_of(settings))
+
+
+def check_length(settings: Model, longest: int) -> None:
+    """Refuse, from its config alone, sequences that change how a model scores the others of their row.
+
+    Args:
+        settings: name the model.
+        longest: tokens of the longest sequence, prompt and answer together.
+
+    Raises:
+        ModelError: says how long they may be.
+    """
+    if not demo.is_builtin(settings.path):
+        config = load_config(settings.path, key="model.path", **files_of(settings))
+        check_reach((config.architectures or [config.model_type])[0], reach_of(config), longest)
 
 
 def tokenizer_of(settings: Model) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prefopt.data.packs.pack import fill
 from prefopt.errors import ModelError, RecipeError
@@ -25,18 +25,12 @@ from prefopt.policy.attention import (
     describe_back_ends,
     use_attention,
 )
-from prefopt.policy.guards import (
-    check_adapters,
-    check_attention_dropout,
-    check_modules,
-    check_supported,
-    check_tables,
-    disable_dropout,
-    has_dropout,
-)
+from prefopt.policy.dropout import check_attention_dropout, disable_dropout, given_back, has_dropout
+from prefopt.policy.guards import check_adapters, check_modules, check_supported, check_tables
 from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.quantize import describe_weights
-from prefopt.policy.selfcheck import compare_with_plain
+from prefopt.policy.rope import check_reach, forget_lengths, longest_path, reach_of
+from prefopt.policy.selfcheck import compare_with_plain, describe_untried
 from prefopt.policy.wrappers import causal_model, class_of, decoder_layers, is_sharded, without_engine
 from prefopt.types import PAIRED_STATS, STATS, PackedBatch, SeqLogps
 
@@ -95,7 +89,9 @@ class Policy:
         check_head(core)
         if dropout:
             check_attention_dropout(core)
-        self._own_dropout = [] if dropout else disable_dropout(model, adapters=not adapter_dropout)
+        self._switched_off = [] if dropout else disable_dropout(model, adapters=not adapter_dropout)
+        self._reach = reach_of(core.config)
+        forget_lengths(core)
         self.drops = has_dropout(model)
         if core.config._attn_implementation != PACKED_ATTENTION:
             setattr(core, _PLAIN, core.config._attn_implementation)
@@ -175,6 +171,8 @@ class Policy:
         assert (against is not None) == ("kl" in wanted), "kl is measured against the reference's rows"
         core = causal_model(self.model)
         check_packed(core)
+        if self._reach is not None:
+            check_reach(class_of(core).__name__, self._reach, longest_path(batch.segments))
         transform = read_transform(core)
         scorer = ScoringHead(batch.score_at, batch.target_ids, wanted, transform, against=against, keep=keep)
         layout = AttentionLayout(batch.segments, self.attention)
@@ -225,13 +223,7 @@ class Policy:
         """Check once that layout and head took the way through the model that they are meant to."""
         name = class_of(core).__name__
         check_coverage(layout, core.config.get_text_config(), name)
-        if scorer.packed is None:
-            raise ModelError(f"model: {name} makes logits without calling its head. Choose another model.")
-        if logits.shape != scorer.packed.shape or not torch.equal(logits.detach(), scorer.packed.detach()):
-            raise ModelError(
-                f"model: {name} changes its logits after the head in a way prefopt does not know. "
-                f"Choose another model."
-            )
+        scorer.check_untouched(logits, name)
         self._is_proven = True
 
     @contextmanager
@@ -248,20 +240,20 @@ class Policy:
                 yield self.model
         finally:
             use_attention(core, PACKED_ATTENTION)
+            forget_lengths(core)
 
     @contextmanager
-    def own_config(self) -> Iterator[None]:
-        """Give the configuration its own dropout back for the block, in which the model is saved."""
-        for config, name, value in self._own_dropout:
-            setattr(config, name, value)
-        try:
-            yield
-        finally:
-            for config, name, _ in self._own_dropout:
-                setattr(config, name, 0.0)
+    def as_loaded(self) -> Iterator[nn.Module]:
+        """Undo for the block all that is changed here, but for attention, which is transformers' eager one."""
+        with self.plain_attention("eager") as model, given_back(self._switched_off):
+            yield model
+
+    def own_config(self) -> AbstractContextManager[None]:
+        """Give the configuration its own dropout back for a block, in which the model is saved."""
+        return given_back([each for each in self._switched_off if isinstance(each.owner, PretrainedConfig)])
 
     def self_check(self, tolerance: float | None = None, seed: int = 0) -> float:
-        """Score random tokens packed and apart with the real weights, and compare.
+        """Score random tokens packed and, by the model as it was loaded, apart, and compare.
 
         Args:
             tolerance: largest difference per token, nats; None picks one for the weights' dtype.
@@ -319,10 +311,11 @@ class Policy:
             longest: tokens of the longest sequence, prompt and answer together.
 
         Raises:
-            ModelError: the ids or the sequence go beyond the model's tables.
+            ModelError: the ids or the sequence go beyond the model's tables, or beyond what its RoPE allows.
         """
         core = causal_model(self.model)
         check_tables(core, head_of(core), largest_id, longest)
+        check_reach(class_of(core).__name__, self._reach, longest)
 
     @property
     def vocabulary(self) -> int:
@@ -344,6 +337,5 @@ class Policy:
         found = {"attention": attention, "head": f"{self._head_impl} ({head}, {read_transform(core)})"}
         if self.compiled is not None:
             found["layers"] = f"compiled for {self.compiled.size} tokens"
-        if (weights := describe_weights(core)) is not None:
-            found["weights"] = weights
-        return found
+        further = {"weights": describe_weights(core), "self-check": describe_untried(core.config)}
+        return found | {name: said for name, said in further.items() if said is not None}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from prefopt.errors import ModelError, RecipeError
+from prefopt.errors import ModelError
 
 _SHAREABLE = {"full_attention", "sliding_attention", "attention"}
 _PATTERNS = ("layer_types", "layers_block_type", "block_types", "attn_type_list")
@@ -35,11 +35,7 @@ _OTHER_TASKS = (
     "DoubleHeadsModel",
 )
 _MIXERS = re.compile(r"Mamba|Rwkv|DeltaNet|ShortConv|LinearAttention|LightningAttention|RecurrentBlock|xLSTM")
-_DROPOUT = re.compile(r"drop(out|_prob|_rate)?$|pdrop$|dropout_prob$|layerdrop$|jitter_noise$|^dropout")
-_ATTENTION_DROPOUT = re.compile(r"att(entio)?n.*drop")
 _POSITIONS = re.compile(r"^w?pe$|^w?pos|position")
-_ADAPTER_DROPOUT = "lora_dropout"
-"""What peft calls the modules that drop inputs of LoRA."""
 
 
 def check_supported(config: PretrainedConfig) -> None:
@@ -70,14 +66,17 @@ def check_supported(config: PretrainedConfig) -> None:
 
 
 def _check_layers(name: str, config: PretrainedConfig) -> None:
+    is_told = False
     for pattern in _PATTERNS:
         kinds = getattr(config, pattern, None)
-        foreign = (
-            sorted({str(kind) for kind in kinds} - _SHAREABLE) if isinstance(kinds, (list, tuple)) else []
-        )
+        if not isinstance(kinds, (list, tuple)):
+            continue
+        foreign = sorted({str(kind) for kind in kinds} - _SHAREABLE)
         if foreign:
             raise ModelError(_mixer_message(name, f"{', '.join(foreign)} layers"))
-    for key in _RECURRENT_KEYS:
+        is_told |= len(kinds) == getattr(config, "num_hidden_layers", None)
+    # sizes of layers that none of the layers is, where each is told
+    for key in () if is_told else _RECURRENT_KEYS:
         if getattr(config, key, None):
             raise ModelError(_mixer_message(name, f"recurrent or convolutional layers ({key})"))
     if getattr(config, "attention_chunk_size", None):
@@ -131,77 +130,6 @@ def check_tables(model: nn.Module, head: nn.Module, largest_id: int, longest: in
             f"model: {name} has {positions} positions, but the longest prompt with its answer has {longest} "
             f"tokens. Set batch.max_tokens to {positions} or less."
         )
-
-
-def disable_dropout(model: nn.Module, *, adapters: bool = True) -> list[tuple[PretrainedConfig, str, float]]:
-    """Switch off every kind of dropout: modules, LoRA's, and the functional one of attention.
-
-    Attention reads its probability from a number on the module or in the configuration, which
-    putting ``nn.Dropout`` modules to zero does not reach; router jitter likewise.
-
-    Args:
-        model: changed in place.
-        adapters: False spares the dropout of LoRA's inputs.
-
-    Returns:
-        What the configurations said before: (configuration, name, value) for each that was changed.
-    """
-    before: list[tuple[PretrainedConfig, str, float]] = []
-    for path, owner, name, value in _dropouts(model):
-        if not adapters and _ADAPTER_DROPOUT in path.split("."):
-            continue
-        if isinstance(owner, dict):
-            owner[name] = 0.0
-        else:
-            setattr(owner, name, 0.0)
-        if isinstance(owner, PretrainedConfig):
-            before.append((owner, name, value))
-    return before
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Tell whether two passes in training mode may differ."""
-    return bool(_dropouts(model))
-
-
-def check_attention_dropout(model: nn.Module) -> None:
-    """Refuse dropout of attention weights, which packed attention does not apply.
-
-    Raises:
-        RecipeError: names the setting.
-    """
-    for path, _, name, value in _dropouts(model):
-        name = path.rsplit(".", maxsplit=1)[-1] if name == "p" else name
-        if _ATTENTION_DROPOUT.search(name):
-            raise RecipeError(
-                f"model.dropout: {name} of {type(model).__name__} is {value:g}, but packed attention drops "
-                f"nothing. Set model.dropout: false, or {name} to 0 in the model's config.json."
-            )
-
-
-def _dropouts(model: nn.Module) -> list[tuple[str, Any, str, float]]:
-    """Return every dropout that is on: path of its module, its owner, its name there, probability."""
-    found: list[tuple[str, Any, str, float]] = []
-    configs: dict[int, tuple[str, Any]] = {}
-    for path, module in model.named_modules():
-        # adapter libraries have dropout modules of their own kind
-        if "Dropout" in type(module).__name__ and isinstance(getattr(module, "p", None), float):
-            found.append((path, module, "p", module.p))
-        for name, value in vars(module).items():
-            if isinstance(value, float) and _DROPOUT.search(name):
-                found.append((path, module, name, value))
-            elif isinstance(value, dict) and _DROPOUT.search(name):
-                found += [(path, value, key, p) for key, p in value.items() if isinstance(p, float)]
-        config = getattr(module, "config", None)
-        if isinstance(config, PretrainedConfig):
-            configs.setdefault(id(config), (path, config))
-    for path, config in configs.values():
-        found += [
-            (path, config, name, value)
-            for name, value in vars(config).items()
-            if isinstance(value, float) and _DROPOUT.search(name)
-        ]
-    return [entry for entry in found if entry[-1]]
 
 
 def check_adapters(model: nn.Module) -> None:

@@ -69,17 +69,22 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def read_transform(model: PreTrainedModel) -> Transform:
-    """Read the transform of the logits from the model's configuration."""
+    """Read the transform of the logits from the model's configuration.
+
+    What a configuration works out from other settings is left to the model: MiniCPM3 divides its hidden
+    states by such a ``logits_scaling``, and a model that divides its logits is refused by its first batch.
+    """
     config = model.config.get_text_config()
+    own = vars(config)
     scale = 1.0
     for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
-        value = getattr(config, name, None)
+        value = own.get(name)
         scale *= 1.0 if value is None else float(value)
-    divisor = getattr(config, "logits_scaling", None)
+    divisor = own.get("logits_scaling")
     if divisor is not None:
         multiplies = config.model_type in _MULTIPLY_LOGITS_SCALING
         scale = scale * float(divisor) if multiplies else scale / float(divisor)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = own.get("final_logit_softcapping")
     return Transform(scale, None if softcap is None else float(softcap))
 
 
@@ -139,6 +144,24 @@ class ScoringHead:
         self.packed = torch.cat([column.view(1, -1, 1) for column in columns], dim=-1)
         return self.packed
 
+    def check_untouched(self, logits: Tensor, name: str) -> None:
+        """Refuse a model that does not hand out what its head made.
+
+        Args:
+            logits: what the model returned.
+            name: of the model, for the message.
+
+        Raises:
+            ModelError: it made logits without the head, or changed them behind it.
+        """
+        if self.packed is None:
+            raise ModelError(f"model: {name} makes logits without calling its head. Choose another model.")
+        if logits.shape != self.packed.shape or not torch.equal(logits.detach(), self.packed.detach()):
+            raise ModelError(
+                f"model: {name} changes its logits after the head in a way prefopt does not know. "
+                f"Choose another model."
+            )
+
     def _diverge(
         self,
         flat: Tensor,
@@ -195,16 +218,17 @@ def scoring(model: PreTrainedModel, scorer: ScoringHead) -> Iterator[None]:
 @contextmanager
 def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an instance attribute for the block; afterwards the instance is as it was."""
+    # into its dict, since a configuration that checks types takes no value that it does not expect
     own = vars(owner)
     had, before = name in own, own.get(name)
-    setattr(owner, name, value)
+    own[name] = value
     try:
         yield
     finally:
         if had:
-            setattr(owner, name, before)
+            own[name] = before
         else:
-            delattr(owner, name)
+            del own[name]
 
 
 def _transform_owners(model: PreTrainedModel) -> list[tuple[Any, str]]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from prefopt.assemble.data import Data, data_of
 from prefopt.assemble.fit import filled, loss_of
 from prefopt.assemble.loss import BoundLoss
-from prefopt.assemble.model import check_model, tokenizer_of
+from prefopt.assemble.model import check_length, check_model, tokenizer_of
 from prefopt.assemble.plan import num_steps, plan_of
 from prefopt.assemble.references import check_references, describe_references, needed
 from prefopt.data.packs.plan import Plan
@@ -83,6 +83,8 @@ def _check(console: Console, recipe: Recipe, device: Device, ranks: Ranks) -> No
     structure = STRUCTURES[loss.contract.structure]
     _show_example(console, tokenizer, data.train[0], structure)
     _show_lengths(console, data.train, structure)
+    tables = [table for table in (data.train, data.held_out) if table is not None]
+    check_length(recipe.model, max(int(table.sizes(True).longest.max()) for table in tables))
     plan = plan_of(recipe.batch, data.train, loss, seed=recipe.seed, world=ranks.count)
     _show_plan(console, recipe.batch, structure, data, plan, num_steps(recipe, plan))
     show_memory(console, recipe, loss, data.train, plan, device, ranks)

@@ -87,6 +87,8 @@ def run(
         sizes=sizes, units_per_step=256, tokens_per_batch=tokens_per_batch, unit="responses", shuffle=False
     )
     policy = policy_of(Start.of(recipe))
+    largest = max(int(ids.max()) for ids in (table.prompt_ids, table.response_ids))
+    policy.check_fits(largest, int(sizes.longest.max()))
     policy.model.eval()
     policy.model.to(default_device())
     policy.self_check()
