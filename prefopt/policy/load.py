@@ -192,7 +192,7 @@ def reading(key: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_no_hub_id(path) and not Path(path).exists():
-            raise ModelError(f"{key}: there is no folder {path!r}. Check the path.") from None
+            raise ModelError(f"{key}: there is no folder {path!r}. {_way_to(path)}") from None
         # a file of any content may be met, so there is no list of what the libraries raise on it
         words = " ".join(str(error).split())[:300].rstrip(".")
         reason = words if isinstance(error, (OSError, ValueError)) and words else _typed(error, words)
@@ -200,6 +200,14 @@ def reading(key: str, path: str) -> Iterator[None]:
             f"{key}: {path!r} cannot be loaded ({reason}). "
             f"Give a hub id you can reach, or a local folder with whole files."
         ) from error
+
+
+def _way_to(path: str) -> str:
+    """Say how a folder comes to be: every run ends in ``final`` under its output."""
+    folder = Path(path)
+    if folder.name != "final":
+        return "Check the path."
+    return f"A run with output: {folder.parent} ends there: train that recipe first, or check the path."
 
 
 def _is_no_hub_id(path: str) -> bool:

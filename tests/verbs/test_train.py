@@ -476,7 +476,10 @@ def test_checkpointing_changes_no_number(unbroken: Path, tmp_path: Path) -> None
             {"model__path": "/nowhere/at/all"},
             "model.path: there is no folder '/nowhere/at/all'. Check the path.",
         ),
-        ({"model__path": "runs/no/final"}, "model.path: there is no folder 'runs/no/final'. Check the path."),
+        (
+            {"model__path": "runs/no/final"},
+            "model.path: there is no folder 'runs/no/final'. A run with output: runs/no ends there: train that recipe ",
+        ),
         ({"reference": "{path: ./gone}"}, "reference.path: there is no folder './gone'. Check the path."),
         (
             {"reference": "{name: moving, cached: true}"},
