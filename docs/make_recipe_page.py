@@ -133,7 +133,7 @@ def _blocks_in(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[
 
 
 def _section(path: str, block: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    lines = [f"## {HEADINGS.get(block['title']) or HEADINGS.get(path, path)}", ""]
+    lines = [f"## {HEADINGS.get(block['title']) or HEADINGS.get(path, path.replace('.*', ''))}", ""]
     if path:
         lines += [block["description"], ""]
     lines += ["| key | type | default | on resume | meaning |", "| --- | --- | --- | --- | --- |"]
@@ -186,7 +186,7 @@ def _kinds(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]
     elif "enum" in field:
         yield ", ".join(f"`{choice}`" for choice in field["enum"])
     elif "const" in field:
-        yield f"`{field['const']}`"
+        yield f"`{_yaml(field['const'])}`"
     elif "type" in field:
         yield from _plain_kind(field, schema)
 
@@ -202,12 +202,14 @@ def _plain_kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator
         case "null":
             yield "`null`"
         case "object":
-            yield "block of name: text" if isinstance(field.get("additionalProperties"), dict) else "block"
+            inner = field.get("additionalProperties")
+            kinds = " or ".join(_kinds(inner, schema)) if isinstance(inner, dict) else ""
+            yield f"block of name: {kinds}" if kinds else "block"
         case "array" if "prefixItems" in field:
             inner = next(_kinds(field["prefixItems"][0], schema))
             yield f"list of {len(field['prefixItems'])}: {inner}"
         case "array":
-            yield f"list of: {next(_kinds(field['items'], schema))}"
+            yield f"list of: {' or '.join(_kinds(field['items'], schema))}"
 
 
 def _bounds(field: Mapping[str, Any]) -> Iterator[str]:

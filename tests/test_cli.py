@@ -384,7 +384,8 @@ def test_a_mistaken_recipe_loads_nothing_heavy(tmp_path: Path) -> None:
     """Its one line comes in about 0.4 s because of that; with torch it took 3 s."""
     (tmp_path / "r.yaml").write_text(RECIPE + "sed: 1\n")
     code = (
-        "import sys; from prefopt.cli import main; code = main(['train', 'r.yaml', 'optim.name=muon']); "
+        "import sys; from prefopt.cli import main; "
+        "code = main(['train', 'r.yaml', 'optim.name=muon', 'data.0.layout=ranked']); "
         "print(code, [name for name in ['torch', 'numpy', 'transformers', 'accelerate'] if name in sys.modules])"
     )
     done = process("-c", code, cwd=tmp_path)

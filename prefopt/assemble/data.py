@@ -72,6 +72,7 @@ def _prepare(
         truncate=recipe.rows.truncate,
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
+        on_inverted=recipe.rows.on_inverted,
         needs=needs_of(loss.contract),
         turns=recipe.rows.turns,
         chat_template=recipe.model.chat_template,

@@ -10,19 +10,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.data.rows.layouts.detect import detect, to_comparison
-from prefopt.data.rows.layouts.layout import RowLayout
-from prefopt.data.rows.loss_needs import PAIR_NEEDS, Needs, check_served
+from prefopt.data.rows.loss_needs import PAIR_NEEDS, Needs
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.data.rows.raw_rows import BadRow, RawRow, RowError
+from prefopt.data.rows.reader import BecomesTurns, Reader
 from prefopt.data.rows.report import DataReport, SourceReport, quantiles
-from prefopt.data.rows.source import Source, read_rows, source_digest
+from prefopt.data.rows.source import Source, source_digest
 from prefopt.data.rows.split_prompts import Part, split
 from prefopt.data.tokens.group import GroupMaker, Settings
 from prefopt.data.tokens.render import Rendered, Renderer
@@ -31,18 +29,17 @@ from prefopt.data.tokens.tokenize import Tokenizer, Tokens, WindowError
 from prefopt.data.tokens.truncate import Mode
 from prefopt.data.tokens.turns import Turns
 from prefopt.errors import CorruptError, DataError
-from prefopt.structures.rows import Handling
+from prefopt.structures.rows import Handling, InvertedHandling, settle_inverted
 from prefopt.types import ROLES, Comparison, TokenizedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same rows would give another table; older caches are then not found."""
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1024
-_DETECT_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,7 @@ def prepare(
     truncate: Mode = "keep_start",
     on_identical: Handling = "drop",
     on_tie: Handling = "drop",
+    on_inverted: InvertedHandling = "keep",
     needs: Needs = PAIR_NEEDS,
     turns: Turns = "all",
     chat_template: str | None = None,
@@ -75,6 +73,7 @@ def prepare(
         truncate: how longer rows are cut, see ``truncate.fit``; "error" refuses them.
         on_identical: what to do with pairs whose answers have the same tokens (after truncation).
         on_tie: what to do with pairs whose answers have the same score.
+        on_inverted: what to do with pairs whose rejected answer has the higher score.
         needs: what the loss learns from. The structure "responses" keeps only preferred or desirable
             answers; "labelled" takes pairs apart into a desirable and an undesirable answer.
         turns: what is scored of an answer with several turns, see ``tokenize.Renderer``.
@@ -92,7 +91,7 @@ def prepare(
             f"batch.max_tokens: {max_tokens} has no room for a prompt and an answer. Use 2 or more."
         )
     renderer = Renderer(tokenizer, chat_template, turns)
-    settings = Settings(max_tokens, truncate, on_identical, on_tie, needs)
+    settings = Settings(max_tokens, truncate, on_identical, on_tie, on_inverted, needs)
     if cache_dir is None:
         return _build(sources, renderer, settings)
     key = _key(sources, renderer, Tokenizer(tokenizer), settings)
@@ -106,7 +105,10 @@ def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, se
         "version": VERSION,
         "packages": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         "sources": [
-            [s.place, s.split, s.subset, s.limit, dict(s.columns or {}), s.layout, source_digest(s)]
+            [
+                *(s.place, s.split, s.subset, s.limit, dict(s.columns or {}), s.layout, s.better_is, s.turn),
+                source_digest(s),
+            ]
             for s in sources
         ],
         "rendering": renderer.fingerprint(),
@@ -143,11 +145,18 @@ def _store(path: Path, prepared: Prepared) -> Prepared:
 
 
 def _build(sources: Sequence[Source], renderer: Renderer, settings: Settings) -> Prepared:
-    try:
-        return _Builder(sources, renderer, True, settings).run()
-    except WindowError:
-        _LOG.info("answers are tokenized with their whole prompt: a window of it gives other tokens")
-        return _Builder(sources, renderer, False, settings).run()
+    is_windowed, as_turns = True, tuple[Source, ...]()
+    while True:
+        try:
+            return _Builder(sources, renderer, is_windowed, settings, as_turns).run()
+        except WindowError:
+            _LOG.info("answers are tokenized with their whole prompt: a window of it gives other tokens")
+            is_windowed = False
+        except BecomesTurns as error:
+            _LOG.info(
+                "%s: the row has what only messages have a place for, so all are read as messages", error
+            )
+            as_turns += (error.source,)
 
 
 @dataclass(slots=True)
@@ -170,17 +179,28 @@ class _Builder:
     """Collect groups and findings while rows pass by, one chunk ahead in the tokenizer's thread."""
 
     def __init__(
-        self, sources: Sequence[Source], renderer: Renderer, is_windowed: bool, settings: Settings
+        self,
+        sources: Sequence[Source],
+        renderer: Renderer,
+        is_windowed: bool,
+        settings: Settings,
+        as_turns: Sequence[Source],
     ) -> None:
         self.sources = sources
         self.renderer = renderer
+        self.template = renderer.template or renderer.tokenizer.chat_template
+        self.as_turns = as_turns
         self.tokenizer = Tokenizer(renderer.tokenizer, is_windowed)
         self.settings = settings
         self.groups: list[TokenizedGroup] = []
         self.source_of: list[int] = []
         self.bad: list[tuple[int, BadRow]] = []
         self.report = DataReport(
-            settings.needs.structure, settings.max_tokens, settings.on_identical, settings.on_tie
+            settings.needs.structure,
+            settings.max_tokens,
+            settings.on_identical,
+            settings.on_tie,
+            settings.on_inverted,
         )
         self.maker = GroupMaker(settings, self.report)
 
@@ -201,14 +221,12 @@ class _Builder:
     def _chunks(self) -> Iterator[_Chunk]:
         row_id = 0
         for index, source in enumerate(self.sources):
-            rows = read_rows(source)
-            head = list(islice(rows, _DETECT_ROWS))
-            layout = detect(head, source, self.settings.needs)
-            check_served(layout, self.settings.needs, source.place)
-            self._open(source, layout)
+            is_turned = any(source is turned for turned in self.as_turns)
+            reader = Reader(source, self.settings.needs, bool(self.template), is_turned)
+            self._open(reader)
             chunk = _Chunk(index)
-            for raw in chain(head, rows):
-                item = self._read(layout, raw, row_id, index)
+            for raw in reader.rows:
+                item = self._read(reader, raw, row_id, index)
                 row_id += 1
                 if item is not None:
                     chunk.items.append(item)
@@ -218,35 +236,40 @@ class _Builder:
             if chunk.items:
                 yield chunk
 
-    def _open(self, source: Source, layout: RowLayout) -> None:
-        self.report.sources.append(SourceReport(source.place, layout.name, source.weight))
-        template = self.renderer.template or self.renderer.tokenizer.chat_template
-        if not layout.is_chat and template:
+    def _open(self, reader: Reader) -> None:
+        source, layout = reader.source, reader.layout
+        self.report.sources.append(
+            SourceReport(source.place, layout.name, source.weight, unread=reader.unread)
+        )
+        self.report.notes += [f"{source.place}: {note}" for note in layout.notes()]
+        if not layout.is_chat and self.template:
             self.report.notes.append(
                 f"{source.place}: the rows are plain text, so the chat template is not applied; layout: "
                 f"messages would take them as turns"
             )
-        if layout.is_chat and "strftime_now" in str(template):
+        if layout.is_chat and "strftime_now" in str(self.template):
             self.report.notes.append(
                 f"{source.place}: the chat template prints today's date; without a cache the tokens change "
                 f"from day to day"
             )
 
-    def _read(self, layout: RowLayout, raw: RawRow, row_id: int, source: int) -> _Item | None:
+    def _read(self, reader: Reader, raw: RawRow, row_id: int, source: int) -> _Item | None:
         self.report.rows_read += 1
         self.report.sources[source].rows_read += 1
         try:
-            if raw.error is not None:
-                raise raw.error
-            assert raw.value is not None
-            row = to_comparison(layout, raw.value, row_id, raw.origin, self.settings.needs)
+            row = reader.read(raw, row_id)
         except RowError as error:
             self._reject(raw, error, row_id, source)
             return None
+        for name in row.findings:
+            getattr(self.report, name).add(raw.origin)
+        row, num_inverted = settle_inverted(row, self.settings.on_inverted)
+        if num_inverted:
+            self.report.inverted.add(raw.origin, num_inverted)
         kept = self.settings.needs.use.keep(row, self.settings.on_tie)
         if kept.num_ties:
             self.report.ties.add(raw.origin, kept.num_ties)
-        if kept.row is None and not kept.num_ties:
+        if kept.row is None and not kept.num_ties and not num_inverted:
             self.report.unused.add(raw.origin)
         return None if kept.row is None else _Item(raw, kept.row, split(kept.row))
 
@@ -282,11 +305,6 @@ class _Builder:
         ):
             if is_found:
                 tally.add(row.origin)
-        scores = row.scores
-        if scores is not None:
-            inverted = sum(scores[pair.chosen] < scores[pair.rejected] for pair in row.preferences)
-            if inverted:
-                report.inverted.add(row.origin, inverted)
 
     def _result(self) -> Prepared:
         weights = [source.weight for source in self.sources]

@@ -4,27 +4,77 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from prefopt.data.rows.layouts.names import LAYOUT_NAMES
 from prefopt.recipe.blocks import Block, Count, ShareOrCount, Text, some, wrong
 from prefopt.recipe.explain import no_choice
+from prefopt.words import spelled
 
-
-def _layouts() -> tuple[str, ...]:
-    # the table loads torch, for which a recipe that names no layout need not wait
-    from prefopt.data.rows.layouts.table import LAYOUTS
-
-    return ("auto", *LAYOUTS)
+_LAYOUTS = ("auto", *LAYOUT_NAMES)
 
 
 def _is_layout(name: str) -> str:
-    if name != "auto" and name not in _layouts():
-        raise wrong(no_choice(name, _layouts()))
+    if name not in _LAYOUTS:
+        raise wrong(no_choice(name, _LAYOUTS))
     return name
 
 
-def _layout_names(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(_layouts())
+def _column(value: Any) -> Any:
+    """Take the name of a column, or false for none."""
+    if value is None or value is True:
+        raise wrong("names no column. Write what the column is called here, or false to read none.")
+    if value is not False and (not isinstance(value, str) or not value.strip()):
+        what = f"must be the name of a column, or false to read none, got {spelled(value, 60)}."
+        raise wrong(what + (" Put it in quotes if it is a name." if isinstance(value, int | float) else ""))
+    return value
+
+
+Column = Annotated[str | Literal[False], BeforeValidator(_column)]
+
+
+def _in_list(value: Any) -> Any:
+    """Let one value stand without a list around it."""
+    return [value] if isinstance(value, str | int) else value
+
+
+Values = Annotated[tuple[str | int | bool, ...], Field(strict=False), BeforeValidator(_in_list)]
+
+
+class BetterIs(Block):
+    """What the column better says of two answers."""
+
+    first: Annotated[Values, AfterValidator(some)]
+    """Values that prefer the first answer: one or a list."""
+    second: Annotated[Values, AfterValidator(some)]
+    """Values that prefer the second answer: one or a list."""
+    tie: Values = ()
+    """Values that prefer neither: one or a list."""
+
+    @model_validator(mode="after")
+    def _once(self) -> BetterIs:
+        words = [str(value).strip().lower() for value in (*self.first, *self.second, *self.tie)]
+        twice = next((word for word in words if words.count(word) > 1), None)
+        if twice is not None:
+            raise wrong(f"gives {spelled(twice, 40)} two meanings. Name every value once.")
+        return self
+
+
+class Turn(Block):
+    """What messages call their parts, where it is neither role and content nor from and value."""
+
+    role: Text | None = None
+    """Key that says whose turn it is."""
+    content: Text | None = None
+    """Key of what is said."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] | None = None
+    """Words for whose turn it is: the role that each means."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Turn:
+        if self.role is None and self.content is None and not self.roles:
+            raise wrong("is an empty block. Name role, content or roles, or leave it out.")
+        return self
 
 
 class DataSource(Block):
@@ -40,11 +90,17 @@ class DataSource(Block):
     """Branch, tag or commit of a hub data set."""
     limit: Count | None = None
     """Read at most this many rows, the first ones."""
-    columns: dict[str, Text] | None = None
-    """What prefopt expects: what the column is called here."""
+    columns: dict[str, Column] | None = None
+    """What prefopt expects: what the column is called here; false reads none, and no column of that name."""
+    better_is: BetterIs | None = None
+    """What the column better says; left out: a name, a letter or, if nothing speaks against it, an index from 0."""
+    turn: Turn | None = None
+    """What messages call their parts."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often an epoch draws each row, on average."""
-    layout: Annotated[str, AfterValidator(_is_layout), Field(json_schema_extra=_layout_names)] = "auto"
+    layout: Annotated[str, AfterValidator(_is_layout), Field(json_schema_extra={"enum": list(_LAYOUTS)})] = (
+        "auto"
+    )
     """Shape of the rows."""
 
 
@@ -67,6 +123,8 @@ class Rows(Block):
     """Pairs whose two answers are the same tokens."""
     on_tie: Literal["drop", "keep", "error"] = "drop"
     """Answers with the same score."""
+    on_inverted: Literal["keep", "swap", "drop", "error"] = "keep"
+    """Pairs whose rejected answer has the higher score; swap goes by the scores."""
     truncate: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
     """Rows beyond batch.max_tokens: cut the answers' tails, cut the prompt's head first, drop or refuse."""
     turns: Literal["all", "assistant"] = "all"

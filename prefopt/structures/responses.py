@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefopt.structures.packs import of_role, weigh_alike
-from prefopt.structures.rows import Handling, Kept, RowUse, refuse_weights, take_answers
+from prefopt.structures.rows import (
+    Handling,
+    Kept,
+    RowUse,
+    refuse_ties,
+    refuse_weights,
+    split_ties,
+    take_answers,
+)
 from prefopt.structures.structure import Logged, Structure, code_of_answers, rows_of_answers
 from prefopt.types import Comparison, LossOutput, PackedBatch, SeqLogps
 
@@ -13,11 +21,13 @@ from prefopt.types import Comparison, LossOutput, PackedBatch, SeqLogps
 def _keep(row: Comparison, on_tie: Handling) -> Kept:
     """Keep the preferred or desirable answers alone."""
     refuse_weights(row)
-    if row.labels is None:
-        best = {pair.chosen for pair in row.preferences}
-    else:
+    if row.labels is not None:
         best = {index for index, is_good in enumerate(row.labels) if is_good}
-    return Kept(take_answers(row, sorted(best), ()) if best else None)
+        return Kept(take_answers(row, sorted(best), ()) if best else None)
+    held, ties = split_ties(row)
+    refuse_ties(row, ties, on_tie)
+    best = {pair.chosen for pair in (row.preferences if on_tie == "keep" else held)}
+    return Kept(take_answers(row, sorted(best), ()) if best else None, len(ties))
 
 
 def _gather(batch: PackedBatch, logps: SeqLogps, others: Mapping[str, list[int]]) -> SeqLogps:

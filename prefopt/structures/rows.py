@@ -13,6 +13,10 @@ Handling = Literal["drop", "keep", "error"]
 """What to do with pairs that teach nothing."""
 
 
+InvertedHandling = Literal["keep", "swap", "drop", "error"]
+"""What to do with pairs whose rejected answer has the higher score."""
+
+
 class Kept(NamedTuple):
     """The part of a row that is learned from, None where nothing is, and how many of its pairs are ties."""
 
@@ -62,6 +66,47 @@ def keep_pairs(row: Comparison, on_tie: Handling) -> Kept:
     kept = tuple(row.preferences) if on_tie == "keep" else tuple(held)
     wanted = sorted({index for pair in kept for index in pair[:2]})
     return Kept(take_answers(row, wanted, kept) if kept else None, len(ties))
+
+
+def settle_inverted(row: Comparison, on_inverted: InvertedHandling) -> tuple[Comparison, int]:
+    """Return a row with its inverted pairs kept, swapped or left out, and how many there are.
+
+    Args:
+        row: all of its answers stay.
+        on_inverted: "swap" takes the answer with the higher score as the chosen one.
+
+    Raises:
+        DataError: there is one and it is not allowed, or what else the row says of it cannot be swapped.
+    """
+    scores = row.scores
+    inverted = [p for p in row.preferences if scores is not None and scores[p.chosen] < scores[p.rejected]]
+    if not inverted or scores is None or on_inverted == "keep":
+        return row, len(inverted)
+    if on_inverted == "error":
+        pair = inverted[0]
+        raise DataError(
+            f"{row.origin}: the chosen answer has the score {scores[pair.chosen]:g}, the rejected one "
+            f"{scores[pair.rejected]:g}. Set rows.on_inverted: keep to train on such pairs as they are, swap to go "
+            f"by the scores, or drop to skip them."
+        )
+    if on_inverted == "drop":
+        kept = tuple(pair for pair in row.preferences if pair not in inverted)
+    else:
+        kept = tuple(_swapped(row, pair) if pair in inverted else pair for pair in row.preferences)
+    return replace(row, preferences=kept), len(inverted)
+
+
+def _swapped(row: Comparison, pair: Preference) -> Preference:
+    if pair.margin > 0:
+        what = f"a margin of {pair.margin:g} for the answer with the lower score"
+    elif any(extra.role == "rationale" for extra in row.extras):
+        what = "a rationale for the answer with the lower score"
+    else:
+        soft = None if pair.soft_label is None else 1 - pair.soft_label
+        return Preference(pair.rejected, pair.chosen, pair.weight, -pair.margin, soft)
+    raise DataError(
+        f"{row.origin}: the row has {what}, so it cannot be swapped. Set rows.on_inverted: keep or drop."
+    )
 
 
 def split_ties(row: Comparison) -> tuple[list[Preference], list[Preference]]:

@@ -54,6 +54,7 @@ class Comparison:
     own_prompts: tuple[Text, ...] | None = None
     extras: tuple[Extra, ...] = ()
     prompt_embedding: npt.NDArray[np.float32] | None = None  # [E]
+    findings: tuple[str, ...] = ()  # what the report counts of the row, by its names there
 
     def __post_init__(self) -> None:
         for name in ("scores", "labels", "own_prompts"):

@@ -283,6 +283,7 @@ def test_weight_changes_no_token_and_so_not_the_cache(write: Any, chatml: Any, t
         {"truncate": "drop"},
         {"on_identical": "keep"},
         {"on_tie": "keep"},
+        {"on_inverted": "swap"},
         {"needs": Needs("responses")},
         {"needs": Needs(inputs=("pair_margin",))},
         {"needs": Needs(roles=("gold",))},
@@ -291,6 +292,7 @@ def test_weight_changes_no_token_and_so_not_the_cache(write: Any, chatml: Any, t
         {"limit": 1},
         {"layout": "text"},
         {"columns": {"prompt": "prompt"}},
+        {"columns": {"margin": False}},
     ],
     ids=lambda change: f"{next(iter(change))}",
 )
@@ -301,6 +303,20 @@ def test_each_setting_that_can_change_the_result_misses_the_cache(
     cached(path, chatml, tmp_path)
     assert not cached(path, chatml, tmp_path, **change).report.from_cache
     assert cached(path, chatml, tmp_path).report.from_cache
+
+
+def test_what_words_of_a_source_mean_is_part_of_the_key(chatml: Any, tmp_path: Path) -> None:
+    said = [{"who": "user", "says": "q"}]
+    row = {"prompt": said, "response_a": "x", "response_b": "y", "winner": 1}
+    plain = {"turn": {"role": "who", "content": "says"}, "better_is": {"first": (1,), "second": (0,)}}
+
+    def is_cached(**changes: Any) -> bool:
+        source = Source("d", rows=[row], **{**plain, **changes})
+        return prepare([source], chatml, cache_dir=tmp_path).report.from_cache
+
+    assert not is_cached() and is_cached()
+    assert not is_cached(better_is={"first": (0,), "second": (1,)})
+    assert not is_cached(turn={**plain["turn"], "roles": {"user": "system"}})
 
 
 def test_a_loss_of_other_name_and_equal_needs_finds_the_cache(

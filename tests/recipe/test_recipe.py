@@ -49,7 +49,9 @@ data:
     subset: default
     revision: main
     limit: 10
-    columns: {chosen: answers.0.text}
+    columns: {chosen: answers.0.text, chosen_score: false}
+    better_is: {first: [1, a], second: [0, b], tie: [both]}
+    turn: {role: speaker, content: text, roles: {clerk: assistant}}
     weight: 0.5
     layout: messages
 rows: {max_bad: 3, on_identical: keep, on_tie: error, truncate: keep_end}
@@ -613,6 +615,17 @@ def test_a_mistake_deep_in_a_loss_is_named_with_its_own_line(block: str, place: 
     with pytest.raises(RecipeError) as caught, recipe.located():
         loss_of(recipe)
     assert str(caught.value).startswith(place)
+
+
+def test_a_column_that_is_taken_away_is_a_change_and_none_is_refused() -> None:
+    old, new = (
+        parse_recipe(SMALL, given).resolved() for given in ((), ["data.0.columns.chosen_score=false"])
+    )
+    assert ("data.0.columns.chosen_score", True) in [(c.key, c.is_fatal) for c in diff_recipes(old, new)]
+    message = refusal(SMALL, "data.0.columns.chosen_score=null")
+    assert "names no column. Write what the column is called here, or false to read none." in message
+    assert "gives '1' two meanings" in refusal(SMALL, "data.0.better_is={first: 1, second: [0, 1]}")
+    assert "is an empty block" in refusal(SMALL, "data.0.turn={}")
 
 
 def test_changes_show_old_and_new() -> None:

@@ -1,10 +1,9 @@
-"""Check and convert the cells of a row: text, messages, numbers, labels. Each fault is a ``RowError``."""
+"""Check and convert the cells of a row: text, numbers, labels, lists. Each fault is a ``RowError``."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,24 +17,6 @@ from prefopt.words import spelled
 MISSING = object()
 """What ``cell_at`` returns where a row has no such column."""
 
-_ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-}
 _LABELS: dict[Any, bool] = {
     True: True,
     False: False,
@@ -48,7 +29,6 @@ _LABELS: dict[Any, bool] = {
     "yes": True,
     "no": False,
 }
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def cell_at(row: Mapping[str, Any], path: str) -> Any:
@@ -145,12 +125,6 @@ def json_cell(value: str, column: str) -> Any:
         raise RowError(column, error.why) from None
 
 
-def opened(value: Any) -> Any:
-    """Return a cell with messages; those written as JSON text (as in CSV) are opened, text stays text."""
-    found = sequence(value)
-    return found if is_messages(found) else value
-
-
 def sequence(value: Any) -> Any:
     """Return a cell with a list or object; one written as JSON text is opened."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -159,122 +133,6 @@ def sequence(value: Any) -> Any:
         except RowError:
             return value
     return value
-
-
-def is_messages(value: Any) -> bool:
-    """Whether a cell is one message or a list of messages, by its first element."""
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, Mapping) and (
-        {"role", "content"} <= set(first) or {"from", "value"} <= set(first)
-    )
-
-
-def is_sharegpt(value: Any) -> bool:
-    """Whether a cell holds ShareGPT messages."""
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, Mapping) and {"from", "value"} <= set(first)
-
-
-def is_transcript(value: Any) -> bool:
-    """Whether a cell is a whole Human/Assistant transcript."""
-    return (
-        isinstance(value, str)
-        and value.lstrip().startswith("Human:")
-        and _TURN.search(value, len(value) - len(value.lstrip()) + 1) is not None
-    )
-
-
-def messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Return a cell as a list of messages with role and content.
-
-    A single message is a list of one. ShareGPT's ``from``/``value`` and its role names are
-    translated; keys without a value are dropped; a content of text parts becomes one text.
-    """
-    if value is MISSING or value is None:
-        raise RowError(column, "missing")
-    items = [value] if isinstance(value, Mapping) else value
-    if not isinstance(items, list | tuple):
-        raise RowError(
-            column, f"must be a list of messages, found {type(value).__name__} {spelled(value, 40)}"
-        )
-    if not items:
-        raise RowError(column, "empty")
-    return [_message(item, f"{column}.{index}") for index, item in enumerate(items)]
-
-
-def transcript(value: Any, column: str) -> list[dict[str, Any]]:
-    """Return a Human/Assistant transcript as messages; blanks around a turn's text are not kept."""
-    whole = "\n\n" + text(value, column).lstrip()
-    before, *parts = _TURN.split(whole)
-    if before.strip() or not parts:
-        raise RowError(column, f"must begin with 'Human:' or 'Assistant:', found {spelled(whole[2:], 40)}")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
-def _message(item: Any, column: str) -> dict[str, Any]:
-    if not isinstance(item, Mapping):
-        raise RowError(column, f"must be a message, found {type(item).__name__} {spelled(item, 40)}")
-    role_key, content_key = (
-        ("from", "value") if "from" in item and "role" not in item else ("role", "content")
-    )
-    name = item.get(role_key)
-    if not isinstance(name, str) or name.lower() not in _ROLES:
-        raise RowError(f"{column}.{role_key}", f"is no known role: {spelled(name, 60)}")
-    role = _ROLES[name.lower()]
-    rest = {k: v for k, v in item.items() if k not in (role_key, content_key) and v is not None}
-    content = _content(item.get(content_key), f"{column}.{content_key}")
-    if name.lower() == "function_call":
-        rest["tool_calls"] = _function_call(content, f"{column}.{content_key}")
-        content = ""
-    if content is None:
-        if not rest.get("tool_calls"):
-            raise RowError(f"{column}.{content_key}", "missing")
-        content = ""
-    return {"role": role, "content": content, **_with_weight(rest, column)}
-
-
-def _with_weight(rest: dict[str, Any], column: str) -> dict[str, Any]:
-    """Check how much a turn counts; ``train: false`` becomes ``weight: 0``."""
-    if "train" in rest:
-        if "weight" in rest:
-            raise RowError(f"{column}.train", "says what 'weight' says too. Keep one of them")
-        train = rest.pop("train")
-        if not isinstance(train, bool):
-            raise RowError(f"{column}.train", f"must be true or false, found {spelled(train, 40)}")
-        return {**rest, "weight": float(train)}
-    if "weight" in rest:
-        weight = number(rest["weight"], f"{column}.weight")
-        if weight < 0:
-            raise RowError(f"{column}.weight", f"must not be negative, found {weight:g}")
-        return {**rest, "weight": weight}
-    return rest
-
-
-def _content(value: Any, column: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value if value is None else clean(value, column)
-    if not isinstance(value, list | tuple):
-        raise RowError(column, f"must be text, found {type(value).__name__} {spelled(value, 40)}")
-    parts = []
-    for part in value:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else part
-            raise RowError(column, f"must be text only, found a part of type {spelled(kind, 40)}")
-        parts.append(part["text"])
-    return clean("".join(parts), column)
-
-
-def _function_call(content: str | None, column: str) -> list[dict[str, Any]]:
-    call = json_cell(content or "", column)
-    calls = call if isinstance(call, list) else [call]
-    for item in calls:
-        if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-            raise RowError(column, f"must be a call with name and arguments, found {spelled(item, 40)}")
-    return [{"type": "function", "function": dict(item)} for item in calls]
 
 
 def tools(value: Any, column: str) -> list[Any] | None:

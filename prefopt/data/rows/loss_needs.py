@@ -43,6 +43,13 @@ class Needs:
         """What is taken of a row."""
         return rows_for(self.structure)
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the loss cannot do without the scores of a pair's answers."""
+        return self.use.ranks or not {"chosen_score", "rejected_score", "answer_score"}.isdisjoint(
+            self.inputs
+        )
+
     def reads(self, column: str) -> bool:
         """Whether the loss reads a column that is left alone unless a loss asks for it."""
         return READ_FOR[column] in (*self.roles, *self.inputs, *self.optional)

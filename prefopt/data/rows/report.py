@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prefopt.data.rows.layouts.columns import MAYBE_PROMPT
 from prefopt.data.rows.raw_rows import BadRow
 from prefopt.errors import BadRowsError, DataError
 from prefopt.structures import rows_for
@@ -27,7 +28,12 @@ _FINDINGS = {
     "cut_back": "{n} prompts cut back to the tokens that all answers share",
     "special_in_content": "{n} rows spell out a control token in their own text",
     "left_out": "{n} rows have text that the chat template does not print",
-    "inverted": "{n} pairs whose rejected answer has the higher score",
+    "inverted": "{n} pairs whose rejected answer has the higher score {policy}",
+    "half_scored": "{n} pairs with a score for one answer alone, which is not read",
+    "spelled_turns": "{n} prompts spell out 'Human: … Assistant:' turns and are read as they stand",
+    "json_texts": "{n} rows have a list or messages as JSON in a text, read as it stands",
+    "repeated_prompt": "{n} rows whose answers begin with the prompt itself",
+    "other_prompt": "{n} rows whose prompt is not in their conversations, which are read instead of it",
     "unused": "{n} rows without an answer to learn from left out",
     "two_prompts": "{n} pairs whose answers reply to different prompts, which share nothing",
 }
@@ -61,6 +67,18 @@ class SourceReport:
     bad: int = 0
     groups: int = 0
     pairs: int = 0
+    unread: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Say how the source is read, and what of it is not."""
+        weight = "" if self.weight == 1 else f", drawn {self.weight:g} times an epoch"
+        yield f"{self.place}: layout {self.layout}, {self.rows_read} rows, {self.bad} bad{weight}"
+        if not self.unread:
+            return
+        named = ", ".join(self.unread[:MAX_NAMED]) + (", …" if len(self.unread) > MAX_NAMED else "")
+        doubtful = [name for name in self.unread if name in MAYBE_PROMPT]
+        doubt = f"; {' and '.join(doubtful)} may belong to the prompt" if doubtful else ""
+        yield f"{self.place}: columns that are not read: {named}{doubt}"
 
 
 @dataclass(slots=True)
@@ -77,6 +95,7 @@ class DataReport:
     max_tokens: int | None
     on_identical: str
     on_tie: str
+    on_inverted: str = "keep"
     rows_read: int = 0
     groups: int = 0
     responses: int = 0
@@ -85,6 +104,11 @@ class DataReport:
     ties: Tally = field(default_factory=Tally)
     identical: Tally = field(default_factory=Tally)
     inverted: Tally = field(default_factory=Tally)
+    half_scored: Tally = field(default_factory=Tally)
+    spelled_turns: Tally = field(default_factory=Tally)
+    json_texts: Tally = field(default_factory=Tally)
+    repeated_prompt: Tally = field(default_factory=Tally)
+    other_prompt: Tally = field(default_factory=Tally)
     truncated: Tally = field(default_factory=Tally)
     too_long: Tally = field(default_factory=Tally)
     cut_back: Tally = field(default_factory=Tally)
@@ -162,11 +186,7 @@ class DataReport:
         counted += [f"{count} {_OTHERS[role]}" for role, count in self.others.items()]
         cached = " (from the cache)" if self.from_cache else ""
         lines = [f"{self.rows_read} rows read, {', '.join(counted)}{cached}"]
-        for source in self.sources:
-            weight = "" if source.weight == 1 else f", drawn {source.weight:g} times an epoch"
-            lines.append(
-                f"{source.place}: layout {source.layout}, {source.rows_read} rows, {source.bad} bad{weight}"
-            )
+        lines += [line for source in self.sources for line in source.lines()]
         if self.bad:
             lines.append(f"{len(self.bad)} bad rows, first {self.bad[0].describe()}")
         lines += [
@@ -181,8 +201,9 @@ class DataReport:
 
     def _finding(self, name: str) -> str:
         tally: Tally = getattr(self, name)
-        policy = {"identical": self.on_identical, "ties": self.on_tie}.get(name)
-        text = _FINDINGS[name].format(n=tally.count, policy="kept" if policy == "keep" else "left out")
+        policies = {"identical": self.on_identical, "ties": self.on_tie, "inverted": self.on_inverted}
+        policy = {"keep": "kept", "swap": "swapped"}.get(policies.get(name, ""), "left out")
+        text = _FINDINGS[name].format(n=tally.count, policy=policy)
         return text if tally.count else ""
 
     @staticmethod

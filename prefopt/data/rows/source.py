@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefopt.data.rows.files import csv_rows, json_rows, jsonl_rows, read_bytes
 from prefopt.data.rows.raw_rows import RawRow, file_error, one_line
@@ -33,9 +33,12 @@ class Source:
         subset: hub only, the dataset's configuration.
         revision: hub only, a commit, tag or branch.
         limit: read only the first rows; None means all.
-        columns: canonical name -> the source's own, dotted paths allowed (``answers.0.text``).
+        columns: canonical name -> the source's own, dotted paths allowed (``answers.0.text``); False: none, and
+            so for any column of the rows that is not to be read.
         weight: how many times per epoch each row is drawn.
         layout: a name of ``layouts.LAYOUTS``, or "auto".
+        better_is: what the column ``better`` says: lists of values by "first", "second" and "tie".
+        turn: what messages call their parts: keys by "role" and "content", and "roles", their words -> ours.
         rows: the rows themselves, for a caller that holds them in memory; ``path`` is then only the
             name that errors use.
     """
@@ -45,9 +48,11 @@ class Source:
     subset: str | None = None
     revision: str | None = None
     limit: int | None = None
-    columns: Mapping[str, str] | None = None
+    columns: Mapping[str, str | Literal[False]] | None = None
     weight: float = 1.0
     layout: str = "auto"
+    better_is: Mapping[str, Sequence[str | int | bool]] | None = None
+    turn: Mapping[str, Any] | None = None
     rows: Sequence[Mapping[str, Any]] | None = None
 
     @property

@@ -15,7 +15,7 @@ from prefopt.data.tokens.tokenize import Tokens
 from prefopt.data.tokens.truncate import Mode, fit
 from prefopt.data.tokens.turns import Weights
 from prefopt.errors import DataError
-from prefopt.structures.rows import Handling, renumber
+from prefopt.structures.rows import Handling, InvertedHandling, renumber
 from prefopt.types import Comparison, IntArray, Preference, TokenizedGroup
 
 
@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     truncate: Mode
     on_identical: Handling
     on_tie: Handling
+    on_inverted: InvertedHandling
     needs: Needs
 
 

@@ -74,13 +74,12 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "word score": (SCORED, but(SCORED, chosen_score="high"), "chosen_score: must be a number, found 'high'"),
     "bool score": (SCORED, but(SCORED, chosen_score=True), "chosen_score: must be a number, found bool true"),
-    "one score": (SCORED, but(SCORED, rejected_score=None), "rejected_score: missing"),
     "weight": ({**GOOD, "weight": 1}, but(GOOD, weight=-2), "weight: must not be negative, found -2"),
     "no role": (CHAT, but(CHAT, prompt=[{"content": "x"}]), "prompt.0.role: is no known role: null"),
     "odd role": (
         CHAT,
         but(CHAT, chosen=[{"role": "robot", "content": "x"}]),
-        "chosen.0.role: is no known role: 'robot'",
+        "chosen.0.role: is no known role: 'robot'. Say whose it is: turn: {roles: {…: assistant}}",
     ),
     "no content": (CHAT, but(CHAT, chosen=[{"role": "assistant"}]), "chosen.0.content: missing"),
     "number content": (
@@ -92,6 +91,11 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         CHAT,
         but(CHAT, prompt=[{"role": "user", "content": [{"type": "image"}]}]),
         "prompt.0.content: must be text only, found a part of type 'image'",
+    ),
+    "text without text": (
+        CHAT,
+        but(CHAT, prompt=[{"role": "user", "content": [{"type": "text"}]}]),
+        "prompt.0.content: holds a part of type 'text' that has no text",
     ),
     "empty answer": (
         CHAT,
@@ -152,12 +156,15 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "who is better": (
         BETTER,
         but(BETTER, better_response_id=7),
-        "better_response_id: names neither 'response_0' nor 'response_1', found 7",
+        (
+            "better_response_id: names neither 'response_0' nor 'response_1', found 7"
+            ". Say what values mean: better_is: {first: …, second: …, tie: …}"
+        ),
     ),
     "odd from": (
         SHAREGPT,
         but(SHAREGPT, chosen={"from": "dog", "value": "Wau"}),
-        "chosen.0.from: is no known role: 'dog'",
+        "chosen.0.from: is no known role: 'dog'. Say whose it is: turn: {roles: {…: assistant}}",
     ),
     "bad call": (
         SHAREGPT,

@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.data.packs.pack import group_of
 from prefopt.data.prepare import prepare
-from prefopt.data.rows.convert import messages
+from prefopt.data.rows.messages import messages
 from prefopt.data.rows.mismatched import add_mismatched
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.data.rows.source import Source

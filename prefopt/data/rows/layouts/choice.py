@@ -1,63 +1,90 @@
-"""Choices: two answers, and which of them is better."""
+"""Choices: two answers, and which of them is better, by a word or by their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.rows.convert import MISSING, number
-from prefopt.data.rows.layouts.columns import FURTHER
+from prefopt.data.rows.convert import MISSING, label, number
+from prefopt.data.rows.layouts.better import counts_from_zero, side_of
+from prefopt.data.rows.layouts.columns import FURTHER, NEEDS_TURNS
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
-from prefopt.data.rows.layouts.layout import Layout
+from prefopt.data.rows.layouts.layout import Half, Layout, RowLayout
 from prefopt.data.rows.layouts.texts import compared, prompt_and_answers
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison, Preference
-from prefopt.words import spelled
 
 STRENGTHS = ("overall_preference", "preference_strength")
 """Columns that say by how much the better of two answers is better."""
 
-_TIES = ("tie", "both", "equal", "none", "draw", "tie (bothbad)", "both_bad")
+WINS = ("first_wins", "second_wins")
+SCORES = ("first_score", "second_score")
 
 
 def _read(row: Fields) -> Comparison:
+    strength = _strength(row)
+    margin = abs(strength) if _has_strength(row.layout) else 0.0
+    return _decided(row, strength, margin, (0.0, 0.0) if strength == 0 else None)
+
+
+def _read_scores(row: Fields) -> Comparison:
+    first, second = (number(row.cell(name), row.column(name)) for name in SCORES)
+    return _decided(row, first - second, abs(first - second), (first, second))
+
+
+def _decided(row: Fields, strength: float, margin: float, scores: tuple[float, float] | None) -> Comparison:
+    """Put two answers together, of which the first is better by ``strength``."""
     names = [row.column("first"), row.column("second")]
     read = prompt_and_answers(row, names, [row.cell("first"), row.cell("second")])
-    strength = _strength(row, names)
     chosen = 0 if strength >= 0 else 1
-    margin = abs(strength) if row.column("better") in STRENGTHS else 0.0
-    preferences = (Preference(chosen, 1 - chosen, row.weight(), margin),)
-    return compared(row, read, preferences, (0.0, 0.0) if strength == 0 else None)
+    return compared(row, read, (Preference(chosen, 1 - chosen, row.weight(), margin),), scores)
 
 
-def _strength(row: Fields, names: Sequence[str]) -> float:
+def _strength(row: Fields) -> float:
     """Return how much the first answer is better: positive, negative, or zero for a tie."""
+    if not row.has("better"):
+        first, second = (label(row.cell(name), row.column(name)) for name in WINS)
+        if first and second:
+            raise RowError(row.column(WINS[1]), f"is true, but so is '{row.column(WINS[0])}'")
+        return float(first) - float(second)
     column, value = row.column("better"), row.cell("better")
-    if column in STRENGTHS:
+    if _has_strength(row.layout):
         # HelpSteer's scale: -3 is "the first is much better", 3 "the second".
         return -number(value, column)
     if value is MISSING or value == "":
         raise RowError(column, "missing")
-    word = str(value).strip().lower()
-    if word in _TIES:
-        return 0.0
-    for sign, name in ((1.0, names[0]), (-1.0, names[1])):
-        suffix = name.lower().rsplit("_", 1)[-1]
-        if word in (name.lower(), suffix, f"model_{suffix}"):
-            return sign
-    raise RowError(column, f"names neither '{names[0]}' nor '{names[1]}', found {spelled(value, 40)}")
+    return side_of(value, column, (row.column("first"), row.column("second")), row.layout.source.better_is)
+
+
+def _has_strength(layout: RowLayout) -> bool:
+    return layout.columns.get("better") in STRENGTHS and layout.source.better_is is None
 
 
 def _form_of(cells: Mapping[str, Any]) -> str | None:
-    return form_of_answers(cells["prompt"], [cells["first"], cells["second"]])
+    if "better" not in cells and not set(WINS) <= cells.keys():
+        return None
+    return form_of_answers(cells.get("prompt"), [cells["first"], cells["second"]])
 
+
+def _notes(layout: RowLayout) -> list[str]:
+    names = layout.columns["first"], layout.columns["second"]
+    if "better" not in layout.columns or layout.source.better_is is not None or _has_strength(layout):
+        return []
+    if not counts_from_zero(names, layout.columns["better"]):
+        return []
+    return [
+        f"'{layout.columns['better']}' says 0 for '{names[0]}' and 1 for '{names[1]}'; better_is says otherwise"
+    ]
+
+
+_OPTIONAL = ("prompt", *NEEDS_TURNS, "weight", "prompt_embedding", *FURTHER)
 
 CHOICE = Layout(
     name="ranked",
     described="or two responses and which is better",
-    required=("prompt", "first", "second", "better"),
-    optional=("system", "tools", "weight", "prompt_embedding", *FURTHER),
+    required=("first", "second"),
+    optional=("better", *WINS, *_OPTIONAL),
     lists=(),
     aliases={
         "first": (("first",),),  # and columns.NAMED_TOGETHER
@@ -66,11 +93,32 @@ CHOICE = Layout(
             ("better",),
             ("better_response_id", "winner", "preference", "overall_preference", "preference_strength"),
         ),
+        "first_wins": (("first_wins",),),
+        "second_wins": (("second_wins",),),
     },
     gives_way=False,
     compares=True,
-    gives=lambda columns: {"margin"} if columns["better"] in STRENGTHS else set(),
-    half=None,
+    gives=lambda layout: {"margin"} if _has_strength(layout) else set(),
+    notes=_notes,
+    half=Half("first", "better", "word on which of the two is better"),
     form_of=_form_of,
     read=_read,
+)
+
+BY_SCORE = Layout(
+    name="ranked",
+    described="or two responses and a score for each",
+    required=("first", "second", *SCORES),
+    optional=_OPTIONAL,
+    lists=(),
+    aliases={"first_score": (("first_score",),), "second_score": (("second_score",),)},
+    gives_way=True,
+    compares=True,
+    gives=lambda layout: {"scores", "margin"},
+    notes=lambda layout: [
+        f"the better answer is the one with the higher of {' and '.join(layout.columns[name] for name in SCORES)}"
+    ],
+    half=None,
+    form_of=lambda cells: form_of_answers(cells.get("prompt"), [cells["first"], cells["second"]]),
+    read=_read_scores,
 )

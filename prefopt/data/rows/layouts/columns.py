@@ -12,7 +12,7 @@ from prefopt.errors import DataError
 Tiers = tuple[tuple[str, ...], ...]
 """The names that a column may have; the first tier that is present wins, and only one name of it may be there."""
 
-SPARSE = ("system", "tools", "chosen_score", "rejected_score", "margin", "soft_label", "weight")
+SPARSE = ("system", "history", "tools", "chosen_score", "rejected_score", "margin", "soft_label", "weight")
 """Columns that may first appear anywhere in a source."""
 
 OWN_PROMPTS = ("chosen_prompt", "rejected_prompt")
@@ -27,6 +27,7 @@ FURTHER = ("gold", "rationale", "rationale_prompt")
 SHARED: dict[str, Tiers] = {
     "prompt": (
         ("prompt",),
+        ("question.full_text",),
         ("question", "instruction", "query", "input.messages"),
         ("conversations", "conversation", "messages", "context"),
         ("input",),
@@ -35,6 +36,7 @@ SHARED: dict[str, Tiers] = {
     "rejected_prompt": (("rejected_prompt",), ("prompt_rejected",)),
     "completion": (("completion",), ("response", "answer", "output")),
     "system": (("system",), ("system_prompt",)),
+    "history": (("history",),),
     "tools": (("tools",), ("input.tools",)),
     "chosen_score": (("chosen_score",), ("score_chosen", "chosen_rating", "chosen-rating", "rating_chosen")),
     "rejected_score": (
@@ -59,9 +61,51 @@ NAMED_TOGETHER = {
         ("completion_a", "completion_b"),
         ("response_1", "response_2"),
         ("response1", "response2"),
+        ("answer_0", "answer_1"),
+        ("conversation_a", "conversation_b"),
+        ("conv_A", "conv_B"),
+        ("human_ref_A", "human_ref_B"),
     ),
+    ("first_score", "second_score"): (
+        ("score_0", "score_1"),
+        ("score_A", "score_B"),
+        ("conv_A_rating", "conv_B_rating"),
+    ),
+    ("first_wins", "second_wins"): (("winner_model_a", "winner_model_b"),),
 }
 """Columns of which both must go by names of one kind."""
+
+TEXTS = (
+    "prompt",
+    *OWN_PROMPTS,
+    "chosen",
+    "rejected",
+    "completion",
+    "messages",
+    "first",
+    "second",
+    "responses",
+    *FURTHER,
+)
+"""Columns that hold texts or messages."""
+
+NEEDS_TURNS = ("system", "history", "tools")
+"""Columns that only messages have a place for."""
+
+BEFORE_PROMPT = {
+    "chat_history": "history",
+    "conversation_history": "history",
+    "dialog_history": "history",
+    "dialogue_history": "history",
+    "previous_messages": "history",
+    "system_message": "system",
+    "system_instruction": "system",
+    "initial_reason_steps": None,
+}
+"""Columns that belong to a prompt or to its answers by their name, and which column could read them."""
+
+MAYBE_PROMPT = ("context", "input", "instruction", "question", "query", "document", "passage", "persona")
+"""Columns that may be part of a prompt where another column is read as the prompt."""
 
 
 def find(
@@ -73,6 +117,8 @@ def find(
         DataError: two columns could be it.
     """
     given = (source.columns or {}).get(name)
+    if given is False:
+        return None
     if given is not None:
         return given if has(values, given) else None
     for together, kinds in NAMED_TOGETHER.items():
@@ -90,6 +136,11 @@ def find(
         if paths:
             return paths[0]
     return None
+
+
+def is_unread(path: str, source: Source) -> bool:
+    """Whether the recipe says that a column of the rows is not to be read."""
+    return (source.columns or {}).get(path) is False
 
 
 def has(values: Sequence[Mapping[str, Any]], path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.rows.layouts.columns import OF_PAIR, OWN_PROMPTS
+from prefopt.data.rows.layouts.columns import NEEDS_TURNS, OF_PAIR, OWN_PROMPTS
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
 from prefopt.data.rows.layouts.layout import Layout
@@ -33,12 +33,13 @@ CONTRAST = Layout(
     name="",
     described="",
     required=(*OWN_PROMPTS, "completion"),
-    optional=("system", "tools", *OF_PAIR),
+    optional=(*NEEDS_TURNS, *OF_PAIR),
     lists=(),
     aliases={},
     gives_way=True,
     compares=True,
-    gives=lambda columns: {"margin"} & columns.keys(),
+    gives=lambda layout: {"margin"} & layout.columns.keys(),
+    notes=lambda layout: [],
     half=None,
     form_of=_form_of,
     read=_read,

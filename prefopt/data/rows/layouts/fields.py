@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.rows.convert import MISSING, cell_at, messages, number, numbers, opened, text, tools
-from prefopt.data.rows.layouts.columns import SHARED, SPARSE
+from prefopt.data.rows.convert import MISSING, cell_at, number, numbers, sequence, text, tools
+from prefopt.data.rows.layouts.columns import SPARSE, TEXTS, is_unread
 from prefopt.data.rows.layouts.layout import RowLayout
 from prefopt.data.rows.loss_needs import Needs
+from prefopt.data.rows.messages import (
+    history,
+    is_messages,
+    is_open_transcript,
+    is_texts,
+    messages,
+    open_transcript,
+)
 from prefopt.data.rows.raw_rows import RowError
+from prefopt.words import spelled
 
 Messages = list[dict[str, Any]]
 
@@ -28,17 +37,42 @@ class Fields:
         self.needs = needs
         self.origin = origin
         self.row_id = row_id
+        self.findings: set[str] = set()
+        """What is to be counted of the row, by the names that ``report`` has for it."""
 
     def cell(self, name: str) -> Any:
-        found = cell_at(self.value, self.column(name))
-        return MISSING if found is None else found
+        """The value of a column, MISSING where there is none; messages in JSON text are opened."""
+        path = self.column(name)
+        is_other = name not in self.layout.columns and path in self.layout.columns.values()
+        if is_other or is_unread(name, self.layout.source):
+            return MISSING
+        found = cell_at(self.value, path)
+        return MISSING if found is None else self.opened(name, found, path)
+
+    def opened(self, name: str, found: Any, at: str) -> Any:
+        """Return a value of column ``name`` as the kind that its texts have in this source."""
+        if name not in TEXTS or not isinstance(found, str):
+            return found
+        inside = sequence(found)
+        if name in self.layout.opened:
+            if not is_messages(inside) and found.strip():
+                raise RowError(
+                    at, f"must be messages as JSON text, as in other rows, found {spelled(found, 40)}"
+                )
+            return inside
+        if is_messages(inside) or is_texts(inside):
+            self.findings.add("json_texts")
+        return found
 
     def column(self, name: str) -> str:
         """The path of a column; one that the first rows did not have is looked for in this row too."""
         path = self.layout.columns.get(name)
         if path is None and name in SPARSE:
-            path = next((alias for tier in SHARED[name] for alias in tier if alias in self.value), None)
+            path = next((alias for alias in self.layout.names_left(name) if alias in self.value), None)
         return name if path is None else path
+
+    def is_empty(self, name: str) -> bool:
+        return self.cell(name) in (MISSING, "")
 
     def has(self, name: str) -> bool:
         """Whether the rows have a column that the loss reads; a row without a value in it is then bad."""
@@ -75,6 +109,22 @@ class Fields:
             raise RowError(self.column("system"), why)
         return [{"role": "system", "content": content}]
 
+    def before(self) -> Messages:
+        """The turns before the prompt, from columns of their own."""
+        return self.system() + self.history()
+
+    def history(self) -> Messages:
+        found = history(self.cell("history"), self.column("history"))
+        if found and not self.layout.is_chat:
+            why = "has turns, but these rows are read as plain text, where they have no place"
+            raise RowError(self.column("history"), why)
+        return found
+
+    def refuse_history(self) -> None:
+        """Refuse earlier turns beside a dialogue that is whole."""
+        if history(self.cell("history"), self.column("history")):
+            raise RowError(self.column("history"), "has turns, but the row holds a whole conversation")
+
     def tools(self) -> list[Any] | None:
         found = tools(self.cell("tools"), self.column("tools"))
         if found and not self.layout.is_chat:
@@ -89,7 +139,7 @@ class Fields:
     def prompt(self, name: str = "prompt") -> str | Messages:
         """The prompt in the form of the rows, from the column ``name``."""
         if not self.layout.is_chat:
-            self.system()  # refuses one, which plain text has no place for
+            self.before()  # refuses turns, which plain text has no place for
             return self.prompt_text(name)
         turns = self.prompt_turns(name)
         if turns is None:
@@ -102,16 +152,23 @@ class Fields:
     def prompt_text(self, name: str = "prompt") -> str:
         """The prompt as text; Alpaca's ``input`` follows its ``instruction`` on a new line."""
         prompt = text(self.cell(name), self.column(name))
+        if is_open_transcript(prompt):
+            self.findings.add("spelled_turns")
         extra = self.value.get("input")
         if self.column(name) == "instruction" and isinstance(extra, str) and extra.strip():
             prompt += "\n" + text(extra, "input")
         return prompt
 
     def prompt_turns(self, name: str = "prompt") -> Messages | None:
-        value = opened(self.cell(name))
+        value = self.cell(name)
         if value is MISSING:
             return None
-        if isinstance(value, str):
-            return [*self.system(), {"role": "user", "content": self.prompt_text(name)}]
-        turns = messages(value, self.column(name))
-        return turns if turns[0]["role"] == "system" else self.system() + turns
+        if isinstance(value, str) and self.layout.form == "transcript":
+            turns = open_transcript(value, self.column(name))
+        elif isinstance(value, str):
+            turns = [{"role": "user", "content": self.prompt_text(name)}]
+        else:
+            turns = messages(value, self.column(name))
+        if turns[0]["role"] == "system":
+            return [turns[0], *self.history(), *turns[1:]]
+        return self.before() + turns

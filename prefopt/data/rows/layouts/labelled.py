@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.rows.convert import (
-    is_messages,
-    is_sharegpt,
-    label,
-    messages,
-    opened,
-)
+from prefopt.data.rows.convert import label
+from prefopt.data.rows.layouts.columns import NEEDS_TURNS
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
 from prefopt.data.rows.layouts.layout import Half, Layout
-from prefopt.data.rows.layouts.texts import prompt_and_answers, reply
+from prefopt.data.rows.layouts.texts import opened_by_system, prompt_and_answers, reply
+from prefopt.data.rows.messages import is_messages, is_sharegpt, messages, opened
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison
 
@@ -27,9 +23,7 @@ def _read(row: Fields) -> Comparison:
         prompt, answers = read.prompt, read.answers
     else:
         column = row.column("messages")
-        turns = messages(opened(row.cell("messages")), column)
-        if turns[0]["role"] != "system":
-            turns = row.system() + turns
+        turns = opened_by_system(row, messages(opened(row.cell("messages")), column))
         asked = max(
             (i for i, turn in enumerate(turns) if turn["role"] not in ("assistant", "tool")), default=-1
         )
@@ -50,14 +44,16 @@ def _read(row: Fields) -> Comparison:
 def _form_of(cells: Mapping[str, Any]) -> str | None:
     if is_messages(cells.get("messages")) and "completion" not in cells:
         return "sharegpt" if is_sharegpt(cells["messages"]) else "messages"
-    return form_of_answers(cells.get("prompt"), [cells.get("completion")])
+    if cells.get("prompt") is None:
+        return None
+    return form_of_answers(cells["prompt"], [cells.get("completion")])
 
 
 LABELLED_ANSWER = Layout(
     name="labelled",
     described="messages (or prompt and completion) and a true or false label",
     required=("label",),
-    optional=("messages", "prompt", "completion", "system", "tools", "prompt_embedding"),
+    optional=("messages", "prompt", "completion", *NEEDS_TURNS, "prompt_embedding"),
     lists=(),
     aliases={
         "messages": (("messages",), ("conversations", "conversation")),
@@ -65,7 +61,8 @@ LABELLED_ANSWER = Layout(
     },
     gives_way=False,
     compares=False,
-    gives=lambda columns: set(),
+    gives=lambda layout: set(),
+    notes=lambda layout: [],
     half=Half("completion", "label", "true or false that says whether it is wanted"),
     form_of=_form_of,
     read=_read,

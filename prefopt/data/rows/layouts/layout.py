@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefopt.data.rows.layouts.columns import OWN_PROMPTS, Tiers
+from prefopt.data.rows.layouts.columns import OWN_PROMPTS, SHARED, SPARSE, Tiers, is_unread
 from prefopt.data.rows.layouts.forms import FORMS
+from prefopt.data.rows.source import Source
 from prefopt.types import Comparison
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Layout:
         gives_way: it is not meant where the rows fit another layout that is tried before.
         compares: rows hold answers to compare, not single ones.
         gives: what the columns found say of answers besides their text: "scores", "margin".
+        notes: what to say of how a source's rows are understood.
         half: said where no layout fits and only this is lacking.
         form_of: the form of a row's cells, one of ``FORMS``, or None where they have none.
         read: the comparison that a row holds; a RowError where it cannot be used.
@@ -49,7 +51,8 @@ class Layout:
     aliases: Mapping[str, Tiers]
     gives_way: bool
     compares: bool
-    gives: Callable[[Mapping[str, str]], set[str]]
+    gives: Callable[[RowLayout], set[str]]
+    notes: Callable[[RowLayout], list[str]]
     half: Half | None
     form_of: Callable[[Mapping[str, Any]], str | None]
     read: Callable[[Fields], Comparison]
@@ -63,13 +66,19 @@ class RowLayout:
         form: of ``FORMS``, what an answer is.
         layout: what a row holds.
         columns: canonical name -> dotted path in the row, only names that the source has.
+        source: its settings.
         found: all columns of the first rows, as they are called there.
+        opened: canonical names of the columns whose texts are JSON of messages.
+        may_turn: a later row with a column that only messages have a place for makes all of them messages.
     """
 
     form: str
     layout: Layout
     columns: Mapping[str, str]
+    source: Source
     found: tuple[str, ...] = ()
+    opened: frozenset[str] = frozenset()
+    may_turn: bool = False
 
     @property
     def has_own_prompts(self) -> bool:
@@ -88,4 +97,39 @@ class RowLayout:
 
     def gives(self, what: str) -> bool:
         """Whether the columns found give "scores" or a "margin"."""
-        return what in self.layout.gives(self.columns)
+        return what in self.layout.gives(self)
+
+    def notes(self) -> list[str]:
+        """Return what to say of how the rows are understood, a line each."""
+        texts = [
+            self.columns[name] for name in sorted(self.opened) if name in self.columns and name != "messages"
+        ]
+        named = [f"messages written as JSON text are opened: {', '.join(texts)}"] if texts else []
+        if self.form == "transcript" and "prompt" in self.columns:
+            named.append(
+                "prompts of 'Human: … Assistant:' turns are read as messages; layout: text takes them as they stand"
+            )
+        return named + self.layout.notes(self)
+
+    def names_left(self, name: str) -> list[str]:
+        """Return what a shared column may be called where nothing else is read from there."""
+        if is_unread(name, self.source):
+            return []
+        taken = self.columns.values()
+        return [path for tier in SHARED[name] for path in tier if path not in taken]
+
+    def unread(self, names: Iterable[str]) -> list[str]:
+        """Return which columns of the rows, of those named, nothing is read of and nobody has said so."""
+        used = {name for path in self.columns.values() for name in (path, path.split(".")[0])}
+        used |= {
+            path for name in SPARSE if name in self.layout.optional for tier in SHARED[name] for path in tier
+        }
+        if self.columns.get("prompt") == "instruction":
+            used.add("input")
+        return [name for name in names if name not in used and not self._is_off(name)]
+
+    def _is_off(self, name: str) -> bool:
+        return is_unread(name, self.source) or any(
+            is_unread(canonical, self.source) and name in (path for tier in tiers for path in tier)
+            for canonical, tiers in {**SHARED, **self.layout.aliases}.items()
+        )

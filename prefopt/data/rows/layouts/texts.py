@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prefopt.data.rows.convert import MISSING, is_transcript, messages, opened, text, transcript
+from prefopt.data.rows.convert import MISSING, text
 from prefopt.data.rows.layouts.fields import Fields, Messages
 from prefopt.data.rows.layouts.question import which_is_better
+from prefopt.data.rows.messages import is_transcript, messages, transcript
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.errors import DataError
 from prefopt.types import Comparison, Extra, Preference
@@ -84,7 +85,10 @@ def _check_prompts(row: Fields, read: Texts, prompts: Sequence[str], names: Sequ
 
 def _alone(row: Fields, cell: Any, name: str) -> Reply:
     """Read a reply that is not the end of a whole conversation."""
-    return reply(_turns(cell, name), name) if row.layout.is_chat else text(cell, name)
+    if not row.layout.is_chat or cell is MISSING or isinstance(cell, str):
+        said = text(cell, name)
+        return [{"role": "assistant", "content": said}] if row.layout.is_chat else said
+    return reply(messages(cell, name), name)
 
 
 def prompt_and_answers(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
@@ -100,17 +104,19 @@ def prompt_and_answers(row: Fields, names: Sequence[str], cells: Sequence[Any]) 
 
 def _is_conversation(row: Fields, cell: Any, name: str) -> bool:
     """Whether a cell holds the prompt as well as the reply."""
-    if row.layout.form == "transcript":
-        return is_transcript(cell)
-    return row.layout.is_chat and _turns(cell, name)[0]["role"] != "assistant"
+    if isinstance(cell, str):
+        return row.layout.form == "transcript" and is_transcript(cell)
+    return row.layout.is_chat and messages(cell, name)[0]["role"] != "assistant"
 
 
 def _split(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
     if not row.layout.is_chat:
-        prompt = row.prompt()
-        return Texts(prompt, tuple(text(cell, name) for cell, name in zip(cells, names, strict=True)))
-    read = transcript if row.layout.form == "transcript" else _turns
-    answers = [read(cell, name) for cell, name in zip(cells, names, strict=True)]
+        prompt = str(row.prompt())
+        replies = tuple(text(cell, name) for cell, name in zip(cells, names, strict=True))
+        if all(said.startswith(prompt) for said in replies):
+            row.findings.add("repeated_prompt")
+        return Texts(prompt, replies)
+    answers = [turns_of(row, cell, name) for cell, name in zip(cells, names, strict=True)]
     opening = [answer[0]["role"] for answer in answers]
     turns: Any
     if all(role == "assistant" for role in opening):
@@ -122,16 +128,35 @@ def _split(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
         )
     else:
         turns, answers = _split_conversations(answers, names)
-        if turns and turns[0]["role"] != "system":
-            turns = row.system() + turns
+        turns = opened_by_system(row, turns)
+        _compare_prompt(row, turns)
     return Texts(turns, tuple(reply(turn, name) for turn, name in zip(answers, names, strict=True)))
 
 
-def _turns(cell: Any, name: str) -> Messages:
-    value = opened(cell)
-    if value is MISSING or isinstance(value, str):
-        return [{"role": "assistant", "content": text(value, name)}]
-    return messages(value, name)
+def turns_of(row: Fields, cell: Any, name: str) -> Messages:
+    """Read a reply or a whole conversation as messages."""
+    if cell is not MISSING and not isinstance(cell, str):
+        return messages(cell, name)
+    said = text(cell, name)
+    if row.layout.form != "transcript":
+        return [{"role": "assistant", "content": said}]
+    is_whole = is_transcript(said) or said.lstrip().startswith("Assistant:") or not row.has("prompt")
+    return transcript(said if is_whole else f"Assistant:{said}", name)
+
+
+def opened_by_system(row: Fields, turns: Messages) -> Messages:
+    """Put the row's system text before a whole conversation that has none."""
+    row.refuse_history()
+    return turns if turns[0]["role"] == "system" else row.system() + turns
+
+
+def _compare_prompt(row: Fields, turns: Messages) -> None:
+    """Count a prompt that says something else than the conversations, of which it is not read."""
+    prompt = row.cell("prompt")
+    if isinstance(prompt, str) and row.layout.form != "transcript":
+        said = prompt.strip()
+        if not any(said in turn["content"] or turn["content"].strip() in said for turn in turns):
+            row.findings.add("other_prompt")
 
 
 def _split_conversations(

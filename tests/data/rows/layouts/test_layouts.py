@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from prefopt.data.rows.convert import transcript
 from prefopt.data.rows.layouts.detect import detect, to_comparison
+from prefopt.data.rows.messages import transcript
 from prefopt.data.rows.raw_rows import RawRow, RowError
 from prefopt.data.rows.source import Source
 from prefopt.types import Comparison, Preference
