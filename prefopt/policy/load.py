@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.errors import ModelError, PrefoptError
+from prefopt.errors import ModelError, PrefoptError, is_out_of_memory
 from prefopt.policy.finite import find_nonfinite
 from prefopt.policy.guards import check_supported
 
@@ -188,11 +188,18 @@ def reading(key: str, path: str) -> Iterator[None]:
     """Turn whatever a library says about files that it cannot use into one line that names them."""
     try:
         yield
-    except (PrefoptError, torch.OutOfMemoryError, MemoryError):
+    except PrefoptError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if _is_no_hub_id(path) and not Path(path).exists():
             raise ModelError(f"{key}: there is no folder {path!r}. {_way_to(path)}") from None
+        if "weights_only" in str(error):
+            raise ModelError(
+                f"{key}: {path!r} stores its weights as a pickle that holds more than tensors, and reading it could "
+                f"run code. Give weights in safetensors, or have them converted where you trust the file."
+            ) from error
         # a file of any content may be met, so there is no list of what the libraries raise on it
         words = " ".join(str(error).split())[:300].rstrip(".")
         reason = words if isinstance(error, (OSError, ValueError)) and words else _typed(error, words)

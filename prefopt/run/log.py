@@ -74,8 +74,9 @@ def _line(result: StepResult, means: dict[str, float], norm: float, structure: s
         "lr": result.lr,
         unit: result.units,
         "tokens": result.totals.tokens,
-        f"{unit}_per_second": result.units / result.seconds,
     }
+    if result.seconds > 0:  # a clock may stand still
+        line[f"{unit}_per_second"] = result.units / result.seconds
     if result.skipped:
         line["skipped"] = True
     return line

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefopt.data.packs.pack import pack
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, first_line, is_out_of_memory
 from prefopt.structures.packs import row_of
 from prefopt.trainer.identity import StartCheck
 from prefopt.trainer.metrics import MetricSums
@@ -60,7 +60,9 @@ class Accumulator:
             self._scored = []
             try:
                 return run(step, packs)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.clear()
                 at = self._scoring
                 halves = self._halve(packs[at], members[at] if members else (), error)
@@ -129,13 +131,13 @@ class Accumulator:
         torch.manual_seed(mix(self.seed, step.index, at, self.engine.rank))
 
     def _halve(
-        self, batch: PackedBatch, members: tuple[TokenizedGroup, ...], error: torch.OutOfMemoryError
+        self, batch: PackedBatch, members: tuple[TokenizedGroup, ...], error: BaseException
     ) -> list[tuple[TokenizedGroup, ...]]:
         # compiled layers fill a half up again
         if self.engine.world > 1 or len(members) < 2 or self.policy.compiled is not None:
             raise RecipeError(
                 f"batch.tokens_per_batch: a pack of {batch.num_tokens} tokens does not fit into memory "
-                f"({str(error).splitlines()[0]}). Lower it, or batch.max_tokens, or set model.checkpointing; "
+                f"({first_line(error)}). Lower it, or batch.max_tokens, or set model.checkpointing; "
                 f"`prefopt check` says what fits."
             ) from None
         middle = len(members) // 2

@@ -366,3 +366,21 @@ def test_a_builtin_reference_of_another_model_is_refused(tmp_path: Path) -> None
     recipe = recipe_of(tmp_path, reference="{path: 'builtin:tiny'}")
     with pytest.raises(ModelError, match=r"has another tokenizer than model\.path"):
         check_tokenizer(recipe.reference, toy.tokenizer())
+
+
+def test_a_pickle_among_the_weights_is_refused_in_our_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with torch's, which name the switch that would run its code."""
+    recipe = recipe_of(tmp_path)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Weights only load failed. In PyTorch 2.6, we changed the default value of the `weights_only` argument; "
+            "re-running with `weights_only` set to `False` will likely succeed, but it can result in arbitrary code"
+        )
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
+    with pytest.raises(ModelError, match=r"a pickle that holds more than tensors.*safetensors") as caught:
+        assemble_model.policy_of(Start.of(recipe))
+    assert "weights_only" not in str(caught.value)

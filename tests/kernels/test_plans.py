@@ -92,6 +92,14 @@ def test_tuning_takes_the_fastest_and_remembers_it(tmp_path: Path, monkeypatch: 
     assert tuning.tuned_plan(LLAMA, lambda plan: pytest.fail("forgotten")) == best
 
 
+def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(tuning.VARIABLE, str(tmp_path / "nowhere" / "plans.json"))
+    assert tuning.tuned_plan(LLAMA, lambda plan: 1.0) is not None
+    assert "the plan could not be kept (" in caplog.text
+
+
 def test_auto_on_a_cpu_is_chunked_and_says_so() -> None:
     hidden, weight = torch.randn(3, 4), torch.randn(7, 4)
     result = token_logps(hidden, weight, torch.tensor([1, 2, 3]))

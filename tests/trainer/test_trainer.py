@@ -360,7 +360,19 @@ def test_nan_can_be_skipped_and_is_counted() -> None:
     assert all(torch.isfinite(p).all() for p in trainer.parameters.values())
 
 
-def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+NO_MEMORY = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "driver": RuntimeError("CUDA error: out of memory"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY.keys())
+def test_out_of_memory_halves_the_pack_and_changes_no_number(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = [result.sums.values["loss"].item() for result in trainer_of()]
     trainer = trainer_of()
     real, failed = trainer.accumulator.forward, []
@@ -368,7 +380,7 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
     def fails_once(batch: object, totals: object, index: int) -> object:
         if len(failed) < 2 and len(batch.row_ids) > 1:  # type: ignore[attr-defined]
             failed.append(batch)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise error
         return real(batch, totals, index)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer.accumulator, "forward", fails_once)
@@ -377,14 +389,19 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(monkeypatch: pytest
     assert split == pytest.approx(usual, rel=1e-9)  # another order of summation
 
 
-def test_a_single_group_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY.keys())
+def test_a_single_group_that_does_not_fit_is_refused(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_of()
 
     def fails(batch: object, totals: object, index: int) -> object:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(trainer.accumulator, "forward", fails)
-    with pytest.raises(RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit"):
+    with pytest.raises(
+        RecipeError, match=r"batch.tokens_per_batch: a pack of \d+ tokens does not fit .*\(\S"
+    ):
         next(iter(trainer))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -143,11 +144,14 @@ class DataReport:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part-{os.getpid()}")
-        # A lone surrogate from the source must not stop the file that reports it.
-        with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.bad)
-        os.replace(part, path)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            # A lone surrogate from the source must not stop the file that reports it.
+            with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.bad)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def enforce(self, max_bad: float) -> None:
         """Refuse to go on with too many bad rows, or with none that is good.

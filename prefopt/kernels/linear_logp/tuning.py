@@ -6,6 +6,7 @@ The first call with a new kind of problem is slow; FILE then holds its plan for 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.kernels.linear_logp.plans import Blocks, LogpProblem, TilePlan, candidates, plan_for
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "PREFOPT_LOGP_TUNE"
 
@@ -32,7 +35,10 @@ def tuned_plan(problem: LogpProblem, timed: Callable[[TilePlan], float]) -> Tile
     bucket = problem.bucket()
     if bucket not in plans:
         plans[bucket] = _fastest(problem, timed)
-        _write(Path(file), plans)
+        try:
+            _write(Path(file), plans)
+        except OSError as error:
+            log.warning("%s: the plan could not be kept (%s). The next start times it again.", file, error)
     return plans[bucket]
 
 
