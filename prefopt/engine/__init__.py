@@ -10,19 +10,25 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from prefopt.engine import sharding
-from prefopt.errors import PrefoptError, RecipeError
+from prefopt.engine.peers import LONGEST_WAIT, watched
+from prefopt.errors import PeerError, RecipeError
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -30,10 +36,6 @@ _SUPPORTED = (
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
 )
-
-
-class PeerError(PrefoptError):
-    """Another rank failed, which ends this one too."""
 
 
 class Engine:
@@ -52,7 +54,9 @@ class Engine:
         # without a GPU accelerate joins the ranks of a launcher only when told to stay on the CPU
         cpu = cpu or (launched > 1 and not torch.cuda.is_available())
         # autocast is entered by us around policy and reference alike, so accelerate never wraps forward
-        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu)
+        self.accelerator = Accelerator(
+            mixed_precision="no", cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
+        )
         if self.accelerator.num_processes != launched:
             raise RecipeError(
                 f"launcher: it started {launched} processes, but {self.accelerator.num_processes} found each other. "
@@ -196,6 +200,10 @@ class Engine:
         """Wait for every rank."""
         if self.world > 1:
             torch.distributed.barrier()
+
+    def watched(self, timeout: float | None) -> AbstractContextManager[None]:
+        """Watch the other ranks while a block runs that all of them enter; see ``peers.watched``."""
+        return watched(self.rank, self.world, timeout)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
