@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,11 @@ from prefopt.errors import (
     DataError,
     ModelError,
     NonFiniteError,
+    PeerError,
     PrefoptError,
     RecipeError,
     ResumeError,
+    StorageError,
 )
 from prefopt.losses import LOSSES, TRANSFORMS
 from prefopt.recipe import load, load_recipe
@@ -113,6 +116,8 @@ def test_check_score_and_quickstart_pass_their_arguments(
     positional, named = score[0]
     assert positional == ("m", "d.jsonl", Path("o.jsonl"))
     assert named["max_tokens"] == 64 and named["dtype"] == "float32" and named["overwrite"] is False
+    verify = verb("verify")
+    assert said("verify", "runs/x")[0] == 0 and verify == [((Path("runs/x"),), {})]
     assert said("quickstart", "--output", "runs/q")[0] == 0 and quickstart == [((Path("runs/q"),), {})]
 
 
@@ -185,6 +190,8 @@ EXITS = [
     (NonFiniteError("step 3: nan."), 4),
     (ResumeError("runs/x: other data."), 5),
     (CorruptError("model.safetensors: digest."), 6),
+    (StorageError("runs/x: full."), 74),
+    (PeerError("rank 1 is gone."), 76),
 ]
 
 
@@ -225,6 +232,49 @@ def test_what_nobody_foresaw_is_one_line_with_the_traceback_in_a_file(
     assert err.startswith("error: internal error: KeyError: 'weights'. This is a bug") and str(file) in err
     text = file.read_text(encoding="utf-8")
     assert "Traceback (most recent call last)" in text and "KeyError: 'weights'" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+            74,
+            "runs/x/metrics.jsonl: it could not",
+        ),
+        (MemoryError(), 2, "memory: what is to be done does not fit"),
+        (RuntimeError("CUDA error: out of memory\nmore"), 2, "(CUDA error: out of memory). Lower batch."),
+    ],
+    ids=repr,
+)
+def test_what_the_system_raises_is_no_bug_of_ours(
+    error: Exception, code: int, words: str, said: Said, verb: Callable[..., list[Any]], recipe: str
+) -> None:
+    verb("train", error)
+    got, out, err = said("train", recipe)
+    assert got == code and out == "" and err.count("\n") == 1
+    assert words in err and "bug" not in err
+
+
+def test_a_mistake_is_told_though_its_traceback_cannot_be_kept(
+    said: Said, verb: Callable[..., list[Any]], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**names: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    verb("train", KeyError("https://me:hunter2@host"))
+    code, _, err = said("train", recipe)
+    assert code == 70 and err.count("\n") == 1 and "hunter2" not in err
+    assert f"it came from {__file__}:" in err and "could not be kept (No space left on device)" in err
+
+
+def test_every_exit_code_is_in_the_help_and_on_the_page(said: Said) -> None:
+    kinds = {kind.exit_code for kind in PrefoptError.__subclasses__()} | {3}
+    page = (ROOT / "docs" / "training.md").read_text()
+    for code in kinds | {0, 70, 75, 130}:
+        assert re.search(rf"[:,]\s+{code} ", cli.app.info.epilog or ""), code
+        assert f"\n| {code} |" in page
 
 
 def test_several_mistakes_are_one_line_each(said: Said, verb: Callable[..., list[Any]], recipe: str) -> None:

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from prefopt.cli.report import internal, report, theirs, usage
-from prefopt.errors import OwnCodeError, PrefoptError
+from prefopt.errors import OwnCodeError, foreseen
 
-COMMANDS = ("train", "check", "score", "losses", "quickstart", "version")
+COMMANDS = ("train", "check", "score", "verify", "losses", "quickstart", "version")
 """All commands, in the order of the help."""
 
 INTERNAL = 70
@@ -36,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 2 bad recipe, model or data, 3 too many bad rows, 4 not finite, "
     "5 resume refused, 6 corrupt file, 70 internal error, 74 cannot write, "
-    "75 pre-empted after a checkpoint, 130 interrupted.",
+    "75 pre-empted after a checkpoint, 76 another rank failed, 130 interrupted.",
 )
 
 
@@ -77,14 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except OwnCodeError as error:
         return report(theirs(error), error.exit_code)
-    except PrefoptError as error:
-        return report(str(error), error.exit_code, "stopped" if error.exit_code in STOPPED else "error")
     except _UsageError as error:
         return report(usage(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last door: what nobody foresaw ends in one line too
-        return report(internal(error), INTERNAL)
+        known = foreseen(error)
+        if known is None:
+            return report(internal(error), INTERNAL)
+        return report(str(known), known.exit_code, "stopped" if known.exit_code in STOPPED else "error")
     if code == INTERRUPTED:  # newer versions of typer return it where older ones raise
         return report("interrupted.", INTERRUPTED, "stopped")
     return code if isinstance(code, int) else 0

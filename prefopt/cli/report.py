@@ -11,7 +11,7 @@ from importlib import metadata
 
 import typer
 
-from prefopt.errors import OwnCodeError
+from prefopt.errors import OwnCodeError, without_secrets
 
 
 def usage(error: Exception) -> str:
@@ -27,17 +27,27 @@ def usage(error: Exception) -> str:
 
 def internal(error: Exception) -> str:
     """Say where the traceback is of a mistake that nobody foresaw."""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {what[:300]}. This is a bug in prefopt; the traceback is in {_kept(error)}."
+    what = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
+    return f"internal error: {what[:300]}. This is a bug in prefopt; {_kept(error)}."
 
 
 def theirs(error: OwnCodeError) -> str:
     """Say where the traceback is of a mistake in code of the user's own."""
-    return f"{error} The traceback is in {_kept(error.__cause__ or error)}."
+    kept = _kept(error.__cause__ or error)
+    return f"{error} {kept[0].upper()}{kept[1:]}."
 
 
 def _kept(error: BaseException) -> str:
-    """Write the traceback into a file and return its path."""
+    """Write the traceback into a file and say where it is, or else where the error came from."""
+    try:
+        return f"the traceback is in {_keep_traceback(error)}"
+    except OSError as problem:  # the folder of temporary files may be full, too
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f"{last[0].filename}:{last[0].lineno}" if last else "an unknown place"
+        return f"it came from {place}, and its traceback could not be kept ({problem.strerror or problem})"
+
+
+def _keep_traceback(error: BaseException) -> str:
     handle, path = tempfile.mkstemp(prefix="prefopt-traceback-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(f"prefopt {metadata.version('prefopt')}, python {sys.version}\n")

@@ -24,6 +24,8 @@ FREE = frozenset(
         "train.log_every",
         "train.on_nonfinite",
         "train.max_skips",
+        "train.on_save_error",
+        "train.peer_timeout",
         "track",
     }
 )

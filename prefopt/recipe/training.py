@@ -40,6 +40,10 @@ class Train(Block):
     """What a NaN or infinity leads to; the weights are never touched by it."""
     max_skips: Count = 10
     """Steps that skip leaves out in a row before it ends the run as abort does."""
+    on_save_error: Literal["stop", "warn"] = "stop"
+    """What a checkpoint that cannot be written leads to; warn trains on until the next one is due."""
+    peer_timeout: Annotated[float, Field(gt=0)] | None = 60.0
+    """Seconds without a sign of life from one rank after which the others end. null: wait for ever."""
 
     @model_validator(mode="before")
     @classmethod

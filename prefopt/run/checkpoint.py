@@ -1,14 +1,11 @@
 """Checkpoints that are either whole or invisible, and how a run finds the last good one.
 
-A checkpoint is a folder ``step-000123`` written under a temporary name, every file flushed to disk,
-``manifest.json`` (size and SHA-256 of each file) last, then renamed. A folder without a manifest that
-matches its files is never picked. Only safetensors and JSON are read; nothing is unpickled.
+A checkpoint is a folder ``step-000123`` that ``manifest`` seals: written under a temporary name, then renamed. One
+that does not match its manifest is never picked. Only safetensors and JSON are read; nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -16,19 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from prefopt.errors import CorruptError, writing
+from prefopt.run.manifest import faults, flush, read_json, seal, write_plain_json
 
-from prefopt.errors import CorruptError, PrefoptError
-
-MANIFEST = "manifest.json"
 STATE = "state.json"
 _PREFIX = "step-"
-
-
-class StorageError(PrefoptError):
-    """A file that could not be written; what was there before is untouched."""
-
-    exit_code = 74
+_TEMPORARY = ".tmp-"
+_WAY_OUT = "Free space or permissions, then run again with --resume."
 
 
 def checkpoint_name(step: int) -> str:
@@ -54,30 +45,25 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: Mapping[
         StorageError: a file could not be written; no checkpoint was changed or removed.
     """
     target = folder / checkpoint_name(step)
-    temporary = folder / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    temporary = folder / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        _write_json(temporary / STATE, {"step": step, **state})
-        _write_json(temporary / MANIFEST, {"files": _digests(temporary)})
-        _flush_tree(temporary)
-        if target.exists():
-            os.replace(target, folder / f".tmp-old-{target.name}-{uuid.uuid4().hex[:8]}")
-        os.rename(temporary, target)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        # safetensors wraps a full disk in an error of its own
+        with writing(target, _WAY_OUT):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            write_plain_json(temporary / STATE, {"step": step, **state})
+            seal(temporary)
+            if target.exists():
+                os.rename(target, _grave(target))
+            os.rename(temporary, target)
+            flush(folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(
-            f"{target}: the checkpoint could not be written ({getattr(error, 'strerror', None) or error}). "
-            f"Free space or permissions, then run again with --resume."
-        ) from None
     return target
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Return the ``state.json`` of a checkpoint."""
-    return _read_json(path / STATE)
+    return read_json(path / STATE)
 
 
 def verify(path: Path) -> None:
@@ -86,20 +72,8 @@ def verify(path: Path) -> None:
     Raises:
         CorruptError: a file is missing, extra, or not what was written.
     """
-    if not (path / MANIFEST).is_file():
-        raise CorruptError(f"{path}: there is no {MANIFEST}, so the checkpoint was never finished.")
-    files = _read_json(path / MANIFEST).get("files")
-    if not isinstance(files, dict) or STATE not in files:
-        raise CorruptError(f"{path / MANIFEST}: it lists no files. Delete the checkpoint.")
-    found = {str(file.relative_to(path)) for file in _files(path)} - {MANIFEST}
-    for name in sorted(found | files.keys()):
-        if name not in found:
-            raise CorruptError(f"{path / name}: the file is missing.")
-        if name not in files:
-            raise CorruptError(f"{path / name}: the file is not in the manifest.")
-        expected, got = files[name], _digest(path / name)
-        if got != expected:
-            raise CorruptError(f"{path / name}: the content is {got}, but {expected} was written.")
+    if found := faults(path, needs=STATE):
+        raise CorruptError(found[0])
 
 
 def latest_valid(folder: Path, report: Callable[[str], None] = lambda line: None) -> Path | None:
@@ -134,84 +108,35 @@ def prune(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> Non
     for path in checkpoints(folder)[:-keep]:
         if path.name not in protect:
             # under a name that is no checkpoint's first, so that a half-removed one is never picked
-            grave = folder / f".tmp-old-{path.name}-{uuid.uuid4().hex[:8]}"
-            os.rename(path, grave)
-    for left in folder.glob(".tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
+            with writing(path, "The new checkpoint is whole. " + _WAY_OUT):
+                os.rename(path, _grave(path))
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what saves and removals left unfinished; only whoever holds the run's lock may."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        if is_temporary(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name in the folder of checkpoints is that of one which is not finished, or no longer wanted."""
+    return name.startswith((f"{_TEMPORARY}{_PREFIX}", f"{_TEMPORARY}old-{_PREFIX}"))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name in the folder of checkpoints is that of one, damaged ones included."""
+    return name.removeprefix("damaged-").removeprefix(_PREFIX).split("-")[0].isdigit() and _PREFIX in name
+
+
+def _grave(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}old-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def set_aside_after(folder: Path, step: int) -> None:
     """Rename checkpoints newer than ``step``, which a resumed run passed over, so that they are never counted."""
     for path in checkpoints(folder):
         if step_of(path) > step:
-            os.rename(path, folder / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a small JSON file in one step: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write_json(temporary, value)
-        _flush(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: it could not be written ({error.strerror or error}).") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CorruptError: it is not one.
-    """
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path}: it cannot be read as JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise CorruptError(f"{path}: it holds a {type(value).__name__}, not an object.")
-    return value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
-
-
-def _digest(path: Path) -> str:
-    """Return "size:sha256" of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _sha256(file)
-    return f"{path.stat().st_size}:{digest.hexdigest()}"
-
-
-def _sha256(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in [*_files(folder), *(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            with writing(path):
+                os.rename(path, folder / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")

@@ -11,26 +11,18 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from prefopt.errors import CorruptError, RecipeError, is_misnamed, storage_error, writing
+from prefopt.run.checkpoint import checkpoints, sweep
+from prefopt.run.manifest import faults, flush, listed, names_in, read_json, seal, write_json, write_text
 
-from prefopt.errors import RecipeError
-from prefopt.run.checkpoint import StorageError, checkpoints, read_json, write_json
-
-_OURS = (
-    "recipe.yaml",
-    "run.json",
-    "metrics.jsonl",
-    "data_report.json",
-    "quarantine.jsonl",
-    "checkpoints",
-    "final",
-    "trackers",
-)
+WRITTEN = "# Written by prefopt train, with every default and override filled in; it can be run again."
+"""First line of a stored recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +52,11 @@ class RunFolder:
         return self.path / "quarantine.jsonl"
 
     @property
+    def next_quarantine(self) -> Path:
+        """Where bad rows are listed while the folder still holds what an earlier start wrote."""
+        return self.path / "quarantine.new.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -74,45 +71,67 @@ class RunFolder:
     @property
     def is_occupied(self) -> bool:
         """Whether a run was started here."""
-        return self.run.exists() or self.final.exists() or bool(checkpoints(self.checkpoints))
+        sealed = (self.final, *checkpoints(self.checkpoints))
+        return self._state() is not None or any(listed(path) is not None for path in sealed)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run that lies here came to its end."""
-        return self.final.is_dir() and self.run.exists() and bool(read_json(self.run).get("finished"))
+        """Whether the run that lies here came to its end; the final model may be damaged since."""
+        return bool((self._state() or {}).get("finished"))
 
-    def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that starting here loses nothing that the user did not give up.
+    def _state(self) -> Mapping[str, Any] | None:
+        """Return what ``start`` wrote, if it did."""
+        try:
+            state = read_json(self.run)
+        except CorruptError:
+            return None
+        return state if "finished" in state else None
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
 
         Raises:
-            RecipeError: the folder holds a run and neither flag was given, or it is no folder.
+            RecipeError: there can be no folder of that name.
+            StorageError: there could be one, but for the disk or missing rights.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not is_misnamed(error):
+                raise storage_error(error, self.path) from error
             raise RecipeError(
                 f"output: {self.path} cannot be made a folder ({error.strerror or error}). Give another one."
             ) from None
+
+    def claim(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that starting here loses nothing that the user did not give up; the lock must be held.
+
+        Raises:
+            RecipeError: the folder holds a run and neither flag was given.
+        """
         if self.is_occupied and not resume and not overwrite:
             raise RecipeError(
                 f"output: {self.path} already holds a run. Add --resume to continue it, --overwrite to delete "
                 f"it and start anew, or choose another folder with output=…"
             )
 
-    def clear(self, keep: Sequence[str] = ()) -> None:
-        """Delete what a run writes except ``keep``, and nothing else that may lie in the folder."""
-        for name in (name for name in _OURS if name not in keep):
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def sweep(self) -> None:
+        """Remove temporary files of a process that was killed; the lock must be held."""
+        sweep(self.checkpoints)
+        shutil.rmtree(self._next_final, ignore_errors=True)
+        files = (self.recipe, self.run, self.metrics, self.data_report, self.quarantine, self.next_quarantine)
+        for path in files:
+            for left in self.path.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+                with writing(left):
+                    left.unlink(missing_ok=True)
 
     def start(self, recipe_yaml: str, facts: Mapping[str, Any]) -> None:
         """Write down what is run here, before the first step."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(recipe_yaml, encoding="utf-8")
+        write_text(self.recipe, f"{WRITTEN}\n{recipe_yaml}")
         write_json(self.run, {**facts, "finished": False})
+        if self.next_quarantine.exists():
+            with writing(self.quarantine):
+                os.replace(self.next_quarantine, self.quarantine)
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -123,34 +142,53 @@ class RunFolder:
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with writing(self.metrics):
+            text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        temporary = self.metrics.with_name(".metrics.jsonl.new")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.metrics)
+        write_text(self.metrics, "".join(kept))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; what is not finite is written as null, as JSON has no NaN."""
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics, _RESUME), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def replace_final(self, write: Callable[[Path], object]) -> Path:
-        """Write the final model under another name first, so that ``final`` is always whole."""
-        temporary = self.path / ".final.new"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            shutil.rmtree(self.final, ignore_errors=True)
-            os.rename(temporary, self.final)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise StorageError(
-                f"{self.final}: the model could not be written ({error}). Free space, then run with --resume."
-            ) from None
+        """Write the final model under another name first, sealed, so that ``final`` is always whole."""
+        with writing(self.final, _RESUME):
+            shutil.rmtree(self._next_final, ignore_errors=True)
+            try:
+                self._next_final.mkdir(parents=True)
+                write(self._next_final)
+                seal(self._next_final)
+                self._make_room()
+                os.rename(self._next_final, self.final)
+                flush(self.path)
+            finally:
+                shutil.rmtree(self._next_final, ignore_errors=True)
         return self.final
+
+    def _make_room(self) -> None:
+        """Remove an older final model; one that is not just what was written is kept under another name."""
+        if not self.final.exists():
+            return
+        if self.final_faults() or names_in(self.final) != listed(self.final):
+            os.rename(self.final, self.path / f"damaged-final-{uuid.uuid4().hex[:8]}")
+        else:
+            shutil.rmtree(self.final)
+
+    def final_faults(self) -> list[str]:
+        """Return what is wrong with the final model, a line each; files that were put beside it are not."""
+        return faults(self.final, allows_more=True)
+
+    @property
+    def _next_final(self) -> Path:
+        return self.path / ".final.new"
+
+
+_RESUME = "Free space or permissions, then run again with --resume."

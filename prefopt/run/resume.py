@@ -12,8 +12,9 @@ from prefopt.data.tokens.table import GroupTable
 from prefopt.errors import CorruptError, ResumeError
 from prefopt.recipe.diff import Change, diff_recipes
 from prefopt.recipe.strict_yaml import read_yaml
-from prefopt.run.checkpoint import checkpoints, latest_valid, load_state, read_json, step_of
+from prefopt.run.checkpoint import checkpoints, latest_valid, load_state, step_of
 from prefopt.run.folder import RunFolder
+from prefopt.run.manifest import read_json
 
 FILES, VERSIONS = "files", "versions"
 """Names of facts that are compared in a way of their own."""

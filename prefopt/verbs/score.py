@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from prefopt.data.packs.plan import Plan
 from prefopt.data.packs.steps import PlannedSteps
 from prefopt.data.prepare import prepare
 from prefopt.data.rows.loss_needs import Needs
-from prefopt.errors import DataError
+from prefopt.errors import DataError, is_misnamed, storage_error, user_errors, writing
+from prefopt.recipe import Recipe
 from prefopt.types import PackedBatch, SeqLogps
 from prefopt.verbs.progress import Display
 
@@ -55,13 +58,26 @@ def run(
         overwrite: replace ``out`` if it exists.
 
     Raises:
-        PrefoptError: the model or the data cannot be used, or ``out`` exists.
+        PrefoptError: the model or the data cannot be used, or ``out`` exists or cannot be written.
     """
     target = Path(out)
     _claim(target, overwrite)
-    recipe = scoring_recipe(
-        model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
-    )
+    with user_errors():
+        return _score(
+            target,
+            scoring_recipe(
+                model, data, split=split, adapter=adapter, dtype=dtype, chat_template=chat_template
+            ),
+            max_tokens,
+            tokens_per_batch,
+            overwrite,
+        )
+
+
+def _score(
+    target: Path, recipe: Recipe, max_tokens: int | None, tokens_per_batch: int, overwrite: bool
+) -> Path:
+    """Score what a recipe names, in the order: rows, model, file."""
     tokenizer = tokenizer_of(recipe.model)
     prepared = prepare(
         [source_of(recipe.data[0])],
@@ -71,11 +87,13 @@ def run(
         on_identical="keep",
         on_tie="keep",
         needs=Needs(structure=None),
-        chat_template=chat_template,
+        chat_template=recipe.model.chat_template,
         cache_dir=cache_folder() / "tokenized",
     )
     table = prepared.table
-    prepared.report.write_quarantine(target.with_name(f"{target.name}.quarantine.jsonl"))
+    quarantine = target.with_name(f"{target.name}.quarantine.jsonl")
+    with writing(quarantine):
+        prepared.report.write_quarantine(quarantine)
     prepared.report.enforce(MAX_BAD)
     sizes = table.sizes(share_prompts=True)
     if int(sizes.tokens.max()) > tokens_per_batch:
@@ -95,7 +113,7 @@ def run(
     with Display(len(table), what="rows") as display:
         for line in prepared.report.lines():
             display.say(line)
-        _write(target, _lines(policy, PlannedSteps(plan, table), display))
+        _write(target, _lines(policy, PlannedSteps(plan, table), display), overwrite)
         display.say(f"{target}: {len(table):,} rows scored")
     return target
 
@@ -109,6 +127,8 @@ def _claim(target: Path, overwrite: bool) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if not is_misnamed(error):
+            raise storage_error(error, target.parent) from error
         raise DataError(f"--out: {target} cannot be written ({error.strerror or error}).") from None
 
 
@@ -134,10 +154,16 @@ def _rows(batch: PackedBatch, logps: SeqLogps) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(target: Path, lines: Iterator[dict[str, Any]]) -> None:
+def _write(target: Path, lines: Iterator[dict[str, Any]], overwrite: bool) -> None:
     """Write all lines, then put the file in place, so that a stopped run leaves no half file."""
-    temporary = target.with_name(f".{target.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line) + "\n")
-    os.replace(temporary, target)
+    temporary = target.with_name(f".{target.name}.part-{uuid.uuid4().hex[:8]}")
+    try:
+        with writing(target), temporary.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line) + "\n")
+        _claim(target, overwrite)  # another process may have written it meanwhile
+        with writing(target):
+            os.replace(temporary, target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.errors import CorruptError
-from prefopt.run import checkpoint
-from prefopt.run.checkpoint import StorageError, latest_valid, load_state, prune, save, verify
+from prefopt.errors import CorruptError, StorageError
+from prefopt.run.checkpoint import latest_valid, load_state, prune, save, verify
+from prefopt.run.manifest import read_json
 
 
 def write(folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_manifest_with_another_digest_is_noticed(tmp_path: Path) -> None:
     path = save(tmp_path, 1, write, {})
     manifest = path / "manifest.json"
     text = manifest.read_text()
-    digest = checkpoint.read_json(manifest)["files"]["optimizer.safetensors"]
+    digest = read_json(manifest)["files"]["optimizer.safetensors"]
     manifest.write_text(text.replace(digest, digest[:-1] + ("0" if digest[-1] != "0" else "1")))
     with pytest.raises(CorruptError, match=r"optimizer\.safetensors"):
         verify(path)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from prefopt.cli import main
 from prefopt.errors import ResumeError
 from prefopt.run import checkpoint
+from prefopt.run.manifest import MANIFEST, seal
 from prefopt.trainer import Trainer
 from prefopt.trainer.objective import Charge, Objective
 
@@ -70,11 +71,11 @@ def break_after(monkeypatch: pytest.MonkeyPatch, folder: Path, step: int, **chan
 
 def rewrite(saved: Path, tensors: dict[str, torch.Tensor] | None) -> None:
     """Put other carried values, or none, into a checkpoint that is whole all the same."""
-    (saved / checkpoint.MANIFEST).unlink()
+    (saved / MANIFEST).unlink()
     (saved / "carried.safetensors").unlink()
     if tensors is not None:
         save_file(tensors, str(saved / "carried.safetensors"))
-    checkpoint.write_json(saved / checkpoint.MANIFEST, {"files": checkpoint._digests(saved)})
+    seal(saved)
 
 
 @pytest.mark.parametrize("name", slow_but(["bco"], [*LOSSES]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ def test_one_answer_to_two_prompts_is_scored_after_each(folder: Path) -> None:
     assert both["lengths"] == [3, 3]
     for logp, line in zip(both["logps"], alone, strict=True):  # type: ignore[arg-type]
         assert logp == pytest.approx(line["logps"][0], abs=1e-4)  # type: ignore[index]
+
+
+def test_a_full_disk_leaves_neither_half_a_file_nor_a_temporary_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = folder / "out" / "scores.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(["score", str(folder / "model"), str(folder / "rows.jsonl"), "--out", str(out)]) == 74
+    assert f"error: {out}: it could not be written or reached (No space left" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []

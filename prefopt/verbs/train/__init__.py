@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from prefopt.assemble.data import cache_folder
@@ -20,12 +20,14 @@ from prefopt.assemble.loss import BoundLoss
 from prefopt.assemble.model import engine_of, quiet_libraries, tokenizer_of
 from prefopt.assemble.optim import check_optim
 from prefopt.assemble.references import check_references, needed
-from prefopt.errors import RecipeError
+from prefopt.errors import CorruptError, RecipeError, user_errors
 from prefopt.plugins import blamed
 from prefopt.recipe import Recipe, load_recipe
+from prefopt.run import replace
 from prefopt.run import resume as resuming
 from prefopt.run.digests import FileDigests
 from prefopt.run.folder import RunFolder
+from prefopt.run.lock import held
 from prefopt.run.resume import Origin
 from prefopt.verbs.progress import Display
 from prefopt.verbs.train.build import build
@@ -49,7 +51,7 @@ def run(
         recipe: path of the recipe.
         overrides: ``key.path=value`` each.
         resume: continue the run in the output folder; start one if there is none.
-        overwrite: delete the run in the output folder first.
+        overwrite: replace the run in the output folder, which goes with the first checkpoint of the new one.
 
     Raises:
         PrefoptError: anything a user can mend, with its exit code.
@@ -63,7 +65,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     if resume and overwrite:
         raise RecipeError("--resume continues what --overwrite deletes. Give one of them.")
     quiet_libraries()
-    with recipe.located():
+    with recipe.located(), user_errors():
         loss = loss_of(recipe)
         with blamed(loss.code):
             return _claim(filled(recipe, loss), loss, resume=resume, overwrite=overwrite)
@@ -73,17 +75,41 @@ def _claim(recipe: Recipe, loss: BoundLoss, *, resume: bool, overwrite: bool) ->
     """Take the output folder and the devices, run, and let go of them."""
     folder = RunFolder(Path(recipe.output))
     engine = engine_of(recipe.model)
-    try:
-        check_same_code(engine, loss.code)
-        folder.claim(resume=resume, overwrite=overwrite)
-        is_resumed = resume and folder.is_occupied
-        engine.barrier()  # nobody writes before everybody has looked
-        say = Display(0, is_silent=not engine.is_main).say
-        with closing(FileDigests(cache_folder() / "digests")) as digests:
-            job = Job(recipe, loss, folder, engine, say, digests)
-            return _carry_out(job, is_resumed=is_resumed, overwrite=overwrite)
-    finally:
-        engine.finish()
+    say = Display(0, is_silent=not engine.is_main).say
+    with ExitStack() as lock:
+        try:
+            with (
+                engine.watched(recipe.train.peer_timeout),
+                closing(FileDigests(cache_folder() / "digests")) as digests,
+            ):
+                job = Job(recipe, loss, folder, engine, say, digests)
+                with engine.main_first():
+                    if engine.is_main:
+                        folder.make()
+                        lock.enter_context(held(folder.path, say))
+                        _check_folder(job, resume=resume, overwrite=overwrite)
+                check_same_code(engine, loss.code)
+                is_resumed = resume and folder.is_occupied
+                engine.barrier()  # nobody writes before everybody has looked
+                return _carry_out(job, is_resumed=is_resumed, overwrite=overwrite)
+        finally:
+            engine.finish()
+
+
+def _check_folder(job: Job, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder in which this start would lose something; the lock is held."""
+    folder = job.folder
+    for old in replace.put_back(folder):
+        job.say(
+            f"{old}: the run that --overwrite replaced, deleted with the first checkpoint of the new one. To have it "
+            f"back, move what is in it to {folder.path}"
+        )
+    folder.sweep()
+    folder.claim(resume=resume, overwrite=overwrite)
+    if not (resume and folder.is_occupied):
+        # code is looked for from the recipe's folder, everything else from here
+        code = {each.where: str(each.path) for each in job.loss.code}
+        replace.check_untouched(folder, {**job.recipe.resolved(), **code} if overwrite else None)
 
 
 def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
@@ -91,7 +117,7 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
     recipe = job.recipe
     job.engine.check_trackers(recipe.track)
     origin = _find_origin(job) if is_resumed else None
-    if origin is not None and job.folder.is_finished:
+    if origin is not None and job.folder.is_finished and _is_whole(job, origin):
         job.say(f"{job.folder.path}: the run is finished; there is nothing left to do.")
         return job.folder.final
     is_sharded = job.engine.sharding is not None
@@ -104,6 +130,24 @@ def _carry_out(job: Job, *, is_resumed: bool, overwrite: bool) -> Path:
     progress = open_folder(job, loaded, built, origin, overwrite=overwrite)
     Loop(job, loaded, built, progress).run()
     return finish(job, built, progress)
+
+
+def _is_whole(job: Job, origin: Origin) -> bool:
+    """Whether the final model of a finished run is what was written; it can be written again from a checkpoint.
+
+    Raises:
+        CorruptError: it is damaged, and no checkpoint is left.
+    """
+    faults = job.folder.final_faults() if job.engine.is_main else []
+    if not job.engine.any(bool(faults)):
+        return True
+    if origin.checkpoint is None:
+        what = "\n".join(faults) or f"{job.folder.final}: it is damaged."
+        raise CorruptError(f"{what} There is no checkpoint to write it from: restore it, or start anew.")
+    for line in faults:
+        job.say(line)
+    job.say(f"{job.folder.final}: damaged; it is written again from {origin.checkpoint.name}")
+    return False
 
 
 def _find_origin(job: Job) -> Origin:

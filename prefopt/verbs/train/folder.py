@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefopt.errors import CorruptError
-from prefopt.run import checkpoint
+from prefopt.errors import CorruptError, writing
+from prefopt.run import checkpoint, replace
 from prefopt.run.folder import RunFolder
 from prefopt.run.log import RunState
+from prefopt.run.manifest import write_json
 from prefopt.run.resume import Origin
 from prefopt.verbs.train.job import Built, Job, Loaded
 
@@ -15,7 +16,7 @@ from prefopt.verbs.train.job import Built, Job, Loaded
 def open_folder(
     job: Job, loaded: Loaded, built: Built, origin: Origin | None, *, overwrite: bool
 ) -> RunState:
-    """Open the output folder now that everything a run needs was found; only here is anything deleted.
+    """Open the output folder now that everything a run needs was found; only here is a run replaced.
 
     Returns:
         What the run remembers: nothing yet, or what its last checkpoint does.
@@ -26,14 +27,15 @@ def open_folder(
         built.trainer.skips = progress.skipped_in_row
     if job.engine.is_main:
         if overwrite:
-            job.folder.clear(keep=(job.folder.quarantine.name,))
+            replace.set_aside(job.folder)
         job.folder.cut_metrics(built.trainer.done)
         job.folder.start(job.recipe.to_yaml(), {"facts": built.facts})
         reports = {"train": loaded.data.report, "eval": loaded.data.eval_report}
         found = {name: report.to_json() for name, report in reports.items() if report is not None}
-        checkpoint.write_json(job.folder.data_report, found)
+        write_json(job.folder.data_report, found)
         config = _flat(job.recipe.resolved())
-        job.engine.start_trackers(job.recipe.track, str(job.folder.trackers), config)
+        with writing(job.folder.trackers):
+            job.engine.start_trackers(job.recipe.track, str(job.folder.trackers), config)
     job.engine.barrier()
     return progress
 
@@ -47,6 +49,11 @@ def _take_up(job: Job, origin: Origin, progress: RunState, num_steps: int) -> No
     job.say(f"resuming after step {origin.step} of {num_steps}")
     best = progress.best_step
     if best is not None and job.keeps_best and not _is_whole(job.folder, best):
+        if job.folder.is_finished:
+            raise CorruptError(
+                f"{job.folder.final}: damaged, and so is the checkpoint after step {best} with its weights. Restore "
+                f"one of them, or start anew with --overwrite."
+            )
         job.say(f"the best checkpoint so far, after step {best}, is lost; the search for it starts anew")
         progress.best = progress.best_step = None
     if job.engine.is_main:

@@ -8,6 +8,7 @@ from typing import Any
 from prefopt.assemble.data import Data, data_of
 from prefopt.assemble.plan import eval_plan_of, num_steps, plan_of
 from prefopt.data.packs.steps import PlannedSteps
+from prefopt.errors import writing
 from prefopt.run.resume import Origin
 from prefopt.verbs.train.facts import facts_of_rows
 from prefopt.verbs.train.job import Job, Loaded
@@ -40,7 +41,12 @@ def _report(job: Job, data: Data) -> None:
     for line in (line for report in reports for line in report.lines()):
         job.say(line)
     bad = [row for report in reports for row in report.bad]
-    if bad and job.engine.is_main:
-        replace(data.report, bad=bad).write_quarantine(job.folder.quarantine)
+    if job.engine.is_main:
+        # what an earlier run found stays until this one has started in its place
+        path = job.folder.next_quarantine if job.folder.is_occupied else job.folder.quarantine
+        with writing(path):
+            replace(data.report, bad=bad).write_quarantine(path)
+        if bad:
+            job.say(f"{path}: the bad rows")
     for report in reports:
         report.enforce(job.recipe.rows.max_bad)

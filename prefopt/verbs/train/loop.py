@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prefopt.errors import NonFiniteError
+from prefopt.errors import NonFiniteError, writing
 from prefopt.recipe import Eval
 from prefopt.run.log import RunState, write_out
 from prefopt.run.stopping import INTERRUPTED, Stopped, stop_requests
@@ -65,10 +65,13 @@ class Loop:
         is_save = is_last or bool(every and done % every == 0) or bool(self.trainer.requested)
         if is_save or evaluation is not None or done % log_every == 0:
             self._flush()
+        best_before = self.progress.best, self.progress.best_step
         is_best = evaluation is not None and self._evaluate(evaluation, done)
         has_lost_patience = evaluation is not None and self._has_lost_patience()
         if is_save or has_lost_patience or (is_best and self.job.keeps_best):
-            save(self.job, self.built, self.progress, done)
+            must = bool(self.trainer.requested)  # nothing comes after it that could save again
+            if not save(self.job, self.built, self.progress, done, must=must) and is_best:
+                self.progress.best, self.progress.best_step = best_before
         if self.trainer.requested and not is_last:
             self._stop(done)
         if evaluation is not None and has_lost_patience and not is_last:
@@ -88,7 +91,11 @@ class Loop:
             step = line["step"]
             if step % self.recipe.train.log_every == 0 or step == self.loaded.num_steps:
                 self.display.metrics(step, line)
-                self.engine.track({k: v for k, v in line.items() if k != "step"}, step)
+                self._track({k: v for k, v in line.items() if k != "step"}, step)
+
+    def _track(self, line: dict[str, float], step: int) -> None:
+        with writing(self.job.folder.trackers):
+            self.engine.track(line, step)
 
     def _evaluate(self, settings: Eval, done: int) -> bool:
         """Evaluate on the held-out rows; return whether this was the best so far."""
@@ -97,7 +104,7 @@ class Loop:
         line = {f"eval/{name}": value for name, value in values.items()}
         if self.engine.is_main:
             self.job.folder.add_metrics({"step": done, **line})
-            self.engine.track(line, done)
+            self._track(line, done)
             shown = "  ".join(f"{k} {v:.4g}" for k, v in line.items() if "logps" not in k)
             self.display.say(f"evaluation after step {done}: {shown}")
         value, best = line.get(f"eval/{settings.metric}", math.nan), self.progress.best

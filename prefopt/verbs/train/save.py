@@ -8,15 +8,30 @@ from shutil import copytree
 from torch import Tensor
 
 from prefopt.assemble import model as assemble_model
-from prefopt.run import checkpoint
+from prefopt.errors import StorageError
+from prefopt.run import checkpoint, replace
 from prefopt.run.log import RunState
 from prefopt.trainer.state import state_files, write_files
 from prefopt.verbs.train.finite import check_finite
 from prefopt.verbs.train.job import Built, Job
 
 
-def save(job: Job, built: Built, progress: RunState, done: int) -> None:
-    """Write a checkpoint after ``done`` steps, and delete those that nobody asked to keep."""
+def save(job: Job, built: Built, progress: RunState, done: int, *, must: bool = False) -> bool:
+    """Write a checkpoint after ``done`` steps, and delete those that nobody asked to keep.
+
+    Args:
+        job: what is run.
+        built: what is saved.
+        progress: saved with it.
+        done: optimizer steps.
+        must: raise where the checkpoint cannot be written, whatever the recipe says.
+
+    Returns:
+        Whether it is on disk; where not, the recipe says to go on.
+
+    Raises:
+        StorageError: it could not be written, and the recipe says to stop.
+    """
     files = state_files(built.trainer)
     check_finite(job, built, files)
     weights = job.engine.weights(built.policy.model)
@@ -25,13 +40,27 @@ def save(job: Job, built: Built, progress: RunState, done: int) -> None:
         _save_model(job, built, folder / "model", weights)
         write_files(folder, files, built.trainer)
 
-    if job.engine.is_main:
-        state = {**progress.state(), "recipe": job.recipe.resolved(), "facts": built.facts}
-        checkpoint.save(job.folder.checkpoints, done, write, state)
-        best = progress.best_step if job.keeps_best else None
-        protect = {checkpoint.checkpoint_name(step) for step in (done, best) if step is not None}
-        checkpoint.prune(job.folder.checkpoints, job.recipe.train.keep, frozenset(protect))
-    job.engine.barrier()
+    failed = False
+    with job.engine.main_first():
+        if job.engine.is_main:
+            try:
+                state = {**progress.state(), "recipe": job.recipe.resolved(), "facts": built.facts}
+                checkpoint.save(job.folder.checkpoints, done, write, state)
+                _drop_others(job, progress, done)
+            except StorageError as error:
+                if must or job.recipe.train.on_save_error == "stop":
+                    raise
+                failed = not (job.folder.checkpoints / checkpoint.checkpoint_name(done)).exists()
+                job.say(f"{error} Going on, as train.on_save_error is warn.")
+    return not job.engine.any(failed)
+
+
+def _drop_others(job: Job, progress: RunState, done: int) -> None:
+    """Delete what the checkpoint after ``done`` steps stands for now."""
+    best = progress.best_step if job.keeps_best else None
+    protect = {checkpoint.checkpoint_name(step) for step in (done, best) if step is not None}
+    checkpoint.prune(job.folder.checkpoints, job.recipe.train.keep, frozenset(protect))
+    replace.discard(job.folder)
 
 
 def finish(job: Job, built: Built, progress: RunState) -> Path:
@@ -40,20 +69,25 @@ def finish(job: Job, built: Built, progress: RunState) -> Path:
     if best is None:
         check_finite(job, built, {})
     weights = job.engine.weights(built.policy.model) if best is None else None
-    if job.engine.is_main:
-        if best is not None:
-            source = job.folder.checkpoints / checkpoint.checkpoint_name(best)
-            checkpoint.verify(source)
-            job.folder.replace_final(lambda to: copytree(source / "model", to, dirs_exist_ok=True))
-        else:
-            job.folder.replace_final(lambda to: _save_model(job, built, to, weights))
-        job.folder.finish()
-        which = f"the best evaluation, after step {best}" if best is not None else "the last step"
-        job.say(f"{job.folder.final}: the model of {which}")
-        if progress.skipped:
-            job.say(f"{progress.skipped} step(s) were not finite and left out")
-    job.engine.barrier()
+    with job.engine.main_first():
+        if job.engine.is_main:
+            _write_final(job, built, weights, best)
+            if progress.skipped:
+                job.say(f"{progress.skipped} step(s) were not finite and left out")
     return job.folder.final
+
+
+def _write_final(job: Job, built: Built, weights: dict[str, Tensor] | None, best: int | None) -> None:
+    if best is not None:
+        source = job.folder.checkpoints / checkpoint.checkpoint_name(best)
+        checkpoint.verify(source)
+        job.folder.replace_final(lambda to: copytree(source / "model", to, dirs_exist_ok=True))
+    else:
+        job.folder.replace_final(lambda to: _save_model(job, built, to, weights))
+    job.folder.finish()
+    replace.discard(job.folder)
+    which = f"the best evaluation, after step {best}" if best is not None else "the last step"
+    job.say(f"{job.folder.final}: the model of {which}")
 
 
 def _save_model(job: Job, built: Built, folder: Path, weights: dict[str, Tensor] | None) -> None:
