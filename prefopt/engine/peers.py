@@ -35,7 +35,7 @@ _LOST = re.compile(
     r"connection (closed|reset|refused)|closed by peer|timed out|timeout|broken pipe|unreachable",
     re.IGNORECASE,
 )
-_DONE, _FAILED = "done", "failed"
+_DONE, _FAILED, _LEFT = "done", "failed", "left"  # left: because of another
 
 _watches = count(1)  # one process may be watched several times by way of one store
 
@@ -74,7 +74,11 @@ class Peers:
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise
+            state = _LEFT
             raise PeerError(self.blame(first_line(error))) from error
+        except PeerError:
+            state = _LEFT
+            raise
         except PrefoptError as error:
             # asked to stop, all ranks do
             state = _DONE if error.exit_code in (75, 130) else _FAILED
@@ -123,8 +127,10 @@ class Peers:
             self._unheard = 0 if self._write("sign", str(signs)) else self._unheard + 1
             self._look()
             what = self._silence() or self.gone()
-            if what is not None and not self._end.wait(_GRACE):
-                self._leave(what)
+            if what is None or self._end.wait(_GRACE):
+                continue
+            if (still := self._silence() or self.gone()) is not None:  # it may have been done just then
+                self._leave(still)
 
     def _look(self) -> None:
         for rank in self.others:
@@ -150,6 +156,7 @@ class Peers:
 
     def _leave(self, what: str) -> None:
         """End this process where it stands, as its main thread waits inside a collective."""
+        self._write("state", _LEFT)
         begin = "" if self.rank == 0 else f"rank {self.rank}: "
         line = f"{begin}error: {what}. Run again with --resume.\n"
         with suppress(OSError):
