@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from prefopt.engine import Engine, PeerError
+from prefopt.engine import Engine
+from prefopt.errors import PeerError
 
 
 @contextmanager
