@@ -20,7 +20,7 @@ def record(case: str, engine: Any, per_step: int) -> dict[str, Tensor]:
     """Return all numbers of the gradient of step 0 and then of two steps and an evaluation."""
     data = coupled.rows_of(case, 16)
     trainer = coupled.trainer_of(case, data, engine, budget=40, per_step=per_step, steps=2)
-    sums, _, packs, _ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
+    sums, _, packs, *_ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
     out = {"packs": torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])}
     names, vector = sums.vector()
     vector = vector if isinstance(engine, Alone) else engine.sum(vector)

@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
             engine=engine,
         )
         step = PlannedSteps(plan, data).build(0, Reader(rank=engine.rank))
-        sums, _, packs, _ = trainer.accumulator.run(step)
+        sums, _, packs, *_ = trainer.accumulator.run(step)
         names, vector = sums.vector()
         out[f"{name}/metrics"] = engine.sum(vector)
         out[f"{name}/packs"] = torch.tensor([len(packs), sum(batch.is_ghost for batch in packs)])

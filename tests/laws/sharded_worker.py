@@ -186,7 +186,7 @@ def head_apart(model: Any) -> None:
 def accumulate(trainer: Trainer) -> tuple[dict[str, Tensor], list[PackedBatch]]:
     """Add up the gradients of the first step and return the metrics summed over ranks."""
     step = trainer.steps.build(0, trainer.reader)
-    sums, _, packs, _ = trainer.accumulator.run(step)
+    sums, _, packs, *_ = trainer.accumulator.run(step)
     names, vector = sums.vector()
     return dict(zip(names, trainer.engine.sum(vector), strict=True)), packs
 

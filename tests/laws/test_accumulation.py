@@ -48,7 +48,7 @@ def gradients(
     )
 
     step: Step = PlannedSteps(plan, data, share_prompts).build(0)
-    sums, _, packs, _ = trainer.accumulator.run(step)
+    sums, _, packs, *_ = trainer.accumulator.run(step)
     grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 

@@ -100,7 +100,7 @@ def step_of(
         reference=toy.reference(seed=1) if contract.needs_reference else None,
         engine=Engine(cpu=True),
     )
-    sums, _, packs, _ = trainer.accumulator.run(PlannedSteps(plan, table, share_prompts).build(0))
+    sums, _, packs, *_ = trainer.accumulator.run(PlannedSteps(plan, table, share_prompts).build(0))
     grads = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
     assert len(grads) == 21
     return {"loss": sums.values["loss"], **grads}, len(packs)

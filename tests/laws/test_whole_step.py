@@ -43,7 +43,7 @@ def engine() -> Engine:
 def accumulate(trainer: Trainer) -> Found:
     """Return loss, gradients and the number of packs of step 0."""
     trainer.optimizer.zero_grad()
-    sums, _, packs, _ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
+    sums, _, packs, *_ = trainer.accumulator.run(trainer.steps.build(0, trainer.reader))
     grads = {name: p.grad.clone() for name, p in trainer.trained.items() if p.grad is not None}
     return sums.values["loss"].item(), grads, len(packs)
 
