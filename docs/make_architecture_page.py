@@ -6,6 +6,7 @@ Run `python docs/make_architecture_page.py` after a room, its first line or an i
 from __future__ import annotations
 
 import ast
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -187,7 +188,8 @@ def _ordered(rows: list[list[str]], edges: Edges) -> list[list[str]]:
 
     def wish(name: str) -> tuple[float, str]:
         below = [place[other] for other in edges[name]]
-        return (sum(below) / len(below) if below else 0.5, name)
+        # added up exactly, as sets have no order of their own
+        return (math.fsum(below) / len(below) if below else 0.5, name)
 
     for row in rows:
         ordered.append(sorted(row, key=wish))
