@@ -42,7 +42,7 @@ class Train(Block):
     """Steps that skip leaves out in a row before it ends the run as abort does."""
     on_save_error: Literal["stop", "warn"] = "stop"
     """What a checkpoint that cannot be written leads to; warn trains on until the next one is due."""
-    peer_timeout: Annotated[float, Field(gt=0)] | None = 60.0
+    peer_timeout: Annotated[float, Field(gt=0)] | None = 300.0
     """Seconds without a sign of life from one rank after which the others end. null: wait for ever."""
 
     @model_validator(mode="before")
