@@ -1,10 +1,14 @@
-"""How messages say things, everywhere alike: the name that was probably meant, and values as a recipe spells them."""
+"""How messages say things, everywhere alike: names that were meant, values as in a recipe, no control codes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
+
+# C0 and C1 but for tab and newline, separators of lines, overrides of direction, and halves of characters
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 DEEPEST = 8
 """Blocks and lists inside each other that a message shows."""
@@ -54,6 +58,11 @@ def _spelled(value: Any, depth: int) -> str:
 def cut(text: str, most: int) -> str:
     """Return ``text``, its end replaced by an ellipsis where it is longer than ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shown(text: str) -> str:
+    """Return ``text`` with control characters spelled out (ESC as \\x1b), for a terminal that would obey them."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _plain(word: str) -> str:

@@ -54,7 +54,7 @@ FENCES = {
     "rich": lambda path: "/verbs/" in path,
     "plotext": lambda path: path.endswith("/verbs/losses/drawing.py"),
     "datasets": lambda path: path.endswith("data/rows/source.py"),
-    "pyarrow": lambda path: path.endswith("data/rows/source.py"),
+    "pyarrow": lambda path: path.endswith("data/rows/tables.py"),
     "yaml": lambda path: path.endswith("/recipe/strict_yaml.py"),
     "trl": lambda path: False,
     "liger_kernel": lambda path: False,

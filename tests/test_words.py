@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefopt.words import cut, did_you_mean, nearest, spelled
+from prefopt.words import cut, did_you_mean, nearest, shown, spelled
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,24 @@ def test_long_values_are_cut_with_an_ellipsis() -> None:
     """Ten characters of which the last is the ellipsis."""
     assert spelled("abcdefghijkl", 10) == "'abcdefgh…"
     assert cut("abcdefghij", 10) == "abcdefghij"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("\x1b]0;pwn\x07", r"\x1b]0;pwn\x07"),  # sets the title
+        ("\x1b[2J\x1b[H", r"\x1b[2J\x1b[H"),  # clears the screen
+        ("\x9b31m", r"\x9b31m"),  # the same in one byte of C1
+        ("\x9d0;pwn\x9c", r"\x9d0;pwn\x9c"),
+        ("good\rbad", r"good\rbad"),  # writes over the line
+        ("a\x08b\x7f", r"a\x08b\x7f"),
+        ("\x00\x0e\x0b\x0c", r"\x00\x0e\x0b\x0c"),
+        ("a\u202eb\u2066c", r"a\u202eb\u2066c"),  # turns the direction
+        ("a\x85b\u2028c", r"a\x85b\u2028c"),  # lines for some, none for others
+        ("\ud800", r"\ud800"),  # no terminal can encode it
+        ("two\nlines\tand 你好 é e\u0301 🙂 👨\u200d👩\u200d👧 שלום العربية", None),
+    ],
+)
+def test_control_characters_are_spelled_out_and_all_other_text_stays(text: str, plain: str | None) -> None:
+    assert shown(text) == (text if plain is None else plain)
+    assert shown(shown(text)) == shown(text)

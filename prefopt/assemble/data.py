@@ -73,6 +73,8 @@ def _prepare(
         on_identical=recipe.rows.on_identical,
         on_tie=recipe.rows.on_tie,
         on_inverted=recipe.rows.on_inverted,
+        on_markers=recipe.rows.on_markers,
+        on_unprinted=recipe.rows.on_unprinted,
         needs=needs_of(loss.contract),
         turns=recipe.rows.turns,
         chat_template=recipe.model.chat_template,

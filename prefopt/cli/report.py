@@ -12,6 +12,7 @@ from importlib import metadata
 import typer
 
 from prefopt.errors import OwnCodeError, without_secrets
+from prefopt.words import shown
 
 
 def usage(error: Exception) -> str:
@@ -59,6 +60,6 @@ def report(message: str, code: int, label: str = "error") -> int:
     """Write every line of ``message`` to stderr with its label and return ``code``."""
     rank = os.environ.get("RANK", "0")
     begin = typer.style(f"{label}:", fg="red", bold=True) if sys.stderr.isatty() else f"{label}:"
-    for line in message.splitlines():
+    for line in shown(message).splitlines():
         typer.echo(f"{begin} {line}" if rank == "0" else f"rank {rank}: {begin} {line}", err=True)
     return code

@@ -8,7 +8,9 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from prefopt.data.rows.reader import BecomesTurns, Reader
 from prefopt.data.rows.report import DataReport, SourceReport, quantiles
 from prefopt.data.rows.source import Source, source_digest
 from prefopt.data.rows.split_prompts import Part, split
+from prefopt.data.tokens.findings import judge, note
 from prefopt.data.tokens.group import GroupMaker, Settings
 from prefopt.data.tokens.render import Rendered, Renderer
 from prefopt.data.tokens.table import GroupTable
@@ -35,7 +38,7 @@ from prefopt.types import ROLES, Comparison, TokenizedGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same rows would give another table; older caches are then not found."""
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +62,8 @@ def prepare(
     on_identical: Handling = "drop",
     on_tie: Handling = "drop",
     on_inverted: InvertedHandling = "keep",
+    on_markers: Handling = "keep",
+    on_unprinted: Handling = "drop",
     needs: Needs = PAIR_NEEDS,
     turns: Turns = "all",
     chat_template: str | None = None,
@@ -74,6 +79,9 @@ def prepare(
         on_identical: what to do with pairs whose answers have the same tokens (after truncation).
         on_tie: what to do with pairs whose answers have the same score.
         on_inverted: what to do with pairs whose rejected answer has the higher score.
+        on_markers: what to do with rows that spell out control tokens in their own text.
+        on_unprinted: what to do with rows that have an answer of which the chat template prints only a part;
+            "drop" makes them bad rows. One of which it prints nothing is a bad row in any case.
         needs: what the loss learns from. The structure "responses" keeps only preferred or desirable
             answers; "labelled" takes pairs apart into a desirable and an undesirable answer.
         turns: what is scored of an answer with several turns, see ``tokenize.Renderer``.
@@ -83,20 +91,22 @@ def prepare(
     Raises:
         DataError: a source cannot be read, has no known layout, or cannot give what the loss needs;
             message rows without a chat template; a row that a policy "error" forbids.
-        ModelError: ``chat_template`` cannot be read or compiled.
+        ModelError: ``chat_template`` cannot be read or compiled, or is beyond all measure for a row.
     """
     assert sources, "no source"
     if max_tokens is not None and max_tokens < 2:
         raise DataError(
             f"batch.max_tokens: {max_tokens} has no room for a prompt and an answer. Use 2 or more."
         )
-    renderer = Renderer(tokenizer, chat_template, turns)
-    settings = Settings(max_tokens, truncate, on_identical, on_tie, on_inverted, needs)
-    if cache_dir is None:
-        return _build(sources, renderer, settings)
-    key = _key(sources, renderer, Tokenizer(tokenizer), settings)
-    path = Path(cache_dir) / f"rows-{key}.safetensors"
-    return _load(path, sources) or _store(path, _build(sources, renderer, settings))
+    settings = Settings(
+        max_tokens, truncate, on_identical, on_tie, on_inverted, on_markers, on_unprinted, needs
+    )
+    with closing(Renderer(tokenizer, chat_template, turns)) as renderer:
+        if cache_dir is None:
+            return _build(sources, renderer, settings)
+        key = _key(sources, renderer, Tokenizer(tokenizer), settings)
+        path = Path(cache_dir) / f"rows-{key}.safetensors"
+        return _load(path, sources) or _store(path, _build(sources, renderer, settings))
 
 
 def _key(sources: Sequence[Source], renderer: Renderer, tokenizer: Tokenizer, settings: Settings) -> str:
@@ -172,11 +182,11 @@ class _Item:
 class _Chunk:
     source: int
     items: list[_Item] = field(default_factory=list)
-    rendered: list[Rendered | RowError] = field(default_factory=list)
+    rendered: Future[list[Rendered | RowError]] = field(default_factory=Future)
 
 
 class _Builder:
-    """Collect groups and findings while rows pass by, one chunk ahead in the tokenizer's thread."""
+    """Collect groups and findings while rows pass by, chunks ahead being printed and tokenized in threads."""
 
     def __init__(
         self,
@@ -201,22 +211,30 @@ class _Builder:
             settings.on_identical,
             settings.on_tie,
             settings.on_inverted,
+            settings.on_markers,
         )
         self.maker = GroupMaker(settings, self.report)
 
     def run(self) -> Prepared:
         pending: deque[tuple[_Chunk, Future[list[Tokens | RowError]]]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="prefopt-tokenize") as pool:
+        with (
+            ThreadPoolExecutor(1, "prefopt-render") as renders,
+            ThreadPoolExecutor(1, "prefopt-tokenize") as pool,
+        ):
             for chunk in self._chunks():
                 rows = [part.row for item in chunk.items for part in item.parts]
-                chunk.rendered = self.renderer.render(rows)
-                texts = [entry for entry in chunk.rendered if isinstance(entry, Rendered)]
-                pending.append((chunk, pool.submit(self.tokenizer.tokenize, texts)))
-                if len(pending) > 1:
+                chunk.rendered = renders.submit(self.renderer.render, rows)
+                pending.append((chunk, pool.submit(self._tokenize, chunk)))
+                if len(pending) > 2:
                     self._finish(*pending.popleft())
             while pending:
                 self._finish(*pending.popleft())
         return self._result()
+
+    def _tokenize(self, chunk: _Chunk) -> list[Tokens | RowError]:
+        return self.tokenizer.tokenize(
+            [entry for entry in chunk.rendered.result() if isinstance(entry, Rendered)]
+        )
 
     def _chunks(self) -> Iterator[_Chunk]:
         row_id = 0
@@ -248,9 +266,10 @@ class _Builder:
                 f"messages would take them as turns"
             )
         if layout.is_chat and "strftime_now" in str(self.template):
+            today = datetime.now().astimezone().date()
             self.report.notes.append(
-                f"{source.place}: the chat template prints today's date; without a cache the tokens change "
-                f"from day to day"
+                f"{source.place}: the chat template prints the date, in these rows {today}; without a cache "
+                f"the tokens change from day to day, and a run cannot be resumed on another"
             )
 
     def _read(self, reader: Reader, raw: RawRow, row_id: int, source: int) -> _Item | None:
@@ -278,7 +297,7 @@ class _Builder:
         self.report.sources[source].bad += 1
 
     def _finish(self, chunk: _Chunk, future: Future[list[Tokens | RowError]]) -> None:
-        tokenized, entries = iter(future.result()), iter(chunk.rendered)
+        tokenized, entries = iter(future.result()), iter(chunk.rendered.result())
         for item in chunk.items:
             rendered = [next(entries) for _ in item.parts]
             found = [entry if isinstance(entry, RowError) else next(tokenized) for entry in rendered]
@@ -289,22 +308,17 @@ class _Builder:
                 )
                 self._reject(item.raw, part.blame(error), item.row.row_id, chunk.source)
                 continue
-            self._note(item.row, [entry for entry in rendered if isinstance(entry, Rendered)], tokens)
+            printed = [entry for entry in rendered if isinstance(entry, Rendered)]
+            verdict = judge(self.settings, self.report, item.row, item.parts, printed)
+            if isinstance(verdict, RowError):
+                self._reject(item.raw, verdict, item.row.row_id, chunk.source)
+            if verdict != "use":
+                continue
+            note(self.report, item.row, printed, tokens)
             group = self.maker.make(item.row, item.parts, tokens)
             if group is not None:
                 self.groups.append(group)
                 self.source_of.append(chunk.source)
-
-    def _note(self, row: Comparison, rendered: Sequence[Rendered], tokens: Sequence[Tokens]) -> None:
-        report = self.report
-        for is_found, tally in (
-            (any(part.has_control for part in rendered), report.special_in_content),
-            (any(part.is_left_out for part in rendered), report.left_out),
-            (any(part.is_cut_back for part in tokens), report.cut_back),
-            (row.own_prompts is not None, report.two_prompts),
-        ):
-            if is_found:
-                tally.add(row.origin)
 
     def _result(self) -> Prepared:
         weights = [source.weight for source in self.sources]
@@ -313,6 +327,11 @@ class _Builder:
             groups = add_mismatched(groups, self.settings.max_tokens, needs.loss)
         table = GroupTable.from_groups(groups, self.source_of, weights)
         report = self.report
+        if self.renderer.opens_answers is False:
+            report.notes.append(
+                "the chat template prints no opening of an answer (add_generation_prompt), so what it prints before "
+                "one is scored with it"
+            )
         report.bad = [bad for _, bad in sorted(self.bad, key=lambda entry: entry[0])]
         report.groups, report.pairs = len(table), len(table.pair_chosen)
         report.responses = int(table.is_answer.sum())

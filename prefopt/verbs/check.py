@@ -26,6 +26,7 @@ from prefopt.structures import STRUCTURES, Structure
 from prefopt.types import TokenizedGroup
 from prefopt.verbs.check_memory import Device, show_memory
 from prefopt.verbs.check_scores import warnings
+from prefopt.verbs.progress import PlainConsole
 
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 _SHOWN_TOKENS = 400
@@ -65,7 +66,7 @@ def check(
     fsdp: bool = False,
 ) -> None:
     """Check a loaded recipe; see ``run``."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or PlainConsole(highlight=False, soft_wrap=True)
     with recipe.located():
         _check(console, recipe, Device.find(gpu_memory), Ranks(gpus, is_sharded=fsdp))
 
@@ -115,7 +116,7 @@ def _show_recipe(console: Console, recipe: Recipe, loss: BoundLoss) -> None:
 
 def _show_example(console: Console, tokenizer: Any, group: TokenizedGroup, structure: Structure) -> None:
     """Print one row as the model sees it; tokens that are scored are marked."""
-    console.rule(f"example {group.origin}")
+    console.rule(Text(f"example {group.origin}"))
     shown = None
     for index, (response, of) in enumerate(zip(group.responses, group.prompt_of, strict=True)):
         if of != shown:  # prompts that differ stand each before what replies to it

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from prefopt.words import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHOWN = ("loss", "reward/accuracy", "reward/margin", "grad_norm", "lr")
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class PlainConsole(Console):
+    """A console that spells out control characters of what is printed, wherever it comes from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield what is printed, piece by piece."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
+
+
+class PlainFormatter(logging.Formatter):
+    """The same for what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return shown(super().format(record))
+
+
+def _log_plainly() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.getLogger("prefopt").addHandler(handler)
+
+
+_log_plainly()  # once for all verbs: what the library says of itself
 
 
 class Display:
@@ -29,7 +59,7 @@ class Display:
     """
 
     def __init__(self, total: int, *, start: int = 0, what: str = "step", is_silent: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=is_silent, highlight=False, soft_wrap=True)
+        self.console = PlainConsole(stderr=True, quiet=is_silent, highlight=False, soft_wrap=True)
         self.what, self.total, self.done = what, total, start
         self._is_silent = is_silent
         self._last_line = float("-inf")

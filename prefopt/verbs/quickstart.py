@@ -22,6 +22,7 @@ from prefopt.data.rows.source import Source
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
 from prefopt.verbs import train
+from prefopt.verbs.progress import PlainConsole
 
 TASK = "builtin:sort"
 MAX_ANSWER = 16
@@ -55,7 +56,7 @@ def run(
         The outcome after supervised training and the one after DPO.
     """
     output = output or Path("runs/quickstart")
-    console = console or Console(highlight=False)
+    console = console or PlainConsole(highlight=False)
     sft, dpo = recipe_file("quickstart_sft"), recipe_file("quickstart")
     console.print(f"[bold]1 of 2[/]  {sft.name}: supervised, on the chosen answers")
     # the matrices are too small to share out; on busy cores threads would only wait for each other

@@ -284,6 +284,8 @@ def test_weight_changes_no_token_and_so_not_the_cache(write: Any, chatml: Any, t
         {"on_identical": "keep"},
         {"on_tie": "keep"},
         {"on_inverted": "swap"},
+        {"on_markers": "drop"},
+        {"on_unprinted": "keep"},
         {"needs": Needs("responses")},
         {"needs": Needs(inputs=("pair_margin",))},
         {"needs": Needs(roles=("gold",))},

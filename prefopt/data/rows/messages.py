@@ -29,6 +29,8 @@ _ROLES = {
     "tool_response": "tool",
 }
 _ROLE_HINT = ". Say whose it is: turn: {roles: {…: assistant}}"
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_MEDIUM = re.compile("image|video|audio|file")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _OPEN = re.compile(r"\n\nAssistant:\s*\Z")
 
@@ -195,12 +197,14 @@ def _content(value: Any, column: str) -> str | None:
     parts = []
     for part in value:
         if isinstance(part, Mapping) and part.get("type") == "text" and "text" not in part:
-            part = {"text": part.get("value")}  # as LLaMA-Factory's second format has it
+            part = {**part, "text": part.get("value")}  # as LLaMA-Factory's second format has it
             if not isinstance(part["text"], str):
                 raise RowError(column, "holds a part of type 'text' that has no text")
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else part
+        kind = part.get("type") if isinstance(part, Mapping) else part
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str) or kind not in _TEXT_PARTS:
             raise RowError(column, f"must be text only, found a part of type {spelled(kind, 40)}")
+        if medium := next((key for key, each in part.items() if _MEDIUM.search(str(key)) and each), None):
+            raise RowError(column, f"must be text only, found a part with {spelled(medium, 40)}")
         parts.append(part["text"])
     return clean("".join(parts), column)
 

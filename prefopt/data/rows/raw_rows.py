@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError
+from prefopt.words import shown
 
 MAX_RAW = 65_536
 """Characters of a bad row kept for the quarantine file; more than this cannot be repaired by hand."""
@@ -37,8 +38,9 @@ class BadRow:
     raw: str
 
     def describe(self) -> str:
-        """Return ``file:line: column: why``."""
-        return ": ".join(part for part in (self.origin, self.column, self.why) if part)
+        """Return ``file:line: column: why`` on one line, control characters spelled out."""
+        line = ": ".join(part for part in (self.origin, self.column, self.why) if part)
+        return shown(line).replace("\n", "\\n")
 
 
 @dataclass(frozen=True, slots=True)

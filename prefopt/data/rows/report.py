@@ -17,6 +17,7 @@ from prefopt.data.rows.layouts.columns import MAYBE_PROMPT
 from prefopt.data.rows.raw_rows import BadRow
 from prefopt.errors import BadRowsError, DataError
 from prefopt.structures import rows_for
+from prefopt.words import cut
 
 MAX_NAMED = 20
 """Origins kept of each kind of finding; the count goes on."""
@@ -27,7 +28,7 @@ _FINDINGS = {
     "truncated": "{n} rows truncated",
     "too_long": "{n} rows too long and left out",
     "cut_back": "{n} prompts cut back to the tokens that all answers share",
-    "special_in_content": "{n} rows spell out a control token in their own text",
+    "special_in_content": "{n} rows that spell out a control token in their own text {policy}",
     "left_out": "{n} rows have text that the chat template does not print",
     "inverted": "{n} pairs whose rejected answer has the higher score {policy}",
     "half_scored": "{n} pairs with a score for one answer alone, which is not read",
@@ -35,6 +36,8 @@ _FINDINGS = {
     "json_texts": "{n} rows have a list or messages as JSON in a text, read as it stands",
     "repeated_prompt": "{n} rows whose answers begin with the prompt itself",
     "other_prompt": "{n} rows whose prompt is not in their conversations, which are read instead of it",
+    "trimmed": "{n} rows have blanks around a text that the chat template does not print",
+    "unsaid": "{n} rows with an answer that the chat template does not print wholly kept",
     "unused": "{n} rows without an answer to learn from left out",
     "two_prompts": "{n} pairs whose answers reply to different prompts, which share nothing",
 }
@@ -76,7 +79,9 @@ class SourceReport:
         yield f"{self.place}: layout {self.layout}, {self.rows_read} rows, {self.bad} bad{weight}"
         if not self.unread:
             return
-        named = ", ".join(self.unread[:MAX_NAMED]) + (", …" if len(self.unread) > MAX_NAMED else "")
+        named = ", ".join(
+            [cut(name, 40) for name in self.unread[:MAX_NAMED]] + ["…"] * (len(self.unread) > MAX_NAMED)
+        )
         doubtful = [name for name in self.unread if name in MAYBE_PROMPT]
         doubt = f"; {' and '.join(doubtful)} may belong to the prompt" if doubtful else ""
         yield f"{self.place}: columns that are not read: {named}{doubt}"
@@ -97,6 +102,7 @@ class DataReport:
     on_identical: str
     on_tie: str
     on_inverted: str = "keep"
+    on_markers: str = "keep"
     rows_read: int = 0
     groups: int = 0
     responses: int = 0
@@ -115,6 +121,9 @@ class DataReport:
     cut_back: Tally = field(default_factory=Tally)
     special_in_content: Tally = field(default_factory=Tally)
     left_out: Tally = field(default_factory=Tally)
+    trimmed: Tally = field(default_factory=Tally)
+    unsaid: Tally = field(default_factory=Tally)
+    unprinted: dict[str, Tally] = field(default_factory=dict)  # of what rows hold besides texts, by its name
     unused: Tally = field(default_factory=Tally)
     two_prompts: Tally = field(default_factory=Tally)
     others: dict[str, int] = field(default_factory=dict)  # responses of other roles than "answer"
@@ -133,6 +142,7 @@ class DataReport:
         plain = dict(value)
         for name in _FINDINGS:
             plain[name] = Tally(**plain[name])
+        plain["unprinted"] = {name: Tally(**tally) for name, tally in plain["unprinted"].items()}
         plain["bad"] = [BadRow(**row) for row in plain["bad"]]
         plain["sources"] = [SourceReport(**source) for source in plain["sources"]]
         return cls(**plain)
@@ -198,6 +208,10 @@ class DataReport:
             for name in _FINDINGS
             if (text := self._finding(name))
         ]
+        lines += [
+            f"{tally.count} rows have '{name}' that the chat template does not print: {self._places(tally)}"
+            for name, tally in self.unprinted.items()
+        ]
         for name, values in self.lengths.items() if self.groups else ():
             spread = ", ".join(f"{key} {value}" for key, value in values.items())
             lines.append(f"{name} tokens: {spread}")
@@ -206,6 +220,7 @@ class DataReport:
     def _finding(self, name: str) -> str:
         tally: Tally = getattr(self, name)
         policies = {"identical": self.on_identical, "ties": self.on_tie, "inverted": self.on_inverted}
+        policies["special_in_content"] = self.on_markers
         policy = {"keep": "kept", "swap": "swapped"}.get(policies.get(name, ""), "left out")
         text = _FINDINGS[name].format(n=tally.count, policy=policy)
         return text if tally.count else ""

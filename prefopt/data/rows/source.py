@@ -1,4 +1,4 @@
-"""Read the rows of one source, be it a file or a hub dataset; the only home of pyarrow and datasets."""
+"""Read the rows of one source, be it a file or a hub dataset; the only home of datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from prefopt.data.rows.files import csv_rows, json_rows, jsonl_rows, read_bytes
 from prefopt.data.rows.raw_rows import RawRow, file_error, one_line
-from prefopt.errors import DataError
+from prefopt.data.rows.tables import arrow_rows, batch_rows, parquet_rows
 from prefopt.words import nearest
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
@@ -125,9 +125,9 @@ def _read_file(source: Source) -> Iterator[RawRow]:
         case ".csv":
             return csv_rows(path, source.place)
         case ".parquet":
-            return _read_parquet(path, source.place)
+            return parquet_rows(path, source.place)
         case ".arrow":
-            return _read_arrow(path, source.place)
+            return arrow_rows(path, source.place)
     known = ", ".join(FORMATS)
     raise file_error(
         source.place, "is of no known format", f"Use a file that ends in {known}, text also with .gz."
@@ -161,42 +161,8 @@ def _suffix(path: str) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_parquet(path: Path, place: str) -> Iterator[RawRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from _numbered(file.iter_batches(batch_size=1024), f"{place}:row ")
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(place, "parquet", error) from None
-
-
-def _read_arrow(path: Path, place: str) -> Iterator[RawRow]:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as file:
-            try:
-                batches: Any = pa.ipc.open_stream(file)
-            except pa.ArrowInvalid:
-                reader = pa.ipc.open_file(file)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            yield from _numbered(batches, f"{place}:row ")
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(place, "arrow", error) from None
-
-
 def _read_hub(source: Source) -> Iterator[RawRow]:
-    yield from _numbered(_hub_batches(source), f"{source.place}:")
-
-
-def _numbered(batches: Any, prefix: str) -> Iterator[RawRow]:
-    number = 0
-    for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield RawRow(f"{prefix}{number}", value)
+    yield from batch_rows(_hub_batches(source), f"{source.place}:")
 
 
 def _hub_batches(source: Source) -> Iterator[Any]:
@@ -222,8 +188,3 @@ def _load_hub(source: Source) -> Any:
             source.place, f"'{split}' names several splits or a stream", "Name one split, such as 'train'."
         )
     return loaded
-
-
-def _unreadable(place: str, kind: str, error: Exception) -> DataError:
-    what = f"is not a readable {kind} file ({one_line(error, 120)})"
-    return file_error(place, what, "Fetch or write the file again.")

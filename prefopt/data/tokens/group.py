@@ -27,6 +27,8 @@ class Settings(NamedTuple):
     on_identical: Handling
     on_tie: Handling
     on_inverted: InvertedHandling
+    on_markers: Handling
+    on_unprinted: Handling
     needs: Needs
 
 

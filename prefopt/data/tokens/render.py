@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
-
 from prefopt.data.rows.raw_rows import RowError, one_line
 from prefopt.data.tokens.control import ControlTokens
-from prefopt.data.tokens.turns import Span, Turns, needs_spans, spans_of
+from prefopt.data.tokens.printed import (
+    Leaf,
+    Marked,
+    Unsaid,
+    all_there,
+    has_more,
+    left_out,
+    marked,
+    trimmed,
+    unsaid,
+)
+from prefopt.data.tokens.template import Ask, Printed, TemplateProcess
+from prefopt.data.tokens.turns import Span, Turns, beginnings, needs_spans, spans_of
 from prefopt.errors import DataError, ModelError
 from prefopt.types import Comparison
 from prefopt.words import spelled
@@ -32,6 +42,26 @@ class Rendered(NamedTuple):
     has_control: bool  # a control token is spelled out inside the row's own text
     is_left_out: bool  # the template did not print some of the row's text
     spans: tuple[tuple[Span, ...], ...] | None = None  # what counts of each answer; None: all of it
+    is_trimmed: bool = False  # the template took blanks around a text away
+    unprinted: tuple[str, ...] = ()  # what the row holds besides contents and the template does not print
+    unsaid: Unsaid | None = None  # the same of what an answer says
+
+
+@dataclass(slots=True)
+class _Part:
+    """A row of messages on its way through the template."""
+
+    row: Comparison
+    prompt: str
+    wholes: list[str]
+    marked: Marked | None = None
+    begun: Iterator[str | RowError] | None = None
+    is_printed: dict[Leaf, bool] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> list[str]:
+        """What follows the prompt."""
+        return [whole[len(self.prompt) :] for whole in self.wholes]
 
 
 class Renderer:
@@ -54,6 +84,14 @@ class Renderer:
         self.turns = turns
         self.template = _read_template(chat_template)
         self.control = ControlTokens(tokenizer)
+        self._process = TemplateProcess(tokenizer, self.template)
+        self.opens_answers: bool | None = (
+            None  # whether the template prints what an answer follows; None: not seen
+        )
+
+    def close(self) -> None:
+        """End the process that prints the template."""
+        self._process.close()
 
     def fingerprint(self) -> str:
         """Return what rendering depends on, besides the row."""
@@ -67,7 +105,7 @@ class Renderer:
         Raises:
             DataError: message rows meet a tokenizer without a template, or text rows one without an
                 end-of-text token.
-            ModelError: the template does not compile.
+            ModelError: the template does not compile, or is beyond all measure for a row.
         """
         chats = [row for row in rows if not isinstance(row.prompt, str)]
         texts = iter(self._chat_texts(chats))
@@ -92,78 +130,90 @@ class Renderer:
                 f"{rows[0].origin}: the row holds messages and the tokenizer has no chat template. "
                 f"{_TEMPLATE_HINT}."
             )
-        plain = [row for row in rows if row.tools is None]
-        prompts = self._apply([row.prompt for row in plain], True)
-        wholes = self._apply([[*row.prompt, *answer] for row in plain for answer in row.answers], False)
-        ready = iter(prompts), iter(wholes)
-        result = []
-        for row in rows:
-            if row.tools is None:
-                prompt, whole = next(ready[0]), [next(ready[1]) for _ in row.answers]
+        if rows and self.opens_answers is None:
+            self._see_opening(rows[0])
+        parts = [_split(row, texts) for row, texts in zip(rows, self._print(rows), strict=True)]
+        self._look_closer([part for part in parts if isinstance(part, _Part)])
+        return [part if isinstance(part, RowError) else self._rendered(part) for part in parts]
+
+    def _see_opening(self, row: Comparison) -> None:
+        ((closed, opened),) = self._process.print(
+            [Ask(row.origin, row.prompt, [((), False), ((), True)], row.tools)]
+        )
+        if isinstance(closed, str) and isinstance(opened, str):
+            self.opens_answers = opened != closed
+
+    def _print(self, rows: Sequence[Comparison]) -> list[Printed]:
+        return self._process.print(
+            [
+                Ask(
+                    row.origin,
+                    row.prompt,
+                    [((), True), *((answer, False) for answer in row.answers)],
+                    row.tools,
+                )
+                for row in rows
+            ]
+        )
+
+    def _look_closer(self, parts: Sequence[_Part]) -> None:
+        """Print what only some rows need: their texts with marks, and the beginnings of their answers."""
+        asks = []
+        for part in parts:
+            row = part.row
+            if has_more(row):
+                part.marked = marked(row)
+                prompt, answers, tools, _ = part.marked
+                ends = [((), True), *((answer, False) for answer in answers)]
+                asks.append((part, Ask(row.origin, prompt, ends, tools)))
+            if needs_spans(row, self.turns):
+                ends = [end for answer in row.answers for end in beginnings(answer)]
+                asks.append((part, Ask(row.origin, row.prompt, ends, row.tools)))
+        for (part, ask), texts in zip(asks, self._process.print([ask for _, ask in asks]), strict=True):
+            if part.marked is not None and ask.base is part.marked.prompt:
+                own = [part.prompt, *part.answers]
+                part.is_printed = {
+                    leaf: leaf.is_printed(own[leaf.place[0]], texts[leaf.place[0]])
+                    for leaf in part.marked.leaves
+                }
             else:
-                prompt = self._apply([row.prompt], True, row.tools)[0]
-                whole = self._apply([[*row.prompt, *answer] for answer in row.answers], False, row.tools)
-            result.append(self._split(row, prompt, whole))
-        return result
+                part.begun = iter(texts)
 
-    def _apply(
-        self, conversations: Sequence[Any], opens_answer: bool, tools: Any = None
-    ) -> list[str | RowError]:
-        if not conversations:
-            return []
-        try:
-            return list(self._apply_template(list(conversations), tools, opens_answer))
-        except jinja2.TemplateSyntaxError as error:
-            what = f"model.chat_template: does not compile ({one_line(error)}, line {error.lineno})"
-            raise ModelError(f"{what}. Repair the template.") from None
-        except Exception as error:  # noqa: BLE001 - a template may raise anything; which row did is found below
-            if len(conversations) == 1:
-                return [RowError("", f"the chat template refuses it ({one_line(error)})")]
-        parts = [self._apply([conversation], opens_answer, tools) for conversation in conversations]
-        return [part[0] for part in parts]
-
-    def _apply_template(self, conversations: list[Any], tools: Any, opens_answer: bool) -> list[str]:
-        texts = self.tokenizer.apply_chat_template(
-            conversations,
-            tools=tools,
-            chat_template=self.template,
-            add_generation_prompt=opens_answer,
-            tokenize=False,
-        )
-        assert isinstance(texts, list)
-        return [str(text) for text in texts]
-
-    def _split(
-        self, row: Comparison, prompt: str | RowError, wholes: Sequence[str | RowError]
-    ) -> Rendered | RowError:
-        """Cut every whole text behind the prompt's text, which must begin it."""
-        for text in (prompt, *wholes):
-            if isinstance(text, RowError):
-                return text
-        assert isinstance(prompt, str)
-        answers = []
-        for index, whole in enumerate(wholes):
-            assert isinstance(whole, str)
-            if not whole.startswith(prompt):
-                return _not_a_prefix(prompt, whole)
-            if len(whole) == len(prompt):
-                return RowError(f"answer {index + 1}", "the chat template prints nothing for it")
-            answers.append(whole[len(prompt) :])
-        said = [str(turn["content"]) for turn in row.prompt if isinstance(turn, dict)]
-        replies = [
-            [str(turn["content"]) for turn in answer if isinstance(turn, dict)] for answer in row.answers
-        ]
-        left_out = any(text.strip() not in prompt for text in said) or any(
-            text.strip() not in answer
-            for answer, reply in zip(answers, replies, strict=True)
-            for text in reply
-        )
-        has_control = self.control.found_in([*said, *(text for reply in replies for text in reply)])
-        rendered = Rendered(prompt, tuple(answers), True, has_control, left_out)
-        if not needs_spans(row, self.turns):
+    def _rendered(self, part: _Part) -> Rendered | RowError:
+        row, prompt, answers = part.row, part.prompt, part.answers
+        said: list[tuple[Any, str]] = [(row.prompt, prompt), *zip(row.answers, answers, strict=True)]
+        texts = [str(turn["content"]) for turns, _ in said for turn in turns]
+        rendered = Rendered(prompt, tuple(answers), True, self.control.found_in(texts), False)
+        if part.is_printed or not all(all_there(turns, text) for turns, text in said):
+            lacks = unsaid(row, answers, part.is_printed)
+            if lacks is not None and lacks.is_all:
+                return lacks.error
+            rendered = rendered._replace(
+                is_left_out=any(left_out(turns, text) for turns, text in said),
+                is_trimmed=any(trimmed(turns, text) for turns, text in said),
+                unprinted=tuple(
+                    dict.fromkeys(leaf.name for leaf, found in part.is_printed.items() if not found)
+                ),
+                unsaid=lacks,
+            )
+        if part.begun is None:
             return rendered
-        spans = spans_of(row, prompt, list(map(str, wholes)), partial(self._apply, tools=row.tools))
+        spans = spans_of(row, prompt, part.wholes, part.begun)
         return spans if isinstance(spans, RowError) else rendered._replace(spans=spans)
+
+
+def _split(row: Comparison, texts: Printed) -> _Part | RowError:
+    """Cut every whole text behind the prompt's text, which must begin it."""
+    sound = [text for text in texts if not isinstance(text, RowError)]
+    if len(sound) < len(texts):
+        return next(text for text in texts if isinstance(text, RowError))
+    prompt, *wholes = sound
+    for index, whole in enumerate(wholes):
+        if not whole.startswith(prompt):
+            return _not_a_prefix(prompt, whole)
+        if len(whole) == len(prompt):
+            return RowError(f"answer {index + 1}", "the chat template prints nothing for it")
+    return _Part(row, prompt, wholes)
 
 
 def _read_template(chat_template: str | None) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,10 +24,6 @@ class Span(NamedTuple):
     weight: float
 
 
-Apply = Callable[[Sequence[Any], bool], list[str | RowError]]
-"""Print conversations by the chat template, with or without the opening of a further answer."""
-
-
 def needs_spans(row: Comparison, turns: Turns) -> bool:
     """Whether parts of an answer count differently: its turns say so, or only the assistant's count."""
     if isinstance(row.prompt, str):
@@ -35,8 +32,15 @@ def needs_spans(row: Comparison, turns: Turns) -> bool:
     return says_so or (turns == "assistant" and any(len(answer) > 1 for answer in row.answers))
 
 
+def beginnings(answer: Sequence[Any]) -> list[tuple[Sequence[Any], bool]]:
+    """Return what is to be printed of an answer to find its turns: its beginnings, some with a further turn opened."""
+    counts = range(1, len(answer))
+    opened = [count for count in counts if answer[count]["role"] == "assistant"]
+    return [(answer[:count], False) for count in counts] + [(answer[:count], True) for count in opened]
+
+
 def spans_of(
-    row: Comparison, prompt: str, wholes: Sequence[str], apply: Apply
+    row: Comparison, prompt: str, wholes: Sequence[str], begun: Iterator[str | RowError]
 ) -> tuple[tuple[Span, ...], ...] | RowError:
     """Find out where in each answer's text its turns lie, and what each of them counts.
 
@@ -47,11 +51,12 @@ def spans_of(
         row: messages.
         prompt: its prompt as the template prints it.
         wholes: prompt and answer as the template prints them, for every answer.
-        apply: the template.
+        begun: prompt and ``beginnings`` of every answer as the template prints them, one after the other.
     """
     found = []
     for index, (answer, whole) in enumerate(zip(row.answers, wholes, strict=True)):
-        spans = _turn_spans(row.prompt, [dict(turn) for turn in answer], len(prompt), whole, apply)  # type: ignore[arg-type]
+        texts = list(islice(begun, len(beginnings(answer))))
+        spans = _turn_spans([dict(turn) for turn in answer], len(prompt), whole, texts)  # type: ignore[arg-type]
         if spans is None:
             why = "the chat template prints its turns otherwise when later ones are missing"
             return RowError(f"answer {index + 1}", f"{why}, so that weights of turns have no place")
@@ -60,21 +65,18 @@ def spans_of(
 
 
 def _turn_spans(
-    prompt: Sequence[Any], answer: Sequence[dict[str, Any]], start: int, whole: str, apply: Apply
+    answer: Sequence[dict[str, Any]], start: int, whole: str, texts: Sequence[str | RowError]
 ) -> tuple[Span, ...] | None:
-    is_own = [turn["role"] == "assistant" for turn in answer]
-    begun = [[*prompt, *answer[:count]] for count in range(1, len(answer))]
-    closed = apply(begun, False)
-    opened = apply([text for text, follows in zip(begun, is_own[1:], strict=True) if follows], True)
-    for text in (*closed, *opened):
+    for text in texts:
         if isinstance(text, RowError) or not whole.startswith(text):
             return None
-    ends = [start, *(len(str(text)) for text in closed), len(whole)]
-    heads = iter([len(str(text)) for text in opened])
+    ends = [start, *(len(str(text)) for text in texts[: len(answer) - 1]), len(whole)]
+    heads = iter([len(str(text)) for text in texts[len(answer) - 1 :]])
     spans = []
     for at, turn in enumerate(answer):
-        low = next(heads) if is_own[at] and at > 0 else ends[at]
-        weight = float(turn.get("weight", 1.0 if is_own[at] else 0.0))
+        is_own = turn["role"] == "assistant"
+        low = next(heads) if is_own and at > 0 else ends[at]
+        weight = float(turn.get("weight", 1.0 if is_own else 0.0))
         spans.append(Span(low - start, ends[at + 1] - start, weight))
     return tuple(spans)
 

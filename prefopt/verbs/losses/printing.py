@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from prefopt.verbs.progress import PlainConsole
 
 
 def say(text: str) -> None:
     """Print a text as it stands; a terminal breaks the lines."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+    PlainConsole(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -21,7 +22,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         ruled = Table(*heads)
         for row in rows:
             ruled.add_row(*map(Text, row))
-        Console().print(ruled)
+        PlainConsole().print(ruled)
         return
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     for row in [heads, *rows]:
@@ -37,4 +38,4 @@ def entries(head: str, found: Sequence[tuple[str, str, str]]) -> None:
         if remark:
             text.append(f"\n{remark}", style="dim")
         listed.add_row(Text(name, style="bold"), text)
-    Console().print(listed)
+    PlainConsole().print(listed)

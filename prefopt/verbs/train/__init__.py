@@ -9,7 +9,6 @@ is loaded or written. ``job`` holds the values they hand on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -154,6 +153,3 @@ def _find_origin(job: Job) -> Origin:
     origin = resuming.find_origin(job.folder, job.say)
     resuming.compare_recipes(origin, job.recipe.resolved())
     return origin
-
-
-logging.getLogger("prefopt").addHandler(logging.StreamHandler())

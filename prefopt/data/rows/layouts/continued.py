@@ -9,7 +9,7 @@ from prefopt.data.rows.layouts.columns import NEEDS_TURNS, OF_PAIR
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.layout import Layout
 from prefopt.data.rows.layouts.pair import SCORES, gives_of_pair, is_continued, preferred
-from prefopt.data.rows.layouts.texts import Texts, opened_by_system, reply, turns_of
+from prefopt.data.rows.layouts.texts import Texts, reply, turns_of
 from prefopt.data.rows.messages import is_sharegpt, messages
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison
@@ -26,7 +26,7 @@ def _read(row: Fields) -> Comparison:
         raise RowError(whole, "has no turn before the answer")
     if turns[-2]["role"] == "assistant":
         raise RowError(whole, f"ends with two assistant turns, and '{lone}' does not say which it stands for")
-    return preferred(row, Texts(opened_by_system(row, turns[:-1]), (chosen, rejected)))
+    return preferred(row, Texts(row.opened_by_own(turns[:-1], is_whole=True), (chosen, rejected)))
 
 
 def _form_of(cells: Mapping[str, Any]) -> str | None:

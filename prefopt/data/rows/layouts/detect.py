@@ -19,6 +19,7 @@ from prefopt.data.rows.layouts.forms import FORMS
 from prefopt.data.rows.layouts.layout import Layout, RowLayout
 from prefopt.data.rows.layouts.refusals import check_given, check_names, needs_of, no_match
 from prefopt.data.rows.layouts.table import ALIASES, ROW_LAYOUTS
+from prefopt.data.rows.layouts.texts import refuse_media
 from prefopt.data.rows.loss_needs import PAIR_NEEDS, READ_FOR, Needs
 from prefopt.data.rows.messages import opened
 from prefopt.data.rows.raw_rows import RawRow, RowError
@@ -90,6 +91,7 @@ def to_comparison(
     row = _as_read(row, layout.source)
     _refuse_unread(layout, row)
     fields = Fields(layout, row, needs, origin, row_id)
+    refuse_media(fields)
     found = layout.layout.read(fields)
     embedding = fields.embedding()
     if embedding is None and not fields.findings:

@@ -169,6 +169,24 @@ class Fields:
             turns = [{"role": "user", "content": self.prompt_text(name)}]
         else:
             turns = messages(value, self.column(name))
-        if turns[0]["role"] == "system":
-            return [turns[0], *self.history(), *turns[1:]]
-        return self.before() + turns
+        return self.opened_by_own(turns)
+
+    def opened_by_own(self, turns: Messages, *, is_whole: bool = False) -> Messages:
+        """Put the row's system text and earlier turns before others, behind a system turn of theirs.
+
+        Args:
+            turns: a prompt, or a whole conversation that has no earlier turns.
+            is_whole: it is the latter.
+        """
+        if is_whole:
+            self.refuse_history()
+        own = opening = self.system()
+        rest: Messages = []
+        for part in (self.history(), turns):
+            found = part[:1] if part and part[0]["role"] == "system" else []
+            if found and opening and found[0]["content"].strip() != opening[0]["content"].strip():
+                name, what = ("system", "has a text") if own else ("history", "begins with a system turn")
+                raise RowError(self.column(name), f"{what}, but the messages begin with another system turn")
+            opening = found or opening
+            rest += part[len(found) :]
+        return opening + rest

@@ -124,9 +124,9 @@ class RowLayout:
         used |= {
             path for name in SPARSE if name in self.layout.optional for tier in SHARED[name] for path in tier
         }
-        if self.columns.get("prompt") == "instruction":
+        if "instruction" in self.columns.values():
             used.add("input")
-        return [name for name in names if name not in used and not self._is_off(name)]
+        return [str(name) for name in names if name not in used and not self._is_off(name)]
 
     def _is_off(self, name: str) -> bool:
         return is_unread(name, self.source) or any(

@@ -16,6 +16,10 @@ from prefopt.types import Comparison, Extra, Preference
 Reply = str | Messages
 
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns whose values belong to a prompt and are no text."""
+
+
 class Texts(NamedTuple):
     """The texts of a row."""
 
@@ -23,6 +27,15 @@ class Texts(NamedTuple):
     answers: tuple[Reply, ...]
     gold: Reply | None = None
     own_prompts: tuple[Reply, ...] | None = None  # of the answers, where they differ
+
+
+def refuse_media(row: Fields) -> None:
+    """Refuse a row with images and the like: without them its texts speak of what is not there."""
+    for name in MEDIA:
+        value = row.value.get(name)
+        if value in (None, "", [], {}, False) or name in row.layout.columns.values():
+            continue
+        raise RowError(name, f"has a value, but only text is read. To read none: columns: {{{name}: false}}")
 
 
 def compared(
@@ -53,6 +66,11 @@ def _rationale(row: Fields, read: Texts, pair: Preference) -> Extra:
         return Extra("rationale", reason, row.prompt("rationale_prompt"))
     if read.own_prompts is not None:
         raise RowError(name, "has no question: the answers reply to different prompts. Give rationale_prompt")
+    for name, turns in (("chosen", read.answers[pair.chosen]), ("rejected", read.answers[pair.rejected])):
+        if not isinstance(turns, str) and any(turn.get("tool_calls") for turn in turns):
+            raise RowError(
+                row.column(name), "calls a tool, which no question can quote. Give rationale_prompt"
+            )
     asked = which_is_better(read.prompt, read.answers[pair.chosen], read.answers[pair.rejected])
     return Extra("rationale", reason, asked)
 
@@ -128,7 +146,7 @@ def _split(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
         )
     else:
         turns, answers = _split_conversations(answers, names)
-        turns = opened_by_system(row, turns)
+        turns = row.opened_by_own(turns, is_whole=True)
         _compare_prompt(row, turns)
     return Texts(turns, tuple(reply(turn, name) for turn, name in zip(answers, names, strict=True)))
 
@@ -142,12 +160,6 @@ def turns_of(row: Fields, cell: Any, name: str) -> Messages:
         return [{"role": "assistant", "content": said}]
     is_whole = is_transcript(said) or said.lstrip().startswith("Assistant:") or not row.has("prompt")
     return transcript(said if is_whole else f"Assistant:{said}", name)
-
-
-def opened_by_system(row: Fields, turns: Messages) -> Messages:
-    """Put the row's system text before a whole conversation that has none."""
-    row.refuse_history()
-    return turns if turns[0]["role"] == "system" else row.system() + turns
 
 
 def _compare_prompt(row: Fields, turns: Messages) -> None:
@@ -198,6 +210,13 @@ def reply(turns: Messages, column: str) -> Messages:
         raise RowError(column, f"ends with a {role} turn, not with an answer")
     if turns[0]["role"] != "assistant":
         raise RowError(column, f"begins with a {turns[0]['role']} turn, not with an answer")
-    if not turns[-1]["content"].strip() and not turns[-1].get("tool_calls"):
+    if _is_silent(turns[-1]):
         raise RowError(column, "empty answer")
+    for index, turn in enumerate(turns):
+        if turn["role"] == "assistant" and _is_silent(turn) and turn.get("weight") != 0:
+            raise RowError(f"{column}.{index}", "empty turn of an answer")
     return turns
+
+
+def _is_silent(turn: dict[str, Any]) -> bool:
+    return not turn["content"].strip() and not turn.get("tool_calls")
