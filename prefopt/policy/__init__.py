@@ -26,7 +26,7 @@ from prefopt.policy.attention import (
     use_attention,
 )
 from prefopt.policy.dropout import check_attention_dropout, disable_dropout, given_back, has_dropout
-from prefopt.policy.guards import check_adapters, check_modules, check_supported, check_tables
+from prefopt.policy.guards import check_adapters, check_ids, check_modules, check_supported, check_tables
 from prefopt.policy.head import RowStates, ScoringHead, check_head, head_of, read_transform, scoring
 from prefopt.policy.quantize import describe_weights
 from prefopt.policy.rope import check_reach, forget_lengths, longest_path, reach_of
@@ -171,6 +171,7 @@ class Policy:
         assert (against is not None) == ("kl" in wanted), "kl is measured against the reference's rows"
         core = causal_model(self.model)
         check_packed(core)
+        check_ids(core, head_of(core), batch.input_ids)
         if self._reach is not None:
             check_reach(class_of(core).__name__, self._reach, longest_path(batch.segments))
         transform = read_transform(core)

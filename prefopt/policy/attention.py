@@ -65,7 +65,13 @@ def packed_attention(
             f"model: attention dropout is {dropout:g}, which packed attention does not apply. "
             f"Set it to 0 in the model's config.json, or leave model.dropout at false."
         )
-    if kwargs.get("position_bias") is not None or kwargs.get("is_causal") is False:
+    is_causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+    if is_causal is False:
+        raise ModelError(
+            f"model: {type(module).__name__} attends to later tokens, too, so its log-probs are none of a causal "
+            f"model. Choose another model."
+        )
+    if kwargs.get("position_bias") is not None:
         raise ModelError(f"model: {type(module).__name__} uses attention biases that packing cannot honour.")
     rule: dict[str, Any] = {"window": sliding_window, "softcap": softcap, "sinks": s_aux}
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

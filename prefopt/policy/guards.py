@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from prefopt.errors import ModelError
@@ -34,6 +34,13 @@ _OTHER_TASKS = (
     "ForMaskedLM",
     "DoubleHeadsModel",
 )
+_BY_SEQUENCE = {
+    "LILY": "averages its experts over all tokens of a row",
+    "POLY": "picks its skills by the row's task",
+    "SHADOW": "runs a second model over the row",
+    "XLORA": "weighs its adapters by a forward of its own over the row",
+}
+"""Kinds of adapters of peft whose effect on a token depends on other tokens."""
 _MIXERS = re.compile(r"Mamba|Rwkv|DeltaNet|ShortConv|LinearAttention|LightningAttention|RecurrentBlock|xLSTM")
 _POSITIONS = re.compile(r"^w?pe$|^w?pos|position")
 
@@ -117,8 +124,7 @@ def num_positions(model: nn.Module) -> int | None:
 def check_tables(model: nn.Module, head: nn.Module, largest_id: int, longest: int) -> None:
     """Refuse data with tokens or positions that a model has no weights for; see ``Policy.check_fits``."""
     name = type(model).__name__
-    tables: list[Any] = [model.get_input_embeddings(), head]  # type: ignore[operator]
-    rows = min(table.weight.shape[0] for table in tables)
+    rows = _rows(model, head)
     if largest_id >= rows:
         raise ModelError(
             f"model: {name} knows the token ids 0 to {rows - 1}, but the tokenizer gives the data {largest_id}. "
@@ -132,10 +138,47 @@ def check_tables(model: nn.Module, head: nn.Module, largest_id: int, longest: in
         )
 
 
+def check_ids(model: nn.Module, head: nn.Module, ids: Tensor) -> None:
+    """Refuse token ids that a model has no weights for, where they lie on the host; a GPU would be waited for.
+
+    Raises:
+        ModelError: names the id.
+    """
+    rows = _rows(model, head)
+    # a weight that DeepSpeed spread over ranks is empty between two forwards
+    if ids.device.type != "cpu" or not rows:
+        return
+    least, largest = (int(end) for end in ids.aminmax())
+    if least < 0 or largest >= rows:
+        raise ModelError(
+            f"model: {type(model).__name__} knows the token ids 0 to {rows - 1}, but a batch holds "
+            f"{largest if largest >= rows else least}. Use the tokenizer that belongs to the model."
+        )
+
+
+def _rows(model: nn.Module, head: nn.Module) -> int:
+    """Return how many token ids both ends of a model know."""
+    tables: list[Any] = [model.get_input_embeddings(), head]  # type: ignore[operator]
+    return min(int(table.weight.shape[0]) for table in tables)
+
+
 def check_adapters(model: nn.Module) -> None:
-    """Refuse adapters that add tokens of their own."""
+    """Refuse adapters that add tokens of their own, or treat a token by what else stands in its row.
+
+    Raises:
+        ModelError: names the adapter.
+    """
     for name, config in getattr(model, "peft_config", {}).items():
         if getattr(config, "is_prompt_learning", False):
             raise ModelError(
                 f"model: adapter '{name}' learns virtual prompt tokens, which cannot be packed. Use LoRA."
+            )
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        how = "switches on at tokens of its own (alora_invocation_tokens)"
+        if getattr(config, "alora_invocation_tokens", None) is None:
+            how = _BY_SEQUENCE.get(kind, "")
+        if how:
+            raise ModelError(
+                f"model: adapter '{name}' ({kind}) {how}, so in a packed row a score would depend on what shares it. "
+                f"Use LoRA."
             )

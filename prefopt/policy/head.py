@@ -73,7 +73,11 @@ def read_transform(model: PreTrainedModel) -> Transform:
 
     What a configuration works out from other settings is left to the model: MiniCPM3 divides its hidden
     states by such a ``logits_scaling``, and a model that divides its logits is refused by its first batch.
+
+    Raises:
+        ModelError: the model was built with another value than its configuration has now.
     """
+    _check_copies(model)
     config = model.config.get_text_config()
     own = vars(config)
     scale = 1.0
@@ -86,6 +90,22 @@ def read_transform(model: PreTrainedModel) -> Transform:
         scale = scale * float(divisor) if multiplies else scale / float(divisor)
     softcap = own.get("final_logit_softcapping")
     return Transform(scale, None if softcap is None else float(softcap))
+
+
+def _check_copies(model: PreTrainedModel) -> None:
+    """Refuse a model that copied a transform from its configuration, where one of the two was changed since."""
+    config = model.config.get_text_config()
+    for name, neutral in _NEUTRAL.items():
+        if name not in vars(config):
+            continue
+        wanted = vars(config)[name]
+        copies = [vars(owner)[name] for owner in (model, model.base_model) if name in vars(owner)]
+        for value in copies:
+            if (neutral if value is None else value) != (neutral if wanted is None else wanted):
+                raise ModelError(
+                    f"model: {name} is {wanted} in the configuration of {type(model).__name__}, but the model was "
+                    f"built with {value}. Set both alike."
+                )
 
 
 class ScoringHead:

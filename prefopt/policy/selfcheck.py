@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prefopt.data.packs.pack import pack
 from prefopt.errors import ModelError
+from prefopt.policy.head import head_of
 from prefopt.policy.rope import reach_of
 from prefopt.policy.wrappers import causal_model, class_of
 from prefopt.types import IntArray, Preference, TokenizedGroup
@@ -172,5 +173,12 @@ def _check_training(
 def _score(model: nn.Module, prompt: IntArray, answer: IntArray, device: torch.device) -> Tensor:
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64)).to(device)[None]
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    core = causal_model(model)
+    rows = getattr(head_of(core), "out_features", logits.shape[-1])
+    if logits.shape[-1] != rows:
+        raise ModelError(
+            f"model: {class_of(core).__name__} returns {logits.shape[-1]} logits a token, but its head makes {rows}, "
+            f"so log-probs would be of another vocabulary. Choose another model."
+        )
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)

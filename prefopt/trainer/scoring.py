@@ -9,6 +9,9 @@ import torch
 from prefopt.engine import Engine
 from prefopt.losses import LossContract
 from prefopt.policy import Policy, RowStates
+from prefopt.policy.guards import check_ids
+from prefopt.policy.head import head_of
+from prefopt.policy.wrappers import causal_model
 from prefopt.reference import LiveReference, Reference
 from prefopt.trainer.inputs import batch_stats
 from prefopt.trainer.weighting import TokenMasks, mask_stats, needs_layers
@@ -52,6 +55,8 @@ class Scorer:
 
     def on_device(self, batch: PackedBatch) -> PackedBatch:
         """Return a batch where the models are, without waiting for a GPU."""
+        core = causal_model(self.policy.model)
+        check_ids(core, head_of(core), batch.input_ids)  # while they are on the host
         return batch.to(self.engine.device, non_blocking=True)
 
     def both(self, batch: PackedBatch) -> Scores:

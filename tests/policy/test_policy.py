@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import toy
 import transformers
 from torch import Tensor, nn
 
-from prefopt.data.packs.pack import pack
+from prefopt.data.packs.pack import group_of, pack
 from prefopt.errors import ModelError, RecipeError
 from prefopt.kernels import token_logps
 from prefopt.policy import Policy, check_supported, disable_dropout
@@ -181,6 +182,65 @@ def test_prompt_learning_is_refused() -> None:
         Policy(peft.get_peft_model(toy.llama(), config))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("config", "how"),
+    [
+        (lambda **own: peft.LoraConfig(alora_invocation_tokens=[3, 4], **own), "tokens of its own"),
+        (peft.LilyConfig, "averages its experts"),
+    ],
+    ids=["alora", "lily"],
+)
+def test_adapters_that_look_at_the_whole_row_are_refused(config: Callable[..., Any], how: str) -> None:
+    """The random tokens of the self-check never switch aLoRA on, so it saw nothing."""
+    settings = config(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ModelError, match=f"adapter 'default' .* {how}.* what shares it"):
+        Policy(peft.get_peft_model(toy.llama(), settings))
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    """Gemma 3 as an encoder: packed attention would have scored it as if it were causal."""
+    config = transformers.Gemma3TextConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, use_bidirectional_attention=True,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="Gemma3Attention attends to later tokens"):
+        Policy(transformers.AutoModelForCausalLM.from_config(config))(batch())
+
+
+def test_a_scale_that_was_changed_in_the_configuration_alone_is_refused() -> None:
+    """Cohere multiplies its logits by the number that it was built with."""
+    config = transformers.CohereConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        logit_scale=0.5,
+    )  # fmt: skip
+    policy = Policy(transformers.CohereForCausalLM(config))
+    assert policy(batch()).tokens.isfinite().all()
+    config.logit_scale = 2.0
+    with pytest.raises(ModelError, match=r"logit_scale is 2\.0 in the configuration .* was built with 0\.5"):
+        policy(batch())
+
+
+def test_logits_of_fewer_tokens_than_the_head_has_are_refused() -> None:
+    """Models of one's own cut off rows that only fill a table up; the head's sum over all would be another."""
+
+    class Cut(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits[..., :60]
+            return outputs
+
+    model = Cut(toy.llama().config).double()
+    with pytest.raises(ModelError, match=r"Cut returns 60 logits a token, but its head makes 61"):
+        Policy(model).self_check()
+
+
+@pytest.mark.parametrize("ids", [[61, 2], [-1, 2]], ids=["beyond", "negative"])
+def test_token_ids_that_no_row_is_for_are_refused_in_a_batch(ids: list[int]) -> None:
+    with pytest.raises(ModelError, match=rf"knows the token ids 0 to 60, but a batch holds {ids[0]}\."):
+        Policy(toy.llama())(pack([group_of([1, 2], [ids, [3]])]))
+
+
 def test_a_head_that_is_not_plain_is_refused() -> None:
     """Quantised heads subclass Linear and bring their own forward."""
 
@@ -204,10 +264,10 @@ def test_the_head_and_its_config_are_restored_even_after_an_error() -> None:
     )  # fmt: skip
     policy = Policy(model)
     policy(batch())
-    bad = batch()
-    bad.input_ids[0] = 10_000
-    with pytest.raises(IndexError):
-        policy(bad)
+    hook = model.model.layers[0].register_forward_pre_hook(lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy(batch())
+    hook.remove()
     assert "forward" not in vars(model.lm_head)
     assert model.config.final_logit_softcapping == 3.0
 
