@@ -40,7 +40,7 @@ _HOST = torch.device("cpu")
 def group_of(
     prompt: Sequence[int],
     responses: Sequence[Sequence[int]],
-    preferences: Sequence[tuple[int, int]] = ((0, 1),),
+    preferences: Sequence[tuple[int, int]] | None = None,
     *,
     scores: Sequence[float] | None = None,
     labels: Sequence[bool] | None = None,
@@ -51,16 +51,24 @@ def group_of(
     Args:
         prompt: at least one token.
         responses: K lists of at least one token, the end-of-sequence token included.
-        preferences: (chosen, rejected) indices into ``responses``.
+        preferences: (chosen, rejected) indices into ``responses``. None: the first over the second, if there are two.
         scores: a number for each response, for losses that read scores.
         labels: whether each response is desirable, for losses over labelled answers.
         row_id: names the row in errors.
 
     Raises:
-        ValueError: a side is empty.
+        ValueError: a side is empty, or a preference names what is not there.
     """
     if not len(prompt) or not responses or not all(len(response) for response in responses):
         raise ValueError(f"group_of: row {row_id} has an empty prompt or response. Give every side a token.")
+    if preferences is None:
+        preferences = ((0, 1),) if len(responses) > 1 else ()
+    for chosen, rejected in preferences:
+        if chosen == rejected or not all(0 <= at < len(responses) for at in (chosen, rejected)):
+            raise ValueError(
+                f"group_of: row {row_id} prefers response {chosen} to {rejected}, but has {len(responses)}, counted "
+                f"from 0. Give pairs of two different ones."
+            )
     return TokenizedGroup(
         prompts=(np.asarray(prompt, dtype=np.int32),),
         responses=tuple(np.asarray(response, dtype=np.int32) for response in responses),

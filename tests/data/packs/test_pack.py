@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from prefopt.data.packs.pack import group_of, pack, sequence_key
@@ -109,3 +110,17 @@ def test_a_group_without_weights_counts_all_of_its_tokens() -> None:
     assert batch.lengths == (1, 1, 3, 1)
     assert batch.token_weights is not None
     assert batch.token_weights.tolist() == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_single_answer_has_no_preference_unless_one_is_given() -> None:
+    assert group_of([1], [[2]]).preferences == ()
+    assert pack([group_of([1], [[2]])]).pairs == ()
+    assert pack([group_of([1], [[2], [3], [4]])]).pairs == ((0, 1),)
+
+
+@pytest.mark.parametrize("preference", [(0, 1), (0, 0), (-1, 0)])
+def test_a_preference_for_what_is_not_there_is_refused(preference: tuple[int, int]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"group_of: row 3 prefers response {preference[0]} to {preference[1]}"
+    ):
+        group_of([1], [[2]], [preference], row_id=3)
