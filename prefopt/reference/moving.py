@@ -48,10 +48,24 @@ class MovingReference(FrozenReference):
         self._has_followed = True
         if done % self.every:
             return
-        assert trained.keys() == self._moving.keys(), "the reference is no copy of the policy"
+        self._check_copy(trained)
         for name, parameter in trained.items():
             own = self._moving[name]
             own.lerp_(parameter.to(own.dtype), self.mix)
+
+    def _check_copy(self, trained: Mapping[str, nn.Parameter]) -> None:
+        odd = [
+            name
+            for name in (*trained, *self._moving)
+            if name not in trained
+            or name not in self._moving
+            or trained[name].shape != self._moving[name].shape
+        ]
+        if odd:
+            raise RecipeError(
+                f"reference: '{odd[0]}' is trained in the policy or moves in the reference, but not both alike, so the "
+                f"one cannot follow the other. Make the reference of a copy of the policy with the same requires_grad."
+            )
 
     def check_stands(self, done: int) -> None:
         if done and not self._has_followed:

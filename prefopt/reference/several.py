@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from prefopt.errors import RecipeError
 from prefopt.policy import Policy
-from prefopt.reference.base import Reference
+from prefopt.reference.adapter_off import AdapterOffReference
+from prefopt.reference.base import Reference, check_adapter_alone
+from prefopt.reference.frozen_adapter import FrozenAdapterReference
 from prefopt.reference.itself import SelfReference
 from prefopt.types import OTHER_REFERENCES, PackedBatch, SeqLogps
 
@@ -88,9 +90,12 @@ def check_apart(policy: Policy, reference: Reference) -> None:
 
     Raises:
         RecipeError: the two can never differ.
+        ModelError: the policy trains more than the adapter that the reference scores without.
     """
     trained = {id(parameter) for parameter in policy.model.parameters() if parameter.requires_grad}
     for each in reference.references if isinstance(reference, SeveralReferences) else (reference,):
+        if isinstance(each, (AdapterOffReference, FrozenAdapterReference)):
+            check_adapter_alone(each)  # once more: what is trained may have changed since it was made
         held = (parameter for model in each.models() for parameter in model.model.parameters())
         if isinstance(each, SelfReference) or any(id(parameter) in trained for parameter in held):
             raise RecipeError(

@@ -42,6 +42,7 @@ from prefopt.trainer.metrics import MetricSums, divide
 from prefopt.trainer.objective import Objective
 from prefopt.trainer.scoring import Scorer
 from prefopt.trainer.weighting import TokenMasks
+from prefopt.trainer.weights import TrainedWeights
 from prefopt.types import LEARNED_MASKS, LossOutput, Step, Totals
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class Trainer:
         self.masks = None if masks is None else masks.to(self.engine.device)
         model = self.engine.unwrap(self.policy.model)
         self.parameters = trainable(model)
+        self._weights = TrainedWeights(self.parameters)
         self.optimizer = make_optimizer(self.settings, model, self.masks)
         self.trained = moved(self.optimizer, trained(model, self.masks))  # with those of the masks
         self.peak_lr = peak_lr(self.optimizer)
@@ -243,6 +245,7 @@ class Trainer:
         self._begin()
         self.objective.check(step.totals, f"step {step.index}")
         found = self.accumulator.run(step)
+        self._weights.check_reached(self._wrapped)
         if self.masks is not None:
             self.engine.average_gradients(self.masks)
         norm = self.engine.clip(self.trained.values(), self.settings.clip)
@@ -283,6 +286,8 @@ class Trainer:
                 "be shared over ranks. Leave bare() and evaluating() before, in a source of steps before each yield, "
                 "and give one policy to one trainer at a time."
             )
+        if self.engine.sharding is None:  # with FSDP2, tensors change places as they are gathered
+            self._weights.check(self.engine.unwrap(self._wrapped))
         self.policy.model.train()
         if self.masks is not None:
             self.masks.train()

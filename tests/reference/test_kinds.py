@@ -168,6 +168,20 @@ def test_a_share_of_an_adapter_is_no_adapter() -> None:
     assert MovingReference(adapted(), every=1, mix=1.0).state()
 
 
+def test_a_policy_that_trains_something_else_cannot_be_followed() -> None:
+    policy = toy.policy()
+    policy.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+    with pytest.raises(RecipeError, match=r"'model\.embed_tokens\.weight' is trained in the policy or moves"):
+        moving().follow(trainable(policy.model), 1)
+
+
+def test_a_reference_that_was_put_in_training_mode_scores_as_ever() -> None:
+    reference, batch = FrozenReference(toy.policy(), is_start=True), pack(toy.groups(2))
+    before = reference(batch).tokens
+    reference.policy.model.train()
+    assert torch.equal(reference(batch).tokens, before)
+
+
 def test_the_state_of_another_model_is_refused() -> None:
     reference = moving()
     state = reference.state()
