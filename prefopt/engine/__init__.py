@@ -52,7 +52,7 @@ class Engine:
     def __init__(self, *, autocast: torch.dtype | None = None, cpu: bool = False) -> None:
         if autocast == torch.float16:
             raise RecipeError(
-                "engine: autocast in float16 needs loss scaling, which there is none of. Take bfloat16, or leave it out."
+                "engine: autocast in float16 needs loss scaling, which there is none of. Take bfloat16, or none."
             )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         # without a GPU accelerate joins the ranks of a launcher only when told to stay on the CPU
