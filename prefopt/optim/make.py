@@ -14,6 +14,8 @@ from prefopt.optim.settings import OPTIMIZERS, MakeOptimizer, OptimSettings, own
 
 LR, MASK_WEIGHT_DECAY = 5e-7, 0.01
 _MASKS = "masks."
+_SCHEDULED = "scheduled_by_prefopt"
+"""What a group remembers of the learning rate that it was last given."""
 
 
 def trained(model: nn.Module, masks: nn.Module | None = None) -> dict[str, nn.Parameter]:
@@ -118,7 +120,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Give every parameter group its share of the learning rate ``value``.
 
     Raises:
-        RecipeError: a group was added since the optimizer was built.
+        RecipeError: a group was added since the optimizer was built, or given another rate since the last call.
     """
     if any("share" not in group for group in optimizer.param_groups):
         raise RecipeError(
@@ -127,7 +129,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
             f"optimizer add it, over all that will ever be trained."
         )
     for group in optimizer.param_groups:
-        group["lr"] = value * group["share"]
+        if group["lr"] != group.get(_SCHEDULED, group["lr"]):
+            raise RecipeError(
+                f"optim: a learning rate of {type(optimizer).__name__} was changed to {float(group['lr']):g} while the "
+                f"run went on, which the schedule would overwrite. Choose optim.schedule, or train on in a new Trainer."
+            )
+        group["lr"] = group[_SCHEDULED] = value * group["share"]
 
 
 def check_optimizer(settings: OptimSettings, device: torch.device, *, is_sharded: bool) -> None:

@@ -315,6 +315,17 @@ def test_a_group_added_between_steps_is_refused() -> None:
         next(trainer.run(1))
 
 
+def test_a_learning_rate_that_was_set_between_steps_is_refused() -> None:
+    """The schedule would have overwritten it without a word."""
+    trainer = trainer_of(build_loss({"name": "dpo"}))
+    list(trainer.run(2))
+    trainer.optimizer.param_groups[0]["lr"] = 1e-4
+    with pytest.raises(
+        RecipeError, match=r"optim: a learning rate of AdamW was changed to 0\.0001 while the run"
+    ):
+        next(trainer.run(1))
+
+
 def test_a_reference_that_froze_the_policy_is_named() -> None:
     policy = toy.policy()
     data, reference = toy.table(8), FrozenReference(policy, is_start=True)
