@@ -220,3 +220,44 @@ def test_units_are_made_of_responses(build, words):
 def test_counts_of_numpy_serve_as_lengths():
     assert SeqLogps(ONES, np.array([1, 2])).lengths == (1, 2)
     assert ListLogps(answers(), np.array([1, 3])).group_sizes == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("mask", "odd"),
+    [
+        (torch.tensor([[1.0, 0.5], [1.0, 1.0]]), r"0\.5"),
+        (torch.tensor([[-100, 7], [3, 4]]), "-100"),
+        (torch.tensor([[1.0, math.nan], [1.0, 1.0]]), "nan"),
+    ],
+    ids=["weights", "labels", "nan"],
+)
+@pytest.mark.parametrize("door", [SeqLogps.from_padded, PairLogps.from_concatenated])
+def test_a_mask_says_yes_or_no(door, mask, odd):
+    """Whatever is not zero was scored: weights as 1, and the prompt that labels leave out by -100."""
+    with pytest.raises(ValueError, match=rf"mask holds {odd}\. Give 1 at scored positions and 0 elsewhere"):
+        door(-torch.ones(2, 2), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_a_mask_of_any_dtype_says_the_same(dtype):
+    mask = torch.tensor([[1, 0], [1, 1]]).to(dtype)
+    assert SeqLogps.from_padded(-torch.ones(2, 2), mask).lengths == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([[0.3, 2.0]]), torch.tensor([[0.3, 0.9]]), torch.tensor([[-3.0, 12.0]])]
+)
+def test_costs_probabilities_and_logits_are_no_log_probs(values):
+    """Trained on the negatives, a policy learns to prefer what was rejected."""
+    with pytest.raises(
+        ValueError, match=r"^SeqLogps\.from_padded: logps reaches from .* Give log-probs, which"
+    ):
+        SeqLogps.from_padded(values, torch.ones(1, 2))
+
+
+def test_log_probs_that_are_rounded_or_not_scored_may_lie_above_zero():
+    found = SeqLogps.from_padded(torch.tensor([[-1.0, 0.2, 9.0]]), torch.tensor([[1, 1, 0]]))
+    assert found.total.item() == pytest.approx(-0.8)
+    assert SeqLogps.from_padded(torch.tensor([[1e-6]]), torch.ones(1, 1)).lengths == (1,)
+    unknown = SeqLogps.from_padded(torch.tensor([[math.nan, -1.0]]), torch.ones(1, 2))
+    assert unknown.total.isnan().all()

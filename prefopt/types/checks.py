@@ -116,5 +116,33 @@ def require_padded(name: str, values: Any) -> None:
         raise ValueError(f"SeqLogps.from_padded: {name} is {_told(values)}. Give a tensor [S, T].")
 
 
+def kept_of(mask: Tensor) -> Tensor:
+    """Return a mask as bool; refuse one that holds anything but 0 and 1, as labels and weights do.
+
+    Waits for the device, as reading the lengths off a mask does.
+    """
+    keep = mask.bool()
+    if mask.dtype != torch.bool and not torch.equal(keep.to(mask.dtype), mask):
+        odd = mask[keep.to(mask.dtype) != mask][0].item()
+        raise ValueError(
+            f"SeqLogps.from_padded: mask holds {odd}. Give 1 at scored positions and 0 elsewhere, "
+            f"e.g. labels != -100."
+        )
+    return keep
+
+
+def require_log_probs(tokens: Tensor, place: str) -> None:
+    """Refuse numbers that cannot be log-probs: costs or probabilities, none of them below 0, or logits.
+
+    Up to 1 nat above 0 counts as rounding beside ones below it. Waits for the device.
+    """
+    low, high = torch.stack(torch.aminmax(tokens.detach())).tolist()
+    if high > 1.0 or (low >= 0.0 and high > 0.01):
+        raise ValueError(
+            f"{place} reaches from {low:g} to {high:g}. Give log-probs, which are 0 at most: of probabilities the "
+            f"log, of cross-entropies the negative, of logits the log-softmax."
+        )
+
+
 def _told(value: Any) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"

@@ -12,7 +12,9 @@ from torch import Tensor
 from prefopt.ragged import Lengths
 from prefopt.types.checks import (
     host_counts,
+    kept_of,
     log_probs,
+    require_log_probs,
     require_padded,
     require_vectors,
     stats_of_tokens,
@@ -87,6 +89,12 @@ class SeqLogps:
     def parts(self) -> dict[str, SeqLogps]:
         """All responses, by name."""
         return {"answers": self}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Whatever a gradient could go through: log-probs, statistics and a replaced total."""
+        total = () if self.replaced_total is None else (self.replaced_total,)
+        return (self.tokens, *self.stats.values(), *total)
 
     @property
     def length(self) -> Tensor:
@@ -181,15 +189,16 @@ class SeqLogps:
 
         Args:
             logps: [S, T] log-prob of each position's target, nats.
-            mask: [S, T], true (or non-zero) at scored positions.
+            mask: [S, T], true (or 1) at scored positions.
             stats: name -> [S, T].
 
         Raises:
-            ValueError: shapes differ, something is no tensor, or a response has no scored token.
+            ValueError: shapes differ, something is no tensor, a mask is not of 0 and 1, a response has no scored
+                token, or what is scored is above 0.
         """
         for name, values in {"logps": logps, "mask": mask, **stats}.items():
             require_padded(name, values)
-        keep = mask.bool()
+        keep = kept_of(mask)
         for name, values in {"mask": keep, **stats}.items():
             if values.shape != logps.shape:
                 raise ValueError(
@@ -197,8 +206,13 @@ class SeqLogps:
                     f"logps {list(logps.shape)}. Shift both to the same positions."
                 )
         lengths = tuple(keep.sum(dim=1).tolist())
-        if not lengths or 0 in lengths:
-            row = lengths.index(0) if lengths else 0
-            raise ValueError(f"SeqLogps.from_padded: response {row} has no scored token in mask.")
+        if not lengths:
+            raise ValueError("SeqLogps.from_padded: logps has no row. Give at least one response.")
+        if 0 in lengths:
+            raise ValueError(
+                f"SeqLogps.from_padded: response {lengths.index(0)} has no scored token in mask."
+            )
         kept = {name: values[keep] for name, values in stats.items()}
-        return cls(tokens=logps[keep], lengths=lengths, stats=kept)
+        tokens = logps[keep]
+        require_log_probs(tokens, "SeqLogps.from_padded: logps")
+        return cls(tokens=tokens, lengths=lengths, stats=kept)
