@@ -14,6 +14,7 @@ Runs of 2, 1 and 3 tokens lie at 0-1, 2 and 3-5. The third, then the first:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,11 @@ def on_device(
     return host.to(device)
 
 
+def _kept() -> AbstractContextManager[Any]:
+    """Make tensors that a later use may keep for its backward, wherever they are first asked for."""
+    return torch.inference_mode(mode=False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Take:
     """Whole runs picked out of a ragged row; repeats are allowed."""
@@ -88,7 +94,8 @@ class Lengths(tuple[int, ...]):  # noqa: SLOT001 (a tuple of any length cannot h
     def on(self, device: torch.device) -> Tensor:
         """Return the lengths as int64 [S] on ``device``."""
         if self._counts is None or self._counts.device != device:
-            self._counts = on_device(list(self), device, torch.int64)
+            with _kept():
+                self._counts = on_device(list(self), device, torch.int64)
         return self._counts
 
     def take(self, index: Iterable[int], device: torch.device) -> Take:
@@ -96,18 +103,22 @@ class Lengths(tuple[int, ...]):  # noqa: SLOT001 (a tuple of any length cannot h
         key = tuple(index)
         found = self._takes.get(key)
         if found is None or found.tokens.device != device:
-            found = self._gather(key).apply(lambda tensor: on_device(tensor, device))
+            with _kept():
+                found = self._gather(key).apply(lambda tensor: on_device(tensor, device))
             self._takes[key] = found
         return found
 
     def apply(self, change: Change) -> Lengths:
         """Return the same lengths with every tensor that was made of them changed."""
         twin = Lengths(self)
-        twin._counts = None if self._counts is None else change(self._counts)
-        twin._takes = {key: take.apply(change) for key, take in self._takes.items()}
+        with _kept():
+            twin._counts = None if self._counts is None else change(self._counts)
+            twin._takes = {key: take.apply(change) for key, take in self._takes.items()}
         return twin
 
     def _gather(self, index: tuple[int, ...]) -> Take:
+        if outside := [i for i in index if not 0 <= i < len(self)]:
+            raise ValueError(f"take: there is no run {outside[0]} among {len(self)}. Count from 0.")
         ends = (0, *accumulate(self))
         spans = [np.arange(ends[i], ends[i + 1]) for i in index]
         tokens = np.concatenate([*spans, np.empty(0, np.int64)]).astype(np.int64)

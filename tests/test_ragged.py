@@ -91,3 +91,24 @@ def test_numbers_reach_a_device_in_the_dtype_asked_for() -> None:
     assert on_device([1, 2], "cpu").dtype == torch.int64
     assert on_device([], CPU, torch.int64).dtype == torch.int64
     assert on_device(torch.ones(2, dtype=torch.float64), CPU, torch.float32).dtype == torch.float32
+
+
+def test_lengths_first_asked_for_in_inference_mode_serve_training() -> None:
+    """A reference is scored in inference mode with the very lengths that the policy is then trained with."""
+    lengths = Lengths((2, 1))
+    with torch.inference_mode():
+        scored = SeqLogps(-torch.ones(3), lengths)
+        assert scored.total.tolist() == [-2.0, -1.0] and scored.take([1, 0]).total.tolist() == [-1.0, -2.0]
+        moved = lengths.apply(torch.clone)
+    for held in (lengths, moved):
+        tokens = (-torch.ones(3)).requires_grad_()
+        answers = SeqLogps(tokens, held)
+        (answers.total.square() + answers.take([1, 0]).total.square()).sum().backward()
+        assert tokens.grad is not None and tokens.grad.tolist() == [-8.0, -8.0, -4.0]
+
+
+@pytest.mark.parametrize("index", [-2, 3])
+def test_a_run_that_is_not_there_is_not_taken(index: int) -> None:
+    """-2 took the tokens of the last of equal runs."""
+    with pytest.raises(ValueError, match=rf"^take: there is no run {index} among 3\. Count from 0\.$"):
+        SeqLogps(-torch.ones(6), (2, 2, 2)).take([index])
