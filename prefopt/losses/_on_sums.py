@@ -7,6 +7,7 @@ loss's own checks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any, NamedTuple
@@ -279,10 +280,13 @@ def _check_inputs(
 def _counts(place: str, name: str, lengths: Tensor | None) -> tuple[int, ...] | None:
     if lengths is None:
         return None
-    counts = tuple(int(length) for length in lengths.tolist())
-    if min(counts, default=1) < 1:
-        raise ValueError(f"{place}: {name} holds {min(counts)}. Give at least one scored token per answer.")
-    return counts
+    way = "Give at least one scored token per answer, in whole numbers."
+    if lengths.dtype == torch.bool or lengths.is_complex():
+        raise ValueError(f"{place}: {name} has dtype {str(lengths.dtype).removeprefix('torch.')}. {way}")
+    for length in (found := lengths.tolist()):
+        if not (1 <= length < math.inf and length == int(length)):
+            raise ValueError(f"{place}: {name} holds {length:g}. {way}")
+    return tuple(map(int, found))
 
 
 def _stand_in(sums: Tensor, counts: tuple[int, ...] | None) -> SeqLogps:

@@ -1,6 +1,7 @@
 """The plain-tensor door gives what the losses give, and says where it cannot."""
 
 import inspect
+import math
 import re
 
 import pytest
@@ -401,3 +402,22 @@ def test_the_gradient_passes_through_sums_and_means(sums, lengths):
     pull = 0.1 * torch.sigmoid(-0.1 * (chosen - rejected)).detach()
     torch.testing.assert_close(chosen.grad, -pull - 1.0 / lengths["chosen_lengths"], rtol=1e-14, atol=0.0)
     torch.testing.assert_close(rejected.grad, pull, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        (2.7, r"holds 2\.7"),
+        (math.nan, "holds nan"),
+        (math.inf, "holds inf"),
+        (True, "has dtype bool"),
+        (2j, "has dtype complex64"),
+    ],
+)
+def test_lengths_are_whole_numbers(sums, length, said):
+    """2.7 tokens were 2."""
+    counts = torch.tensor([length, length])
+    with pytest.raises(
+        ValueError, match=rf"^simpo_loss: chosen_lengths {said}\. Give at least one scored token"
+    ):
+        functional.simpo_loss(*list(sums.values())[:2], counts, torch.ones(2))
