@@ -10,7 +10,7 @@ results can be sent to another process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature
 from typing import Annotated, Any, ParamSpec
 
@@ -24,7 +24,7 @@ from prefopt.losses._contract import (
     name_of,
     settings_of,
 )
-from prefopt.losses._door import SIDES, Door
+from prefopt.losses._door import SIDES, Door, checked
 from prefopt.losses._settings import check_settings
 from prefopt.structures import STRUCTURES
 from prefopt.types import INPUTS, Applies, LossOutput, Prompts, Reads, Refuses, Roles, Scale, Stats
@@ -97,7 +97,7 @@ class Composed:
         self.__name__ = self.__qualname__ = name
         self.__doc__ = doc
         self.__signature__ = signature
-        self.door = Door.of(name, signature)
+        self.door, self.at_door = Door.of(name, signature), self
         self.made_by: tuple[Callable[..., Loss], tuple[Any, ...], dict[str, Any]] | None = None
         self._pay = pay
 
@@ -124,12 +124,25 @@ def picklable(make: Callable[P, Loss]) -> Callable[P, Loss]:
 
     @wraps(make)
     def remembered(*args: P.args, **settings: P.kwargs) -> Loss:
-        made = make(*args, **settings)
+        doored: Any = [_doored(value) for value in args]
+        made = make(*doored, **{name: _doored(value) for name, value in settings.items()})
         assert isinstance(made, Composed), "made by compose, or Composed itself"
         made.made_by = (remembered, args, settings)
         return made
 
     return remembered
+
+
+def _doored(value: Any) -> Any:
+    """Return each loss among what a transform is given behind its door, so that what it pays is checked by itself."""
+    if isinstance(value, (list, tuple)):
+        return [_doored(each) for each in value]
+    if isinstance(value, partial):
+        return partial(_doored(value.func), *value.args, **value.keywords)
+    if not callable(value):
+        return value
+    contract_of(value)  # says what is wrong with a signature
+    return checked(value)
 
 
 def arguments_of(given: Given, signature: Signature) -> dict[str, Any]:

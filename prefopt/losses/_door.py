@@ -13,12 +13,14 @@ from functools import wraps
 from inspect import Signature
 from typing import Any, ParamSpec
 
+import torch
 from torch import Tensor
 
-from prefopt.losses._contract import base_of, is_handed_over, name_of, setting_of, signature_of
+from prefopt.losses._contract import base_of, is_handed_over, marks_of, name_of, setting_of, signature_of
+from prefopt.losses._paid import require_paid
 from prefopt.losses._settings import Setting, check_settings
 from prefopt.structures import UnitLogps
-from prefopt.types import INPUTS, LossOutput
+from prefopt.types import INPUTS, Carried, LossOutput
 from prefopt.types.checks import wide
 
 P = ParamSpec("P")
@@ -31,7 +33,9 @@ def checked(loss: Callable[P, LossOutput]) -> Callable[P, LossOutput]:
     A call is refused as a recipe would be: RecipeError for a setting, TypeError for a value of another type,
     ValueError for what does not belong together. What comes back has the dtype of the policy's log-probs.
     """
-    if hasattr(loss, "door"):
+    # by identity: functools.wraps copies what a loss holds to a function around it, which has no door of its own
+    behind: object = getattr(loss, "at_door", None)
+    if behind is loss:
         return loss
     door = Door.of(name_of(loss), signature_of(loss))
 
@@ -43,7 +47,7 @@ def checked(loss: Callable[P, LossOutput]) -> Callable[P, LossOutput]:
         output = loss(*args, **door.admit(sides, kwargs))
         return door.rounded(output, sides["policy"])
 
-    vars(pay)["door"] = door
+    vars(pay).update(door=door, at_door=pay)
     return pay
 
 
@@ -54,13 +58,15 @@ class Door:
     name: str
     values: type
     settings: Mapping[str, Setting]
+    carried: Mapping[str, Carried]
 
     @classmethod
     def of(cls, name: str, signature: Signature) -> Door:
         """Read a signature whose annotations are resolved."""
         keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         settings = {p.name: setting_of(name, p) for p in keywords if not is_handed_over(p)}
-        return cls(name, base_of(signature.parameters["policy"]), settings)
+        carried = {p.name: mark for p in keywords for mark in marks_of(p) if isinstance(mark, Carried)}
+        return cls(name, base_of(signature.parameters["policy"]), settings, carried)
 
     def admit(self, sides: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keywords of a call as the loss takes them: inputs wide, whole numbers as floats.
@@ -91,15 +97,16 @@ class Door:
         for key, value in keywords.items():
             if key in INPUTS and value is not None:
                 admitted[key] = fitting(f"{self.name}: {key}", key, value, sides["policy"])
+        check_carried(self.name, self.carried, keywords)
         return admitted
 
     def rounded(self, output: LossOutput, policy: UnitLogps) -> LossOutput:
-        """Return what the loss paid in the dtype of the policy's log-probs."""
-        paid: Any = (
-            output  # whatever a loss of one's own returns; who called it says what it should have been
-        )
-        if not isinstance(paid, LossOutput):
-            return output
+        """Return what the loss paid in the dtype of the policy's log-probs.
+
+        Raises:
+            RecipeError: it is not one value for each unit, or has no gradient to learn from.
+        """
+        require_paid(self.name, output, policy, self.carried)
         dtype = next(iter(policy.parts.values())).tokens.dtype
 
         def round_all(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def compare(name: str, policy: UnitLogps, reference: UnitLogps) -> None:
             raise ValueError(
                 f"{name}: policy is on {own.tokens.device} but reference on {answers.tokens.device}. Move one."
             )
-        if answers.tokens.requires_grad or any(values.requires_grad for values in answers.stats.values()):
+        if any(values.requires_grad for values in answers.tensors):
             raise ValueError(
                 f"{name}: reference carries a graph and would be trained as well. Score it under torch.no_grad(), "
                 f"or give reference.detach()."
@@ -164,8 +171,33 @@ def fitting(place: str, name: str, value: Any, policy: UnitLogps) -> Tensor:
         raise ValueError(f"{place} has shape {found}. {way}")
     if value.is_complex():
         raise ValueError(f"{place} is complex. {way}")
+    if INPUTS[name].shape.startswith("int64"):
+        return _whole(place, value, way)
     device = next(iter(policy.parts.values())).tokens.device
-    if found and value.is_floating_point() and value.device != device:
+    if found and value.device != device:
         raise ValueError(f"{place} is on {value.device} but policy on {device}. Move it there.")
-    # wide ones stay what they are under autocast, too
-    return wide(value) if value.is_floating_point() else value
+    # whole numbers as well, for 1 - 2 is 255 in uint8; wide ones stay what they are under autocast, too
+    return wide(value)
+
+
+def _whole(place: str, value: Tensor, way: str) -> Tensor:
+    """Return whole numbers as int64, on whatever device: narrower ones would be shifted beyond their bits."""
+    if value.is_floating_point() or value.dtype in (torch.bool, torch.uint64):
+        raise ValueError(f"{place} has dtype {str(value.dtype).removeprefix('torch.')}, not int64. {way}")
+    return value.long()
+
+
+def check_carried(name: str, carried: Mapping[str, Carried], given: Mapping[str, Any]) -> None:
+    """Refuse a part of what a loss hands to itself without the rest, which it would begin anew, and another shape."""
+    way = f"Hand back the last output's: {name}(..., **output.carried)."
+    there = [key for key in carried if given.get(key) is not None]
+    if there and (lacking := [key for key in carried if key not in there]):
+        raise ValueError(f"{name}: {there[0]} is given without {lacking[0]}. {way}")
+    for key in there:
+        value, shape = given[key], carried[key].shape
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: {key} is of type {type(value).__name__}, no tensor. {way}")
+        if shape is not None and value.shape != shape:
+            raise ValueError(f"{name}: {key} has shape {list(value.shape)}, not {list(shape)}. {way}")
+        if value.requires_grad:
+            raise ValueError(f"{name}: {key} carries a graph. {way}")

@@ -55,7 +55,7 @@ def with_list_rewards(loss: Tensor, grid: Grid, rewards: Tensor, scores: Tensor)
     """Pack a loss over lists with what it compared.
 
     Args:
-        loss: [G].
+        loss: [G]; NaN is paid where a score is.
         grid: of the lists.
         rewards: [S], the implicit reward of every answer.
         scores: [S], of the data.
@@ -72,8 +72,10 @@ def with_list_rewards(loss: Tensor, grid: Grid, rewards: Tensor, scores: Tensor)
     gap = table[:, :, None] - table[:, None, :]
     agreed = (0.5 + 0.5 * gap.sign()) * better
     share = agreed.sum(dim=(1, 2)) / better.sum(dim=(1, 2)).clamp(min=1)
+    # a score that is NaN would be ranked somewhere by whoever sorts it
+    unranked = grid.lay(scores).isnan().any(dim=1)
     return LossOutput(
-        loss=loss,
+        loss=torch.where(unranked, torch.nan, loss),
         chosen_reward=best,
         rejected_reward=others,
         metrics={"ranking_accuracy": share},

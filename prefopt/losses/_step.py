@@ -35,8 +35,11 @@ def moving_moments(
 
 
 def z_scores(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return (values - mean) / std, and 0 where there is no spread; outside the graph."""
-    return torch.where(std > 0, (values - mean) / std, 0.0)
+    """Return (values - mean) / std, and 0 where there is no spread; outside the graph.
+
+    What is not finite stays so: NaN is no lack of spread.
+    """
+    return torch.where(std == 0, 0.0, (values - mean) / std)
 
 
 def running_mean(values: Tensor, mean: Tensor | None, count: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ def bco(
     policy: Annotated[PairLogps, WholeStep()],
     reference: PairLogps,
     *,
-    baseline: Annotated[Tensor | None, Carried()] = None,
-    baseline_count: Annotated[Tensor | None, Carried()] = None,
+    baseline: Annotated[Tensor | None, Carried(shape=())] = None,
+    baseline_count: Annotated[Tensor | None, Carried(shape=())] = None,
     beta: Annotated[float, Range(gt=0)] = 0.01,
 ) -> LossOutput:
     """Pay for classifying the chosen answer as wanted and the rejected one as not, around a moving line.
@@ -68,8 +68,8 @@ def bco_unpaired(
     policy: Annotated[LabelledLogps, WholeStep()],
     reference: LabelledLogps,
     *,
-    baseline: Annotated[Tensor | None, Carried()] = None,
-    baseline_count: Annotated[Tensor | None, Carried()] = None,
+    baseline: Annotated[Tensor | None, Carried(shape=())] = None,
+    baseline_count: Annotated[Tensor | None, Carried(shape=())] = None,
     beta: Annotated[float, Range(gt=0)] = 0.01,
 ) -> LossOutput:
     """Pay for classifying each answer as wanted or not, around the running mean of all rewards.

@@ -76,4 +76,5 @@ def _degree_cost(margin: Tensor, degree: Tensor, spacing: float, max_degree: flo
     # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), and here a - b = spacing
     not_more = F.logsigmoid(spacing * degree - margin) + math.log(-math.expm1(-spacing))
     cost = -(at_least + torch.where(degree >= max_degree, 0.0, not_more))
-    return torch.where(degree >= 1.0, cost, 0.0)
+    # a degree that is NaN is not one that nobody knows
+    return torch.where(degree < 1.0, 0.0, cost)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,14 +75,8 @@ class Objective:
             index: of the optimizer step.
         """
         values = self.arrange(batch, policy)
-        is_scored_to_learn = policy.tokens.requires_grad
         other = None if reference is None else self.arrange(batch, reference)
         output = self.compute(values, other, self.inputs(batch, totals, index))
-        if is_scored_to_learn and not output.loss.requires_grad:
-            raise RecipeError(
-                f"loss: {self.contract.name} returned a loss without a gradient, so nothing would be learned. "
-                f"Compute it from the policy's log-probs, without detach() or no_grad()."
-            )
         numerator = (output.loss * self.structure.weigh(batch, output.loss)).sum()
         numerator = numerator + _zero_if_finite(policy, reference).to(numerator.dtype)
         return Charge(pack_sums(values, output, numerator), numerator, output)
@@ -105,32 +99,7 @@ class Objective:
             RecipeError: it returned something else than one value for each unit.
         """
         given = (policy,) if reference is None else (policy, reference)
-        output: Any = self.loss(*given, **inputs)  # whatever a loss of one's own returns
-        if (found := _wrong(output, len(policy), self.contract.carried)) is None:
-            return output  # type: ignore[no-any-return]
-        raise RecipeError(
-            f"loss: {self.contract.name} returned {found} for {len(policy)} {self.structure.unit}. Return "
-            f"LossOutput(loss) with one value for each, not averaged."
-        )
-
-
-def _wrong(output: Any, units: int, carried: Collection[str]) -> str | None:
-    """Say what a loss returned instead of values of [U]; looks at types and shapes, which waits for no device."""
-    if not isinstance(output, LossOutput):
-        return f"a {type(output).__name__}"
-    rewards = {"chosen_reward": output.chosen_reward, "rejected_reward": output.rejected_reward}
-    given = {name: reward for name, reward in rewards.items() if reward is not None}
-    values: dict[str, Any] = {"loss": output.loss, **given, **output.metrics}
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            return f"{name} as a {type(value).__name__}"
-        if value.shape != (units,):
-            return f"{name} of shape {list(value.shape)}"
-    if odd := sorted(output.carried.keys() ^ set(carried)):
-        return f"{'a' if odd[0] in output.carried else 'no'} value '{odd[0]}' to carry over, against its signature,"
-    if attached := [name for name, value in output.carried.items() if value.requires_grad]:
-        return f"'{attached[0]}' to carry over with its gradient"
-    return None
+        return self.loss(*given, **inputs)
 
 
 def _zero_if_finite(policy: SeqLogps, reference: SeqLogps | None) -> Tensor:

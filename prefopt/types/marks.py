@@ -199,8 +199,11 @@ class Carried:
     """Mark a keyword parameter that a whole-step loss carries from one optimizer step to the next.
 
     ``mean: Annotated[Tensor | None, Carried()] = None`` is None in the first step and then what the
-    loss returned as ``LossOutput.carried["mean"]``; a trainer keeps it in its checkpoints.
+    loss returned as ``LossOutput.carried["mean"]``; a trainer keeps it in its checkpoints. ``Carried(shape=())`` says
+    its shape, and another is refused.
     """
+
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

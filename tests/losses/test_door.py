@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import pickle  # noqa: TID251 (how a spawned worker gets a loss)
@@ -300,6 +301,157 @@ def test_the_margin_of_long_answers_is_exact_to_a_hundred_thousandth_of_a_nat(to
     assert abs(slic(policy, delta=shift, lam=0.0).loss.item() - (shift - exact_margin(policy, None))) <= 1e-5
     # without a scale in front of it
     assert abs(hinge(policy, reference, beta=1.0).loss.item() - max(0.0, 1.0 - h)) <= 1e-5
+
+
+SCORED = ("offset", "reward_aware", "mappo", "exo_rw", "sppo")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_that_are_whole_numbers_count_as_those_numbers(name, dtype):
+    """0 - 1 is 255 in uint8, and bools cannot be subtracted at all."""
+    chosen, rejected = torch.tensor([0, 1]), torch.tensor([1, 0])
+    pay = partial(LOSSES[name], pairs(), pairs(seed=2))
+    found = pay(chosen_score=chosen.to(dtype), rejected_score=rejected.to(dtype)).loss
+    assert torch.equal(found, pay(chosen_score=chosen.double(), rejected_score=rejected.double()).loss)
+
+
+@pytest.mark.parametrize("name", ["sgdpo", "beta_dynamic"])
+def test_seeds_draw_alike_in_every_whole_dtype_and_are_no_others(name):
+    """Of int32 a shift by 41 bits leaves something else."""
+    pay = partial(LOSSES[name], pairs(), pairs(seed=2))
+    wanted = pay(pair_seed=torch.tensor([1, 2])).loss
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(pay(pair_seed=torch.tensor([1, 2], dtype=dtype)).loss, wanted)
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(
+            ValueError,
+            match=rf"^{name}: pair_seed has dtype \w+, not int64\. Give \[2\]: a number that names",
+        ):
+            pay(pair_seed=torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"baseline": torch.tensor(3.0)}, ValueError, "baseline is given without baseline_count"),
+        ({"baseline_count": torch.tensor(3)}, ValueError, "baseline_count is given without baseline"),
+        ({"baseline": torch.ones(2)}, ValueError, r"baseline has shape \[2\], not \[\]"),
+        ({"baseline": 3.0}, TypeError, "baseline is of type float, no tensor"),
+        ({"baseline": torch.ones((), requires_grad=True)}, ValueError, "baseline carries a graph"),
+    ],
+)
+def test_what_a_loss_carries_is_handed_back_whole_or_refused(given, kind, said):
+    """One average without the other was taken for none, and two of them for one per pair."""
+    if len(given) == 1 and "without" not in said:
+        given = {**given, "baseline_count": torch.tensor(4)}
+    for loss in (LOSSES["bco"], with_nll(LOSSES["bco"])):
+        with pytest.raises(
+            kind, match=rf": {said}\. Hand back the last output's: .*\*\*output\.carried\)\.$"
+        ):
+            loss(pairs(), pairs(), **given)
+
+
+def test_a_replaced_total_of_the_reference_carries_no_graph_either():
+    total = torch.zeros(2, requires_grad=True)
+    reference = replace(pairs(), chosen=pairs().chosen.with_total(total))
+    with pytest.raises(ValueError, match=r"^dpo: reference carries a graph"):
+        dpo(pairs(), reference)
+    assert dpo(pairs(), reference.detach()).loss.shape == (2,)
+
+
+def averaging(policy: PairLogps, reference: PairLogps) -> LossOutput:
+    """Pay an average."""
+    return LossOutput(policy.chosen.total.mean())
+
+
+def in_columns(policy: PairLogps, reference: PairLogps) -> LossOutput:
+    """Pay a column, which would be added to each with every other."""
+    return LossOutput(policy.chosen.total[:, None])
+
+
+def bare(policy: PairLogps, reference: PairLogps) -> LossOutput:
+    """Return a tensor."""
+    return policy.chosen.total  # type: ignore[return-value]
+
+
+def cut_off(policy: PairLogps, reference: PairLogps) -> LossOutput:
+    """Pay what nothing is learned from."""
+    return LossOutput(policy.chosen.total.detach())
+
+
+def half(loss: Loss) -> Loss:
+    """Pay the mean of it, twice over: a transform of one's own, around which functools.wraps copies a door."""
+
+    @functools.wraps(loss)
+    def pay(*args, **kwargs):
+        output = loss(*args, **kwargs)
+        return replace(output, loss=output.loss.mean())
+
+    return pay
+
+
+closed = bound(dpo, beta=0.3, label_smoothing=0.0)
+
+AROUND = {
+    "bound": bound,
+    "with_nll": with_nll,
+    "reward_gap_weight": lambda loss: partial(
+        TRANSFORMS["reward_gap_weight"](loss), chosen_score=torch.ones(2), rejected_score=torch.zeros(2)
+    ),
+    "mixed": lambda loss: mixed([closed, loss], [1.0, 0.5]),
+    "mixed partial": lambda loss: mixed([closed, partial(loss)], [1.0, 0.5]),
+    "alone": checked,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (averaging, r"averaging returned loss of shape \[\] for 2 pairs\. Return LossOutput\(loss\)"),
+        (in_columns, r"in_columns returned loss of shape \[2, 1\] for 2 pairs"),
+        (bare, "bare returned a Tensor for 2 pairs"),
+        (cut_off, "cut_off returned a loss without a gradient, so nothing would be learned"),
+        (half(mine), r"mine returned loss of shape \[\] for 2 pairs"),
+        (half(hinge), r"hinge returned loss of shape \[\] for 2 pairs"),
+        (half(closed), r"dpo returned loss of shape \[\] for 2 pairs"),
+    ],
+    ids=["averaging", "in_columns", "bare", "cut_off", "half", "half of a door", "half of a composed one"],
+)
+def test_a_part_pays_for_every_unit_by_itself(around, loss, said):
+    """What is added to it would hide an average, or that nothing is learned from this part."""
+    policy = with_graph(pairs())
+    if "beta" in contract_of(loss).settings:
+        loss = bound(loss, beta=0.2)
+    with pytest.raises(RecipeError, match=rf"^loss: {said}"):
+        AROUND[around](loss)(policy, pairs(seed=2))
+
+
+def test_a_loss_without_a_graph_is_fine_where_none_is_wanted():
+    with torch.no_grad():
+        assert cut_off(pairs(), pairs()).loss.shape == bound(cut_off)(with_graph(pairs()), pairs()).loss.shape
+    assert bound(cut_off)(pairs(), pairs()).loss.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, loss in LOSSES.items() if "answer_score" in contract_of(loss).inputs]
+)
+def test_a_score_that_is_no_number_ranks_nothing(name):
+    """Sorted, NaN is the greatest or the least of all."""
+    given = [lists(2, 3)] * (1 + contract_of(LOSSES[name]).needs_reference)
+    paid = LOSSES[name](*given, answer_score=torch.tensor([0.1, 0.4, 0.3, math.nan, 0.2])).loss
+    assert paid.isnan().tolist() == [False, True]
+
+
+def test_numbers_that_are_none_of_the_reference_or_the_data_are_not_passed_over():
+    """NaN is no lack of spread to alpha_margin, and no unknown degree to spo_selfsup."""
+    spoilt = pairs(seed=2)
+    spoilt.chosen.tokens[0] = math.nan
+    assert LOSSES["alpha_margin"](pairs(), spoilt).loss.isnan().all()
+    degree = torch.tensor([math.nan, 1.0])
+    paid = LOSSES["spo_selfsup"](pairs(), pairs(seed=2), pair_margin=degree).loss
+    assert paid.isnan().tolist() == [True, False]
 
 
 def sent(loss: Loss) -> Loss:
