@@ -31,6 +31,7 @@ import torch
 
 from prefopt.ragged import Lengths
 from prefopt.types import IntArray, PackedBatch, Preference, Segments, TokenizedGroup
+from prefopt.words import spelled
 
 FILLER = 128
 """Most tokens of a segment that only fills a row up."""
@@ -57,10 +58,19 @@ def group_of(
         row_id: names the row in errors.
 
     Raises:
-        ValueError: a side is empty, or a preference names what is not there.
+        ValueError: a side is empty, or holds something else than token ids; scores or labels are not one for each
+            response, or a preference names what is not there.
     """
     if not len(prompt) or not responses or not all(len(response) for response in responses):
         raise ValueError(f"group_of: row {row_id} has an empty prompt or response. Give every side a token.")
+    for name, values in {"scores": scores, "labels": labels}.items():
+        if values is not None and len(values) != len(responses):
+            raise ValueError(
+                f"group_of: row {row_id} has {len(responses)} responses but {len(values)} {name}. "
+                f"Give one for each."
+            )
+    if odd := [label for label in labels or () if label not in (False, True)]:
+        raise ValueError(f"group_of: row {row_id} has the label {spelled(odd[0])}. Give true or false.")
     if preferences is None:
         preferences = ((0, 1),) if len(responses) > 1 else ()
     for chosen, rejected in preferences:
@@ -70,8 +80,8 @@ def group_of(
                 f"from 0. Give pairs of two different ones."
             )
     return TokenizedGroup(
-        prompts=(np.asarray(prompt, dtype=np.int32),),
-        responses=tuple(np.asarray(response, dtype=np.int32) for response in responses),
+        prompts=(_ids(prompt, row_id),),
+        responses=tuple(_ids(response, row_id) for response in responses),
         prompt_of=(0,) * len(responses),
         preferences=tuple(Preference(*pair) for pair in preferences),
         row_id=row_id,
@@ -79,6 +89,16 @@ def group_of(
         scores=None if scores is None else tuple(scores),
         labels=None if labels is None else tuple(labels),
     )
+
+
+def _ids(values: Sequence[int], row_id: int) -> IntArray:
+    """Return token ids; 1.5 would be cut to 1, and -100 of labels is the id of no token."""
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0:
+        raise ValueError(
+            f"group_of: row {row_id} holds {spelled(found.tolist())}. Give token ids: a list of whole numbers from 0."
+        )
+    return found.astype(np.int32)
 
 
 def sequence_key(

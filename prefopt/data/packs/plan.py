@@ -65,7 +65,8 @@ class Plan:
         source_weights: how many times each source's groups are drawn per epoch.
 
     Raises:
-        RecipeError: a group alone exceeds ``tokens_per_batch``, or there is no group, or none with a unit.
+        RecipeError: a number is not a whole one from 1; a group alone exceeds ``tokens_per_batch``, or there is
+            no group, or none with a unit.
     """
 
     sizes: GroupSizes
@@ -82,6 +83,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.unit not in STRUCTURES:
             raise RecipeError(f"Plan: there is no unit '{self.unit}'. Give one of {', '.join(STRUCTURES)}.")
+        for name in ("units_per_step", "tokens_per_batch", "world"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+                raise RecipeError(f"Plan: {name} is {count!r}. Give a whole number from 1.")
         if len(self.sizes.tokens) == 0:
             raise RecipeError("data: no usable rows are left, so there is nothing to plan. Check the report.")
         if not self.units.any():

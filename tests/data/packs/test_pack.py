@@ -124,3 +124,24 @@ def test_a_preference_for_what_is_not_there_is_refused(preference: tuple[int, in
         ValueError, match=rf"group_of: row 3 prefers response {preference[0]} to {preference[1]}"
     ):
         group_of([1], [[2]], [preference], row_id=3)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: group_of([1.5, 2.0], [[4], [5]]), r"row 0 holds \[1\.5, 2\.0\]\. Give token ids"),
+        (lambda: group_of([1], [[4], [-100, 5]]), r"row 0 holds \[-100, 5\]\. Give token ids"),
+        (lambda: group_of([[1]], [[4], [5]]), r"row 0 holds \[\[1\]\]\."),
+        (lambda: group_of([1], [[True], [5]]), r"row 0 holds \[true\]\."),
+        (lambda: group_of([1], [[4], [5]], scores=[1.0]), "row 0 has 2 responses but 1 scores"),
+        (lambda: group_of([1], [[4], [5]], [(0, -1)]), "row 0 prefers response 0 to -1, but has 2"),
+        (
+            lambda: group_of([1], [[4], [5]], labels=[0.7, 0.2]),
+            r"row 0 has the label 0\.7\. Give true or false",
+        ),
+    ],
+)
+def test_a_group_is_made_of_token_ids_and_what_belongs_to_them(build, said) -> None:  # type: ignore[no-untyped-def]
+    """1.5 was cut to 1, and a label of 0.2 was a wanted answer."""
+    with pytest.raises(ValueError, match=f"^group_of: {said}"):
+        build()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prefopt.data.packs.pack import group_of
 from prefopt.data.packs.plan import Plan
 from prefopt.data.tokens.table import GroupSizes
 from prefopt.errors import RecipeError
@@ -131,3 +132,12 @@ def test_steps_are_cut_by_the_units_of_the_loss(unit: str, groups: list[int]) ->
     plan = Plan(sizes, units_per_step=3, tokens_per_batch=100, unit=unit, shuffle=False)
     assert [len(step) for step in plan.epoch_steps(0)] == groups
     assert plan.epoch_totals(0).groups == 3
+
+
+@pytest.mark.parametrize("name", ["units_per_step", "tokens_per_batch", "world"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_a_plan_counts_in_whole_numbers_from_one(name: str, count: float) -> None:
+    """Steps of 0, -1 or 1.5 units were steps of one."""
+    groups = [group_of([1], [[2], [3]])] * 4
+    with pytest.raises(RecipeError, match=rf"^Plan: {name} is {count}\. Give a whole number from 1\.$"):
+        Plan.of(groups, **{"units_per_step": 2, "tokens_per_batch": 64, name: count})
