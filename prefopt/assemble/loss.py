@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Signature
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from prefopt.assemble.loss_names import (
 from prefopt.errors import OwnCodeError, RecipeError
 from prefopt.losses import bound, mixed
 from prefopt.losses._combine import MIX_WEIGHT
-from prefopt.losses._contract import Loss, LossContract, contract_of, settings_of
+from prefopt.losses._contract import Loss, LossContract, contract_of, settings_of, signature_of
 from prefopt.losses._door import checked
 from prefopt.losses._settings import check_settings
 from prefopt.plugins import Code, Kind, blamed, line_of
@@ -40,9 +41,9 @@ from prefopt.words import spelled
 _STRUCTURAL = ("name", "with")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BoundLoss:
-    """A loss whose settings are all fixed, as the trainer calls it.
+    """A loss whose settings are all fixed, as the trainer calls it; it composes like the function in it.
 
     Args:
         loss: the composed function; its signature holds only tensors.
@@ -85,6 +86,21 @@ class BoundLoss:
         if reference is None:
             raise ValueError(f"{self.description}: the reference is missing. Give the same units under it.")
         return self.loss(policy, reference, **given)
+
+    @property
+    def __name__(self) -> str:
+        """The name of the loss, as messages call it."""
+        return self.contract.name
+
+    @property
+    def __signature__(self) -> Signature:
+        """What is left to give: tensors."""
+        return signature_of(self.loss)
+
+    @property
+    def at_door(self) -> BoundLoss:
+        """Itself: what it calls has its door."""
+        return self
 
     def describe(self) -> str:
         """Return the loss in one line, every setting shown."""

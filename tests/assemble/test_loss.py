@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle  # noqa: TID251 (how a spawned worker gets a loss)
+from inspect import signature
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from prefopt.assemble.loss import build_loss
 from prefopt.errors import RecipeError
 from prefopt.losses import (
     LOSSES,
+    Loss,
     bco_pair,
     bound,
     contract_of,
@@ -16,11 +20,13 @@ from prefopt.losses import (
     f_div,
     ipo,
     length_desensitized,
+    mixed,
     simpo,
     sppo,
     weighted,
     with_nll,
 )
+from prefopt.losses.functional import on_sums
 from prefopt.types import PairLogps, SeqLogps
 
 
@@ -292,3 +298,30 @@ def test_what_cannot_be_carried_out_is_refused_in_one_line(block, message):
 def test_messages_begin_with_the_place_that_was_given():
     with pytest.raises(RecipeError, match=r"^recipes/x.yaml, loss.betta: "):
         build_loss({"name": "dpo", "betta": 1}, where="recipes/x.yaml, loss")
+
+
+def sent(loss: Loss) -> Loss:
+    return pickle.loads(pickle.dumps(loss))  # noqa: S301 (written a moment ago)
+
+
+def test_what_a_block_builds_composes_like_a_function() -> None:
+    """By hand that is the same composition; settings of a block are closed."""
+    built = build_loss({"name": "dpo", "beta": 0.3})
+    policy, reference = (
+        PairLogps(SeqLogps(torch.tensor([-1.0, at]), (2,)), SeqLogps(torch.tensor([-3.0]), (1,)))
+        for at in (-0.5, -0.7)
+    )
+    plain = bound(dpo, beta=0.3, label_smoothing=0.0)
+    pairs_of_losses = [
+        (with_nll(built), with_nll(plain)),
+        (mixed([built, simpo], [1.0, 0.5]), mixed([plain, simpo], [1.0, 0.5])),
+        (bound(built), plain),
+    ]
+    for one, other in pairs_of_losses:
+        assert torch.equal(one(policy, reference).loss, other(policy, reference).loss)
+        assert signature(one) == signature(other)
+        assert torch.equal(sent(one)(policy, reference).loss, one(policy, reference).loss)
+    sums = [torch.tensor([-2.0]) for _ in range(4)]
+    assert torch.equal(on_sums(built)(*sums).loss, on_sums(plain)(*sums).loss)
+    with pytest.raises(RecipeError, match=r"dpo\.beta: dpo has no such setting"):
+        bound(built, beta=0.1)
