@@ -261,3 +261,47 @@ def test_log_probs_that_are_rounded_or_not_scored_may_lie_above_zero():
     assert SeqLogps.from_padded(torch.tensor([[1e-6]]), torch.ones(1, 1)).lengths == (1,)
     unknown = SeqLogps.from_padded(torch.tensor([[math.nan, -1.0]]), torch.ones(1, 2))
     assert unknown.total.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "said"),
+    [
+        (
+            lambda: SeqLogps(ONES, (3,), replaced_total=[1.0]),
+            ValueError,
+            "SeqLogps: replaced_total is of type list",
+        ),
+        (
+            lambda: SeqLogps(ONES, (3,)).with_total(torch.ones(1).long()),
+            ValueError,
+            "replaced_total has dtype int64",
+        ),
+        (
+            lambda: SeqLogps(ONES, (3,)).with_total(torch.ones(1, device="meta")),
+            ValueError,
+            "SeqLogps: tokens is on cpu but replaced_total on meta. Move one",
+        ),
+        (lambda: SeqLogps(ONES, (3,), None), TypeError, "SeqLogps: stats is of type NoneType. Give a dict"),
+        (lambda: PairLogps(answers(), answers(), None), TypeError, "PairLogps: others is of type NoneType"),
+        (
+            lambda: SeqLogps.from_ragged([ONES, torch.arange(3)]),
+            ValueError,
+            "SeqLogps.from_ragged: logps\\[1\\] has dtype int64",
+        ),
+        (
+            lambda: SeqLogps.from_ragged([ONES, ONES.to("meta")]),
+            ValueError,
+            "SeqLogps.from_ragged: logps\\[0\\] is on cpu but logps\\[1\\] on meta",
+        ),
+        (
+            lambda: SeqLogps.from_padded(ONES[None].to(torch.complex64), MASK[:1]),
+            ValueError,
+            "from_padded: logps has dtype complex64",
+        ),
+        (lambda: SeqLogps.from_padded(torch.zeros(0, 3), torch.zeros(0, 3)), ValueError, "logps has no row"),
+    ],
+)
+def test_what_cannot_be_log_probs_is_named(build, kind, said):
+    """Token ids among log-probs were added up as such."""
+    with pytest.raises(kind, match=said):
+        build()

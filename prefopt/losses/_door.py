@@ -136,7 +136,8 @@ def compare(name: str, policy: UnitLogps, reference: UnitLogps) -> None:
             raise ValueError(
                 f"{name}: policy is on {own.tokens.device} but reference on {answers.tokens.device}. Move one."
             )
-        if any(values.requires_grad for values in answers.tensors):
+        # not a replaced total: a transform makes it of weights of the policy's, which may carry one
+        if answers.tokens.requires_grad or any(values.requires_grad for values in answers.stats.values()):
             raise ValueError(
                 f"{name}: reference carries a graph and would be trained as well. Score it under torch.no_grad(), "
                 f"or give reference.detach()."

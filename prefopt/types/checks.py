@@ -102,12 +102,22 @@ def same_device(owner: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def require_vectors(name: str, values: Iterable[Any]) -> None:
-    """Refuse anything but 1-D tensors, one for each response."""
-    for row, value in enumerate(values):
+    """Refuse anything but 1-D tensors on one device, one for each response."""
+    rows = {f"{name}[{row}]": value for row, value in enumerate(values)}
+    for place, value in rows.items():
         if not isinstance(value, Tensor) or value.dim() != 1:
             raise ValueError(
-                f"SeqLogps.from_ragged: {name}[{row}] is {_told(value)}. Give one 1-D tensor for each response."
+                f"SeqLogps.from_ragged: {place} is {_told(value)}. Give one 1-D tensor for each response."
             )
+    if rows:
+        same_device("SeqLogps.from_ragged", rows)
+
+
+def require_named(values: Any, place: str) -> Mapping[str, Any]:
+    """Refuse anything but a dict."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{place} is of type {type(values).__name__}. Give a dict, or leave it out.")
+    return values
 
 
 def require_padded(name: str, values: Any) -> None:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from prefopt.ragged import on_device
-from prefopt.types.checks import host_counts, require_bool, require_padded, require_responses, same_device
+from prefopt.types.checks import (
+    host_counts,
+    require_bool,
+    require_named,
+    require_padded,
+    require_responses,
+    same_device,
+)
 from prefopt.types.sequences import Named, SeqLogps
 
 
@@ -31,6 +38,7 @@ class PairLogps:
     others: Mapping[str, SeqLogps] = field(default_factory=dict)  # role -> P responses
 
     def __post_init__(self) -> None:
+        require_named(self.others, "PairLogps: others")
         require_responses("PairLogps", self.parts)
         if len(self.chosen) != len(self.rejected):
             raise ValueError(
@@ -98,6 +106,7 @@ class LabelledLogps:
     others: Mapping[str, SeqLogps] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_named(self.others, "LabelledLogps: others")
         require_responses("LabelledLogps", self.parts)
         require_bool(self.is_desirable, "LabelledLogps: is_desirable")
         if self.is_desirable.shape != (len(self.answers),):

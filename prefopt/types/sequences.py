@@ -15,11 +15,12 @@ from prefopt.types.checks import (
     kept_of,
     log_probs,
     require_log_probs,
+    require_named,
     require_padded,
     require_vectors,
+    same_device,
     stats_of_tokens,
     wide,
-    widened,
 )
 
 
@@ -65,13 +66,17 @@ class SeqLogps:
                 f"SeqLogps: tokens has shape {list(tokens.shape)} but lengths add up to "
                 f"{sum(lengths)}. Give one log-prob per scored token."
             )
-        total, stats = self.replaced_total, stats_of_tokens(self.stats, tokens)
-        if total is not None and total.shape != (len(lengths),):
-            raise ValueError("SeqLogps: replaced_total needs one value per response.")
+        stats = stats_of_tokens(require_named(self.stats, "SeqLogps: stats"), tokens)
+        total = self.replaced_total
+        if total is not None:
+            total = log_probs(total, "SeqLogps: replaced_total")
+            same_device("SeqLogps", {"tokens": tokens, "replaced_total": total})
+            if total.shape != (len(lengths),):
+                raise ValueError("SeqLogps: replaced_total needs one value per response.")
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "stats", Named(stats, "SeqLogps.stats", "from_padded(logps, mask, {}=...)"))
-        object.__setattr__(self, "replaced_total", None if total is None else widened(total))
+        object.__setattr__(self, "replaced_total", total)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -89,12 +94,6 @@ class SeqLogps:
     def parts(self) -> dict[str, SeqLogps]:
         """All responses, by name."""
         return {"answers": self}
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Whatever a gradient could go through: log-probs, statistics and a replaced total."""
-        total = () if self.replaced_total is None else (self.replaced_total,)
-        return (self.tokens, *self.stats.values(), *total)
 
     @property
     def length(self) -> Tensor:
@@ -174,6 +173,8 @@ class SeqLogps:
         """
         for name, values in {"logps": logps, **stats}.items():
             require_vectors(name, values)
+        for row, values in enumerate(logps):
+            log_probs(values, f"SeqLogps.from_ragged: logps[{row}]")
         lengths = tuple(values.numel() for values in logps)
         if not lengths or 0 in lengths:
             raise ValueError("SeqLogps.from_ragged: every response needs at least one token.")
@@ -213,6 +214,6 @@ class SeqLogps:
                 f"SeqLogps.from_padded: response {lengths.index(0)} has no scored token in mask."
             )
         kept = {name: values[keep] for name, values in stats.items()}
-        tokens = logps[keep]
+        tokens = log_probs(logps, "SeqLogps.from_padded: logps")[keep]
         require_log_probs(tokens, "SeqLogps.from_padded: logps")
         return cls(tokens=tokens, lengths=lengths, stats=kept)

@@ -352,14 +352,6 @@ def test_what_a_loss_carries_is_handed_back_whole_or_refused(given, kind, said):
             loss(pairs(), pairs(), **given)
 
 
-def test_a_replaced_total_of_the_reference_carries_no_graph_either():
-    total = torch.zeros(2, requires_grad=True)
-    reference = replace(pairs(), chosen=pairs().chosen.with_total(total))
-    with pytest.raises(ValueError, match=r"^dpo: reference carries a graph"):
-        dpo(pairs(), reference)
-    assert dpo(pairs(), reference.detach()).loss.shape == (2,)
-
-
 def averaging(policy: PairLogps, reference: PairLogps) -> LossOutput:
     """Pay an average."""
     return LossOutput(policy.chosen.total.mean())
