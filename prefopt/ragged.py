@@ -55,7 +55,9 @@ def on_device(
 
 def _kept() -> AbstractContextManager[Any]:
     """Make tensors that a later use may keep for its backward, wherever they are first asked for."""
-    return torch.inference_mode(mode=False) if torch.is_inference_mode_enabled() else nullcontext()
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():  # asking would end a graph
+        return nullcontext()
+    return torch.inference_mode(mode=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def require_paid(name: str, output: Any, policy: UnitLogps, carried: Collection[
             f"loss: {name} returned {found} for {units} {BY_VALUES[type_of(policy)].unit}. Return "
             f"LossOutput(loss) with one value for each, not averaged."
         )
-    is_to_learn = torch.is_grad_enabled() and any(part.tokens.requires_grad for part in policy.parts.values())
+    is_to_learn = torch.is_grad_enabled() and all(part.tokens.requires_grad for part in policy.parts.values())
     if is_to_learn and not output.loss.requires_grad:
         raise RecipeError(
             f"loss: {name} returned a loss without a gradient, so nothing would be learned. "

@@ -173,8 +173,8 @@ class SeqLogps:
         """
         for name, values in {"logps": logps, **stats}.items():
             require_vectors(name, values)
-        for row, values in enumerate(logps):
-            log_probs(values, f"SeqLogps.from_ragged: logps[{row}]")
+        for row, tokens in enumerate(logps):
+            log_probs(tokens, f"SeqLogps.from_ragged: logps[{row}]")
         lengths = tuple(values.numel() for values in logps)
         if not lengths or 0 in lengths:
             raise ValueError("SeqLogps.from_ragged: every response needs at least one token.")

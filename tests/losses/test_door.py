@@ -414,6 +414,7 @@ AROUND = {
 def test_a_part_pays_for_every_unit_by_itself(around, loss, said):
     """What is added to it would hide an average, or that nothing is learned from this part."""
     policy = with_graph(pairs())
+    policy.rejected.tokens.requires_grad_()
     if "beta" in contract_of(loss).settings:
         loss = bound(loss, beta=0.2)
     with pytest.raises(RecipeError, match=rf"^loss: {said}"):
