@@ -66,13 +66,26 @@ def load_state(path: Path) -> dict[str, Any]:
     return read_json(path / STATE)
 
 
+def faults_of(path: Path) -> list[str]:
+    """Return what is wrong with a checkpoint, a line each: its files, or that it bears the name of another step."""
+    found = faults(path, needs=STATE)
+    if found or not _is_named(path):
+        return found
+    step = load_state(path)["step"]
+    if step == step_of(path):
+        return []
+    return [
+        f"{path}: it was written after step {step}, so its name is wrong. Rename it to {checkpoint_name(step)}."
+    ]
+
+
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+    """Compare every file of a checkpoint with its manifest, and its step with its name.
 
     Raises:
-        CorruptError: a file is missing, extra, or not what was written.
+        CorruptError: a file is missing, extra, or not what was written, or the checkpoint is that of another step.
     """
-    if found := faults(path, needs=STATE):
+    if found := faults_of(path):
         raise CorruptError(found[0])
 
 
@@ -95,8 +108,11 @@ def latest_valid(folder: Path, report: Callable[[str], None] = lambda line: None
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first, valid or not."""
-    found = [p for p in folder.glob(f"{_PREFIX}*") if p.is_dir() and p.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=step_of)
+    return sorted((p for p in folder.glob(f"{_PREFIX}*") if p.is_dir() and _is_named(p)), key=step_of)
+
+
+def _is_named(path: Path) -> bool:
+    return path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdigit()
 
 
 def prune(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> None:

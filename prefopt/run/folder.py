@@ -19,7 +19,17 @@ from typing import Any
 
 from prefopt.errors import CorruptError, RecipeError, is_misnamed, storage_error, writing
 from prefopt.run.checkpoint import checkpoints, sweep
-from prefopt.run.manifest import faults, flush, listed, names_in, read_json, seal, write_json, write_text
+from prefopt.run.manifest import (
+    digest,
+    faults,
+    flush,
+    listed,
+    names_in,
+    read_json,
+    seal,
+    write_json,
+    write_text,
+)
 
 WRITTEN = "# Written by prefopt train, with every default and override filled in; it can be run again."
 """First line of a stored recipe."""
@@ -158,6 +168,14 @@ class RunFolder:
         with writing(self.metrics, _RESUME), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
+    def seal_metrics(self) -> str:
+        """Have the metric lines written to disk, and return a digest of all of them."""
+        if not self.metrics.exists():
+            return _NO_LINES
+        with writing(self.metrics, _RESUME):
+            flush(self.metrics)
+            return digest(self.metrics)
+
     def replace_final(self, write: Callable[[Path], object]) -> Path:
         """Write the final model under another name first, sealed, so that ``final`` is always whole."""
         with writing(self.final, _RESUME):
@@ -191,4 +209,5 @@ class RunFolder:
         return self.path / ".final.new"
 
 
+_NO_LINES = "0:"
 _RESUME = "Free space or permissions, then run again with --resume."

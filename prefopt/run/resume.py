@@ -18,6 +18,8 @@ from prefopt.run.manifest import read_json
 
 FILES, VERSIONS = "files", "versions"
 """Names of facts that are compared in a way of their own."""
+METRICS = "metrics"
+"""What a checkpoint keeps of the metric lines up to its step: their digest."""
 _SHORT = 12
 
 

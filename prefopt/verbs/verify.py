@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefopt.errors import CorruptError, RecipeError, user_errors
-from prefopt.run.checkpoint import STATE, checkpoints
+from prefopt.run.checkpoint import STATE, checkpoints, faults_of
 from prefopt.run.folder import RunFolder
 from prefopt.run.manifest import MANIFEST, faults, names_in
 from prefopt.verbs.progress import Display
@@ -52,5 +52,5 @@ def _faults(folder: Path) -> list[str]:
     is_checkpoint = (folder / STATE).is_file() or folder.parent.name == "checkpoints"
     if not is_checkpoint:
         return faults(folder, allows_more=True)  # who has a final model may add to it
-    found = faults(folder, needs=STATE)
+    found = faults_of(folder)
     return found if folder.exists() else []  # a run that goes on may have removed it meanwhile

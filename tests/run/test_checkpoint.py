@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from prefopt.errors import CorruptError, StorageError
 from prefopt.run.checkpoint import latest_valid, load_state, prune, save, verify
 from prefopt.run.manifest import read_json
+from prefopt.verbs.verify import run as run_verify
 
 
 def write(folder: Path) -> None:
@@ -54,6 +56,22 @@ def test_every_changed_file_is_noticed(tmp_path: Path) -> None:
             verify(path)
         assert latest_valid(folder) != path
         prune(folder, keep=1)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    """As after a restore from a backup: every file is what was written, but not after that step."""
+    first, second = (save(tmp_path, step, write, {}) for step in (2, 4))
+    os.rename(second, tmp_path / "kept")
+    shutil.copytree(first, second)
+    said: list[str] = []
+    assert latest_valid(tmp_path, said.append) == first
+    assert said == [
+        f"{second}: it was written after step 2, so its name is wrong. Rename it to step-000002. "
+        f"Falling back to an older checkpoint."
+    ]
+    with pytest.raises(CorruptError, match="after step 2"):
+        run_verify(second)
+    assert run_verify(tmp_path / "kept") == 3  # a name that says nothing of a step is not wrong
 
 
 def test_a_manifest_with_another_digest_is_noticed(tmp_path: Path) -> None:

@@ -85,6 +85,41 @@ def test_a_second_train_of_the_same_process_is_refused(
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+# --- metrics --------------------------------------------------------------------------------------------
+
+Lines = list[str]
+HARM: dict[str, tuple[Callable[[Lines], Lines], bool]] = {
+    "nothing": (lambda lines: lines, False),
+    "a torn last line": (lambda lines: [*lines, '{"step": 3, "lo'], False),
+    "a lost line": (lambda lines: lines[1:], True),
+    "all lines lost": (lambda lines: [], True),
+    "doubled": (lambda lines: lines * 2, True),
+    "another number": (lambda lines: [lines[0].replace('"loss": 0.', '"loss": 1.'), *lines[1:]], True),
+}
+"""What became of the metric lines of a stopped run, and whether it is said."""
+
+
+@pytest.mark.parametrize(("harm", "is_said"), slow_but(["a lost line"], HARM))
+def test_metric_lines_that_were_lost_are_said(
+    harm: Callable[[Lines], Lines],
+    is_said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, crash)
+        assert go(tmp_path) == 70
+    lines = metrics.read_text().splitlines(keepends=True)
+    assert len(lines) == 2 and (not is_said or harm(lines) != lines)
+    metrics.write_text("".join(harm(lines)))
+    capsys.readouterr()
+    assert go(tmp_path, "--resume") == 0
+    said = f"{metrics}: its lines up to step 2 are not those that were written" in capsys.readouterr().err
+    assert said == is_said
+
+
 # --- overwrite ------------------------------------------------------------------------------------------
 
 

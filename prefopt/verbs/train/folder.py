@@ -9,7 +9,7 @@ from prefopt.run import checkpoint, replace
 from prefopt.run.folder import RunFolder
 from prefopt.run.log import RunState
 from prefopt.run.manifest import write_json
-from prefopt.run.resume import Origin
+from prefopt.run.resume import METRICS, Origin
 from prefopt.verbs.train.job import Built, Job, Loaded
 
 
@@ -29,6 +29,7 @@ def open_folder(
         if overwrite:
             replace.set_aside(job.folder)
         job.folder.cut_metrics(built.trainer.done)
+        _say_lost_metrics(job, origin)
         job.folder.start(job.recipe.to_yaml(), {"facts": built.facts})
         reports = {"train": loaded.data.report, "eval": loaded.data.eval_report}
         found = {name: report.to_json() for name, report in reports.items() if report is not None}
@@ -58,6 +59,16 @@ def _take_up(job: Job, origin: Origin, progress: RunState, num_steps: int) -> No
         progress.best = progress.best_step = None
     if job.engine.is_main:
         checkpoint.set_aside_after(job.folder.checkpoints, origin.step)
+
+
+def _say_lost_metrics(job: Job, origin: Origin | None) -> None:
+    """Say that metric lines before the checkpoint are not those that were written; no number depends on them."""
+    written = origin.state.get(METRICS) if origin is not None else None
+    if origin is not None and written is not None and job.folder.seal_metrics() != written:
+        job.say(
+            f"{job.folder.metrics}: its lines up to step {origin.step} are not those that were written; some are lost "
+            f"or changed, and what is left stays"
+        )
 
 
 def _is_whole(folder: RunFolder, step: int) -> bool:

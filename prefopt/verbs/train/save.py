@@ -11,6 +11,7 @@ from prefopt.assemble import model as assemble_model
 from prefopt.errors import StorageError
 from prefopt.run import checkpoint, replace
 from prefopt.run.log import RunState
+from prefopt.run.resume import METRICS
 from prefopt.trainer.state import state_files, write_files
 from prefopt.verbs.train.finite import check_finite
 from prefopt.verbs.train.job import Built, Job
@@ -44,7 +45,8 @@ def save(job: Job, built: Built, progress: RunState, done: int, *, must: bool = 
     with job.engine.main_first():
         if job.engine.is_main:
             try:
-                state = {**progress.state(), "recipe": job.recipe.resolved(), "facts": built.facts}
+                run = {"recipe": job.recipe.resolved(), "facts": built.facts}
+                state = {**progress.state(), **run, METRICS: job.folder.seal_metrics()}
                 checkpoint.save(job.folder.checkpoints, done, write, state)
                 _drop_others(job, progress, done)
             except StorageError as error:
