@@ -59,7 +59,13 @@ def _keep_traceback(error: BaseException) -> str:
 def report(message: str, code: int, label: str = "error") -> int:
     """Write every line of ``message`` to stderr with its label and return ``code``."""
     rank = os.environ.get("RANK", "0")
-    begin = typer.style(f"{label}:", fg="red", bold=True) if sys.stderr.isatty() else f"{label}:"
-    for line in shown(message).splitlines():
-        typer.echo(f"{begin} {line}" if rank == "0" else f"rank {rank}: {begin} {line}", err=True)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a shell closed it: 2>&-
+    begin = typer.style(f"{label}:", fg="red", bold=True) if is_terminal else f"{label}:"
+    try:
+        for line in shown(message).splitlines():
+            typer.echo(f"{begin} {line}" if rank == "0" else f"rank {rank}: {begin} {line}", err=True)
+    except OSError:  # the log is full or nobody reads it; the code says it still
+        from prefopt.verbs.progress import fall_silent
+
+        fall_silent()
     return code

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,28 @@ def _log_plainly() -> None:
 _log_plainly()  # once for all verbs: what the library says of itself
 
 
+def fall_silent() -> None:
+    """Lead stderr nowhere, after it could not be written: a log that is full or unread costs no run its steps."""
+    with suppress(OSError, ValueError, AttributeError):  # it may be closed, or no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
+class _Console(PlainConsole):
+    """Write to stderr; where that fails, go on in silence."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            fall_silent()
+
+    def on_broken_pipe(self) -> None:
+        """Go on, where rich would end the process."""
+        fall_silent()
+
+
 class Display:
     """Show steps and messages of one process; silent ranks show nothing.
 
@@ -59,7 +83,7 @@ class Display:
     """
 
     def __init__(self, total: int, *, start: int = 0, what: str = "step", is_silent: bool = False) -> None:
-        self.console = PlainConsole(stderr=True, quiet=is_silent, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=True, quiet=is_silent, highlight=False, soft_wrap=True)
         self.what, self.total, self.done = what, total, start
         self._is_silent = is_silent
         self._last_line = float("-inf")

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lanes import slow_but
 
 from prefopt.errors import CorruptError, StorageError
 from prefopt.run.checkpoint import latest_valid, load_state, prune, save, verify
@@ -29,10 +30,11 @@ def test_a_saved_checkpoint_verifies_and_returns_its_state(tmp_path: Path) -> No
     assert latest_valid(tmp_path) == path
 
 
-def test_every_changed_file_is_noticed(tmp_path: Path) -> None:
-    """400 random mutations (flip, cut, extend, remove, add), none goes unseen."""
+@pytest.mark.parametrize("trials", slow_but([30], [30, 400]))
+def test_every_changed_file_is_noticed(trials: int, tmp_path: Path) -> None:
+    """Random mutations (flip, cut, extend, remove, add), none goes unseen."""
     rng = random.Random(0)
-    for trial in range(400):
+    for trial in range(trials):
         folder = tmp_path / str(trial % 4)
         path = save(folder, trial, write, {})
         files = [p for p in path.rglob("*") if p.is_file()]
@@ -65,10 +67,10 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Pa
     shutil.copytree(first, second)
     said: list[str] = []
     assert latest_valid(tmp_path, said.append) == first
-    assert said == [
-        f"{second}: it was written after step 2, so its name is wrong. Rename it to step-000002. "
-        f"Falling back to an older checkpoint."
-    ]
+    (line,) = said
+    assert line.startswith(
+        f"{second}: it was written after step 2, so its name is wrong. Rename it to step-000002."
+    )
     with pytest.raises(CorruptError, match="after step 2"):
         run_verify(second)
     assert run_verify(tmp_path / "kept") == 3  # a name that says nothing of a step is not wrong

@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +254,33 @@ def test_files_added_to_the_final_model_are_the_users(tmp_path: Path) -> None:
     assert go(tmp_path, "--resume") == 0
     (kept,) = (tmp_path / "run").glob("damaged-final-*")
     assert (kept / "README.md").read_text() == "mine"
+
+
+# --- a log that cannot be written -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["full", "unread", "closed"])
+def test_a_log_that_cannot_be_written_costs_nothing(log: str, tmp_path: Path) -> None:
+    """The run ends as any other, and a mistake has its own code."""
+    path, *changes = toy.recipe(tmp_path, train__steps="1")
+    reads, writes = os.pipe()
+    os.close(reads)
+    full = os.open("/dev/full", os.O_WRONLY)
+    program = ["-m", "prefopt", "train"]
+    try:
+        for arguments, code in (([path, *changes], 0), ([f"{path}.lost"], 2)):
+            if log == "closed":
+                command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, *program, *arguments]
+                found = subprocess.run(command, check=False)
+            else:
+                command = [sys.executable, *program, *arguments]
+                found = subprocess.run(command, check=False, stderr=full if log == "full" else writes)
+            assert found.returncode == code
+    finally:
+        os.close(writes)
+        os.close(full)
+    assert steps(tmp_path) == [1]
 
 
 # --- verify ---------------------------------------------------------------------------------------------
