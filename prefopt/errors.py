@@ -102,9 +102,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says, in any of the forms that torch, CUDA, numpy and Python have, that memory ended."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-    )
+    if isinstance(error, RuntimeError):
+        # torch's own class, by name: a mistake in a recipe is told without loading torch
+        is_torchs = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+        return is_torchs or _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

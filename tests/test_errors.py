@@ -16,6 +16,7 @@ from prefopt.errors import PeerError, PrefoptError, RecipeError, StorageError, f
 
 MEMORY = {
     "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "torch, in other words": torch.OutOfMemoryError("no room"),
     "driver": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
     "cpu": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
