@@ -156,9 +156,15 @@ def _message(item: Any, column: str) -> dict[str, Any]:
             f"{column}.{role_key}", f"is no known role: {spelled(name, 60)}{_ROLE_HINT if name else ''}"
         )
     role = _ROLES[name.lower()]
+    if content_key != "content" and item.get("content") is not None:
+        raise RowError(f"{column}.content", f"stands beside '{content_key}'. Keep one of them")
     rest = {k: v for k, v in item.items() if k not in (role_key, content_key) and v is not None}
     content = _content(item.get(content_key), f"{column}.{content_key}")
     if name.lower() == "function_call":
+        if rest.get("tool_calls"):
+            raise RowError(
+                f"{column}.tool_calls", f"stands beside a call in '{content_key}'. Keep one of them"
+            )
         rest["tool_calls"] = _function_call(content, f"{column}.{content_key}")
         content = ""
     if content is None:

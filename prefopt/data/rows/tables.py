@@ -7,7 +7,7 @@ they lead. A batch with a flaw is then read one row at a time, so that only the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,20 @@ def batch_rows(batches: Iterable[Any], prefix: str) -> Iterator[RawRow]:
     """Yield the rows of record batches, named ``prefix`` and their number from 1."""
     number = 0
     for batch in batches:
+        _refuse_twice(batch.schema.names, prefix)
         flaw = _flaw(batch)
         values = [None] * batch.num_rows if flaw is not None else _values(batch)
         for at, value in enumerate(values):
             number += 1
             origin = f"{prefix}{number}"
             yield RawRow(origin, value) if value is not None else _row(origin, batch.slice(at, 1))
+
+
+def _refuse_twice(names: Sequence[str], prefix: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        place = prefix.removesuffix("row ").removesuffix(":")
+        raise file_error(place, f"column {twice!r} is named twice", "Give every column its own name.")
 
 
 def _rows_of(batches: Callable[[], Iterator[Any]], place: str, kind: str) -> Iterator[RawRow]:

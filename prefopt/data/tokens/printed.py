@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,14 +106,20 @@ def _forms(value: Any) -> tuple[str, ...]:
 def all_there(turns: Sequence[Any], text: str) -> bool:
     """Whether it is clear at a glance that the contents of the turns are all printed, each as it is."""
     contents = [turn["content"] for turn in turns]
-    is_clear = len(contents) < 3 or len(set(contents)) == len(contents)
-    return is_clear and all(contents) and all(content in text for content in contents)
+    if len(contents) == 1:
+        return bool(contents[0]) and contents[0] in text
+    every = "\0".join(contents)  # no text holds a NUL
+    return all(content and content in text and every.count(content) == 1 for content in contents)
 
 
 def left_out(turns: Sequence[Any], text: str) -> bool:
-    """Whether the content of a turn is not in the text, or too few times."""
-    counts = Counter(str(turn["content"]).strip() for turn in turns)
-    return any(said not in text or (n > 1 and said and text.count(said) < n) for said, n in counts.items())
+    """Whether the content of a turn is not in the text, at a place that no longer one holds."""
+    for said in sorted((str(turn["content"]).strip() for turn in turns), key=len, reverse=True):
+        if said not in text:
+            return True
+        if said:
+            text = text.replace(said, "\0", 1)  # which no text holds
+    return False
 
 
 def trimmed(turns: Sequence[Any], text: str) -> bool:

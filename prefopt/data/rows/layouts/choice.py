@@ -44,10 +44,22 @@ def _decided(row: Fields, strength: float, margin: float, scores: tuple[float, f
 def _strength(row: Fields) -> float:
     """Return how much the first answer is better: positive, negative, or zero for a tie."""
     if not row.has("better"):
-        first, second = (label(row.cell(name), row.column(name)) for name in WINS)
-        if first and second:
-            raise RowError(row.column(WINS[1]), f"is true, but so is '{row.column(WINS[0])}'")
-        return float(first) - float(second)
+        return _won(row)
+    strength = _said_strength(row)
+    if all(row.has(name) for name in WINS) and strength * (won := _won(row)) <= 0 and (strength or won):
+        why = f"says otherwise than '{row.column('better')}'. Keep one: columns: {{first_wins: false}}, say"
+        raise RowError(row.column(WINS[0]), why)
+    return strength
+
+
+def _won(row: Fields) -> float:
+    first, second = (label(row.cell(name), row.column(name)) for name in WINS)
+    if first and second:
+        raise RowError(row.column(WINS[1]), f"is true, but so is '{row.column(WINS[0])}'")
+    return float(first) - float(second)
+
+
+def _said_strength(row: Fields) -> float:
     column, value = row.column("better"), row.cell("better")
     if _has_strength(row.layout):
         # HelpSteer's scale: -3 is "the first is much better", 3 "the second".

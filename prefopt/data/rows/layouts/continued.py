@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefopt.data.rows.convert import MISSING
 from prefopt.data.rows.layouts.columns import NEEDS_TURNS, OF_PAIR
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.layout import Layout
@@ -18,6 +19,8 @@ from prefopt.types import Comparison
 def _read(row: Fields) -> Comparison:
     whole, lone = row.column("chosen"), row.column("rejected")
     turns = messages(row.cell("chosen"), whole)
+    if row.cell("prompt") is not MISSING:
+        raise RowError(row.column("prompt"), f"has a value, but '{whole}' is read as a whole conversation")
     chosen = reply(turns[-1:], whole)
     rejected = reply(turns_of(row, row.cell("rejected"), lone), lone)
     if len(rejected) > 1:

@@ -127,10 +127,9 @@ def _as_read(row: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
 
 def _refuse_unread(layout: RowLayout, row: Mapping[str, Any]) -> None:
     """Refuse text that belongs to the prompt by its name, but that nothing reads."""
-    for name in BEFORE_PROMPT.keys() & row.keys():
-        if row[name] in (None, "", []) or name in layout.columns.values():
+    for name, home in BEFORE_PROMPT.items():
+        if row.get(name) in (None, "", []) or name in layout.columns.values():
             continue
-        home = BEFORE_PROMPT[name]
         way_out = f"map it, columns: {{{home}: {name}}}" if home else "join it to the prompt in the file"
         raise RowError(
             name,

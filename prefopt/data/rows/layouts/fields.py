@@ -68,8 +68,21 @@ class Fields:
         """The path of a column; one that the first rows did not have is looked for in this row too."""
         path = self.layout.columns.get(name)
         if path is None and name in SPARSE:
-            path = next((alias for alias in self.layout.names_left(name) if alias in self.value), None)
+            path = self._late(name)
         return name if path is None else path
+
+    def _late(self, name: str) -> str | None:
+        """The path where this row alone has a value for a column that the first rows did not have."""
+        given = [
+            alias
+            for alias in self.layout.names_left(name)
+            if cell_at(self.value, alias) not in (MISSING, None, "")
+        ]
+        if len(given) > 1:
+            raise RowError(
+                given[1], f"could be the {name}, but so could '{given[0]}'. Name one under columns"
+            )
+        return given[0] if given else None
 
     def is_empty(self, name: str) -> bool:
         return self.cell(name) in (MISSING, "")
@@ -154,19 +167,30 @@ class Fields:
         prompt = text(self.cell(name), self.column(name))
         if is_open_transcript(prompt):
             self.findings.add("spelled_turns")
+        extra = self.input_of(name)
+        return f"{prompt}\n{extra}" if extra else prompt
+
+    def input_of(self, name: str = "prompt") -> str:
+        """Alpaca's ``input``, which follows its ``instruction``; empty where there is none."""
         extra = self.value.get("input")
-        if self.column(name) == "instruction" and isinstance(extra, str) and extra.strip():
-            prompt += "\n" + text(extra, "input")
-        return prompt
+        is_read = self.column(name) == "instruction" and "input" not in self.layout.columns.values()
+        if not is_read or extra in (None, [], {}) or (isinstance(extra, str) and not extra.strip()):
+            return ""
+        return text(extra, "input")
 
     def prompt_turns(self, name: str = "prompt") -> Messages | None:
         value = self.cell(name)
         if value is MISSING:
             return None
-        if isinstance(value, str) and self.layout.form == "transcript":
-            turns = open_transcript(value, self.column(name))
-        elif isinstance(value, str):
+        is_text = isinstance(value, str) and self.layout.form != "transcript"
+        if not is_text and self.input_of(name):
+            raise RowError(
+                "input", f"has a text, but '{self.column(name)}' has turns, which it cannot follow"
+            )
+        if is_text:
             turns = [{"role": "user", "content": self.prompt_text(name)}]
+        elif isinstance(value, str):
+            turns = open_transcript(value, self.column(name))
         else:
             turns = messages(value, self.column(name))
         return self.opened_by_own(turns)

@@ -10,7 +10,7 @@ from prefopt.data.rows.layouts.columns import NEEDS_TURNS
 from prefopt.data.rows.layouts.fields import Fields
 from prefopt.data.rows.layouts.forms import form_of_answers
 from prefopt.data.rows.layouts.layout import Half, Layout
-from prefopt.data.rows.layouts.texts import prompt_and_answers, reply
+from prefopt.data.rows.layouts.texts import compare_prompt, prompt_and_answers, reply
 from prefopt.data.rows.messages import is_messages, is_sharegpt, messages, opened
 from prefopt.data.rows.raw_rows import RowError
 from prefopt.types import Comparison
@@ -24,6 +24,8 @@ def _read(row: Fields) -> Comparison:
     else:
         column = row.column("messages")
         turns = row.opened_by_own(messages(opened(row.cell("messages")), column), is_whole=True)
+        if row.column("prompt") != column:
+            compare_prompt(row, turns)
         asked = max(
             (i for i, turn in enumerate(turns) if turn["role"] not in ("assistant", "tool")), default=-1
         )

@@ -121,9 +121,8 @@ class RowLayout:
     def unread(self, names: Iterable[str]) -> list[str]:
         """Return which columns of the rows, of those named, nothing is read of and nobody has said so."""
         used = {name for path in self.columns.values() for name in (path, path.split(".")[0])}
-        used |= {
-            path for name in SPARSE if name in self.layout.optional for tier in SHARED[name] for path in tier
-        }
+        late = [name for name in SPARSE if name in self.layout.optional and name not in self.columns]
+        used |= {path for name in late for tier in SHARED[name] for path in tier}
         if "instruction" in self.columns.values():
             used.add("input")
         return [str(name) for name in names if name not in used and not self._is_off(name)]

@@ -32,6 +32,8 @@ def _read(row: Fields) -> Comparison:
         raise RowError(column, f"needs at least two answers, found {len(items)}")
     scores = _scores(row, items, column)
     names = [f"{column}.{index}" for index in range(len(items))]
+    for item, name in zip(items, names, strict=True):
+        _refuse_two_texts(item, name)
     texts = [_inner_text(item) for item in items]
     cells = [row.opened("responses", cell, name) for cell, name in zip(texts, names, strict=True)]
     read = prompt_and_answers(row, names, cells)
@@ -48,8 +50,20 @@ def _read(row: Fields) -> Comparison:
 def _inner_text(item: Any) -> Any:
     """Return what one of the answers says, MISSING where none of the usual keys has it."""
     if isinstance(item, Mapping) and not is_messages(item):
-        return next((item[key] for key in _TEXT_KEYS if item.get(key) is not None), MISSING)
+        return next((item[key] for key in _texts_in(item)), MISSING)
     return item
+
+
+def _texts_in(item: Mapping[str, Any]) -> list[str]:
+    return [key for key in _TEXT_KEYS if item.get(key) is not None]
+
+
+def _refuse_two_texts(item: Any, name: str) -> None:
+    """Refuse an answer that says two things."""
+    found = _texts_in(item) if isinstance(item, Mapping) and not is_messages(item) else []
+    for key in found[1:]:
+        if item[key] != item[found[0]]:
+            raise RowError(name, f"holds '{found[0]}' and '{key}', and either could be the answer")
 
 
 def _scores(row: Fields, items: Sequence[Any], column: str) -> tuple[float, ...]:
@@ -65,13 +79,34 @@ def _scores(row: Fields, items: Sequence[Any], column: str) -> tuple[float, ...]
         if name == "scores":
             _compare_ranks(row, given)
         return given
-    scores = []
-    for index, item in enumerate(items):
-        inner = item if isinstance(item, Mapping) else {}
-        key = next((key for key in (*_SCORE_KEYS, *_RANK_KEYS) if inner.get(key) is not None), None)
-        if key is None:
+    return _inner_scores(items, column)
+
+
+def _inner_scores(items: Sequence[Any], column: str) -> tuple[float, ...]:
+    """Return the scores inside answers, all by the same key: others may count otherwise."""
+    keys = [
+        [
+            key
+            for key in (*_SCORE_KEYS, *_RANK_KEYS)
+            if isinstance(item, Mapping) and item.get(key) is not None
+        ]
+        for item in items
+    ]
+    for index, own in enumerate(keys):
+        if not own:
             raise RowError(f"{column}.{index}", "has neither a score nor a rank")
-        scores.append((-1.0 if key in _RANK_KEYS else 1.0) * number(inner[key], f"{column}.{index}.{key}"))
+    shared = [key for key in keys[0] if all(key in own for own in keys)]
+    if not shared:
+        other = next(index for index, own in enumerate(keys) if keys[0][0] not in own)
+        why = f"has no '{keys[0][0]}', by which '{column}.0' is scored, but '{keys[other][0]}'"
+        raise RowError(f"{column}.{other}", why)
+    given = {
+        key: [number(item[key], f"{column}.{n}.{key}") for n, item in enumerate(items)] for key in shared
+    }
+    scores = [-each if shared[0] in _RANK_KEYS else each for each in given[shared[0]]]
+    for key in _RANK_KEYS:
+        if key in given and scores[given[key].index(min(given[key]))] != max(scores):
+            raise RowError(f"{column}.0.{key}", f"calls another answer the best than '{shared[0]}'")
     return tuple(scores)
 
 

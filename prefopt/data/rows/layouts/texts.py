@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from prefopt.types import Comparison, Extra, Preference
 
 Reply = str | Messages
 
+
+_SPEAKERS = ("human", "user", "assistant", "system")
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns whose values belong to a prompt and are no text."""
@@ -147,7 +150,7 @@ def _split(row: Fields, names: Sequence[str], cells: Sequence[Any]) -> Texts:
     else:
         turns, answers = _split_conversations(answers, names)
         turns = row.opened_by_own(turns, is_whole=True)
-        _compare_prompt(row, turns)
+        compare_prompt(row, turns)
     return Texts(turns, tuple(reply(turn, name) for turn, name in zip(answers, names, strict=True)))
 
 
@@ -162,13 +165,40 @@ def turns_of(row: Fields, cell: Any, name: str) -> Messages:
     return transcript(said if is_whole else f"Assistant:{said}", name)
 
 
-def _compare_prompt(row: Fields, turns: Messages) -> None:
-    """Count a prompt that says something else than the conversations, of which it is not read."""
+def compare_prompt(row: Fields, turns: Messages) -> None:
+    """Count a prompt that says more than the conversations, beside which it is not read.
+
+    Args:
+        row: with the prompt.
+        turns: of the conversations.
+    """
     prompt = row.cell("prompt")
-    if isinstance(prompt, str) and row.layout.form != "transcript":
-        said = prompt.strip()
-        if not any(said in turn["content"] or turn["content"].strip() in said for turn in turns):
-            row.findings.add("other_prompt")
+    if prompt is MISSING:
+        return
+    contents = [" ".join(turn["content"].split()) for turn in turns]
+    said = [prompt, row.input_of()] if isinstance(prompt, str) else _contents(row, prompt, turns)
+    if said is None or any(_says_more(text, contents) for text in said):
+        row.findings.add("other_prompt")
+
+
+def _contents(row: Fields, prompt: Any, turns: Messages) -> list[str] | None:
+    """Return what the turns of a prompt say that are not among others; None where more than contents differ."""
+    try:
+        other = [turn for turn in messages(prompt, row.column("prompt")) if turn not in turns]
+    except RowError:
+        return None
+    has_more = any(turn.keys() - {"role", "content"} for turn in other)
+    return None if has_more else [turn["content"] for turn in other]
+
+
+def _says_more(said: str, contents: Sequence[str]) -> bool:
+    """Whether a text holds words that are neither in ``contents`` nor name who speaks."""
+    rest = " ".join(said.split())
+    if any(rest in content for content in contents):
+        return False
+    for content in sorted(filter(None, contents), key=len, reverse=True):
+        rest = rest.replace(content, " ")
+    return any(word.lower() not in _SPEAKERS for word in re.findall(r"\w+", rest))
 
 
 def _split_conversations(
