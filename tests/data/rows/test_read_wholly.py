@@ -149,6 +149,14 @@ def test_a_prompt_that_says_more_than_its_conversations_is_counted(case: str, ch
     assert got.report.other_prompt.origins == ["d.jsonl:1"] and len(got.table) == 1
 
 
+def test_a_conversation_beside_a_labelled_answer_is_refused(chatml: Any) -> None:
+    row = {"prompt": [USER], "completion": [GOOD], "label": True}
+    got = made([row, {**row, "conversation": [USER, BAD]}], chatml, needs=Needs("labelled"))
+    assert len(got.table) == 1 and whys(got)[0].startswith(
+        "d.jsonl:2: conversation: has a value, but the row"
+    )
+
+
 SAME = {
     "text": {**WHOLE, "prompt": " what is a\nfox?"},
     "messages": {**WHOLE, "prompt": [USER]},

@@ -19,6 +19,10 @@ from prefopt.types import Comparison
 def _read(row: Fields) -> Comparison:
     desirable = label(row.cell("label"), row.column("label"))
     if "completion" in row.layout.columns:
+        other = row.column("messages")
+        if other != row.column("prompt") and not row.is_empty("messages"):
+            why = "has a value, but the row is read as prompt and completion. To read none: columns: {messages: false}"
+            raise RowError(other, why)
         read = prompt_and_answers(row, [row.column("completion")], [row.cell("completion")])
         prompt, answers = read.prompt, read.answers
     else:
