@@ -59,8 +59,9 @@ class Reader:
         assert raw.value is not None
         if becomes_turns(self.layout, raw.value):
             raise BecomesTurns(raw.origin, self.source)
-        if not raw.value.keys() <= self._seen:
-            new = [name for name in raw.value if name not in self._seen]
+        parts = self.layout.parts(raw.value)
+        if parts or not raw.value.keys() <= self._seen:
+            new = [name for name in (*raw.value, *parts) if name not in self._seen]
             self._seen.update(new)
             self.unread += self.layout.unread(new)
         return to_comparison(self.layout, raw.value, row_id, raw.origin, self.needs)

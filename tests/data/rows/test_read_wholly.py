@@ -133,6 +133,15 @@ HH = {
     "chosen": "\n\nHuman: q\n\nAssistant: a",
     "rejected": "\n\nHuman: q\n\nAssistant: b",
 }
+
+
+def test_what_is_not_read_of_an_object_is_named(chatml: Any) -> None:
+    inner = {"messages": [USER], "tools": [], "instructions": "Be brief."}
+    row = {"input": inner, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+    assert made([row], chatml).report.sources[0].unread == ["input.instructions"]
+    assert "input.messages" in made([{**row, "prompt": "q"}], chatml).report.sources[0].unread
+
+
 OTHER = {
     "a text with more in it": ({**WHOLE, "prompt": "Be brief. what is a fox?"}, None),
     "messages": ({**WHOLE, "prompt": [SYSTEM, USER]}, None),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefopt.data.rows.convert import sequence
 from prefopt.data.rows.layouts.columns import OWN_PROMPTS, SHARED, SPARSE, Tiers, is_unread
 from prefopt.data.rows.layouts.forms import FORMS
 from prefopt.data.rows.source import Source
@@ -120,15 +121,28 @@ class RowLayout:
 
     def unread(self, names: Iterable[str]) -> list[str]:
         """Return which columns of the rows, of those named, nothing is read of and nobody has said so."""
-        used = {name for path in self.columns.values() for name in (path, path.split(".")[0])}
+        used = {name for path in self.columns.values() for name in _with_parents(path)}
         late = [name for name in SPARSE if name in self.layout.optional and name not in self.columns]
         used |= {path for name in late for tier in SHARED[name] for path in tier}
         if "instruction" in self.columns.values():
             used.add("input")
         return [str(name) for name in names if name not in used and not self._is_off(name)]
 
+    def parts(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the paths of what is in those objects of a row of which only parts are read."""
+        paths = self.columns.values()
+        roots = dict.fromkeys(path.split(".")[0] for path in paths if "." in path and path not in row)
+        cells = {root: sequence(row[root]) for root in roots if root in row and root not in paths}
+        return [f"{root}.{key}" for root, cell in cells.items() if isinstance(cell, Mapping) for key in cell]
+
     def _is_off(self, name: str) -> bool:
         return is_unread(name, self.source) or any(
             is_unread(canonical, self.source) and name in (path for tier in tiers for path in tier)
             for canonical, tiers in {**SHARED, **self.layout.aliases}.items()
         )
+
+
+def _with_parents(path: str) -> list[str]:
+    """Return a dotted path and those of the objects that it leads through."""
+    steps = path.split(".")
+    return [".".join(steps[:count]) for count in range(1, len(steps) + 1)]
