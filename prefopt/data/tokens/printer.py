@@ -165,4 +165,8 @@ def _bounded(text: str, job: _Job) -> Any:
         content = len(json.dumps([job.messages, job.tools], ensure_ascii=False))
         if len(text) > _TEXT_AT_LEAST + _TEXT_PER_CONTENT * content:
             return ["text", ""]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ["refused", f"its text would hold half a character, not valid Unicode, at {error.start + 1}"]
     return text

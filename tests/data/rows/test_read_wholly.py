@@ -190,6 +190,18 @@ def test_a_turn_that_another_one_quotes_is_not_taken_for_printed(make_tokenizer:
     assert made(rows, make_tokenizer(template=no_system)).report.left_out.origins == ["d.jsonl:1"]
 
 
+def test_half_a_character_that_a_template_prints_makes_a_bad_row(make_tokenizer: Any) -> None:
+    thinking = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.thinking or '' }}{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    row = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+    got = made(
+        [row, {**row, "chosen": [{**GOOD, "thinking": "hm\ud800"}]}], make_tokenizer(template=thinking)
+    )
+    assert len(got.table) == 1 and "its text would hold half a character" in whys(got)[0]
+
+
 def test_ranks_by_one_key_are_still_ranked(chatml: Any) -> None:
     row = scored({"response": "x", "rank": 2}, {"response": "y", "rank": 1, "overall_score": 3})
     assert made([row], chatml).table[0].preferences == (Preference(1, 0, 1.0, 1.0),)
