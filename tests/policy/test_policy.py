@@ -235,10 +235,13 @@ def test_logits_of_fewer_tokens_than_the_head_has_are_refused() -> None:
         Policy(model).self_check()
 
 
-@pytest.mark.parametrize("ids", [[61, 2], [-1, 2]], ids=["beyond", "negative"])
-def test_token_ids_that_no_row_is_for_are_refused_in_a_batch(ids: list[int]) -> None:
-    with pytest.raises(ModelError, match=rf"knows the token ids 0 to 60, but a batch holds {ids[0]}\."):
-        Policy(toy.llama())(pack([group_of([1, 2], [ids, [3]])]))
+@pytest.mark.parametrize("token", [61, -1])
+def test_token_ids_that_no_row_is_for_are_refused_in_a_batch(token: int) -> None:
+    """However the batch was made; ``group_of`` takes no negative one."""
+    batch = pack([group_of([1, 2], [[5, 2], [3]])])
+    batch = replace(batch, input_ids=torch.where(batch.input_ids == 5, token, batch.input_ids))
+    with pytest.raises(ModelError, match=rf"knows the token ids 0 to 60, but a batch holds {token}\."):
+        Policy(toy.llama())(batch)
 
 
 def test_a_head_that_is_not_plain_is_refused() -> None:
