@@ -1,4 +1,7 @@
-"""What the doors of log-probs ask of what is handed to them: all of it lies on the host, so no device is waited for."""
+"""What the doors of log-probs ask of what is handed to them.
+
+Types, shapes, devices and lengths lie on the host. Only what reads a mask or numbers waits for a device, and says so.
+"""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from prefopt.types.checks import (
     require_responses,
     same_device,
 )
-from prefopt.types.sequences import Named, SeqLogps
+from prefopt.types.sequences import Arranged, Named, SeqLogps
 
 
 @dataclass(frozen=True, slots=True)
-class PairLogps:
+class PairLogps(Arranged):
     """Log-probs of P pairs; both sides hold P responses, so ``chosen.total`` is [P].
 
     A pair owns its tokens: the same answer may count differently against different partners.
@@ -51,11 +51,6 @@ class PairLogps:
 
     def __len__(self) -> int:
         return len(self.chosen)
-
-    @property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        """What policy and reference have in common, by name."""
-        return {name: part.lengths for name, part in self.parts.items()}
 
     @property
     def parts(self) -> dict[str, SeqLogps]:
@@ -94,7 +89,7 @@ class PairLogps:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledLogps:
+class LabelledLogps(Arranged):
     """Log-probs of S single answers, each desirable or not (unpaired feedback).
 
     ``others`` holds, for each role that the loss names, responses of their own number, such as the
@@ -121,11 +116,6 @@ class LabelledLogps:
         return len(self.answers)
 
     @property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        """What policy and reference have in common, by name."""
-        return {name: part.lengths for name, part in self.parts.items()}
-
-    @property
     def parts(self) -> dict[str, SeqLogps]:
         """All responses, by name."""
         return {"answers": self.answers, **self.others}
@@ -137,7 +127,7 @@ class LabelledLogps:
 
 
 @dataclass(frozen=True, slots=True)
-class ListLogps:
+class ListLogps(Arranged):
     """Log-probs of the answers of G groups, for listwise losses; a group's answers lie together."""
 
     answers: SeqLogps

@@ -37,8 +37,24 @@ class Named(dict[str, Any]):
         )
 
 
+class Arranged:
+    """Log-probs of responses in units of some kind."""
+
+    __slots__ = ()
+
+    @property
+    def parts(self) -> dict[str, SeqLogps]:
+        """All responses, by name; the first are the units' own."""
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """What policy and reference have in common, by name."""
+        return {name: part.lengths for name, part in self.parts.items()}
+
+
 @dataclass(frozen=True, slots=True)
-class SeqLogps:
+class SeqLogps(Arranged):
     """Log-probs of S responses, ragged: every scored token, ordered by response.
 
     Floats of 16 bits are widened to float32 here, before anything is added up or subtracted.
@@ -84,11 +100,6 @@ class SeqLogps:
     @property
     def _counts(self) -> Tensor:
         return Lengths.of(self.lengths).on(self.tokens.device)
-
-    @property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        """What policy and reference have in common, by name."""
-        return {"answers": self.lengths}
 
     @property
     def parts(self) -> dict[str, SeqLogps]:
