@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import NonFiniteError, OwnCodeError, PrefoptError
+from prefopt.words import cut
 
 MOST = 200
 """Characters of an exception's text that a line shows."""
@@ -74,8 +75,7 @@ def _is_in(name: str, files: Sequence[Path]) -> bool:
 def said(error: BaseException) -> str:
     """Write an exception on one line: its type and its text."""
     text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()).rstrip(".")
-    text = text if len(text) <= MOST else f"{text[: MOST - 1]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {cut(text, MOST)}" if text else type(error).__name__
 
 
 def shown(path: Path) -> Path:
