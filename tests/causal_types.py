@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from model_families import louden
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -234,13 +235,7 @@ def build(config: Any) -> Any:
         raise ValueError(f"{size / 1e6:.0f} million parameters")
     torch.manual_seed(0)
     model = make(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "norm" not in name:
-                parameter.normal_(std=0.2)
-            elif "sinks" in name:
-                parameter.normal_()
-    return model
+    return louden(model, 0.2)
 
 
 def groups() -> list[TokenizedGroup]:

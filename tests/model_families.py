@@ -37,6 +37,17 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
+@torch.no_grad()
+def louden(model: PreTrainedModel, std: float) -> PreTrainedModel:
+    """Draw the weights of a model anew, large enough for its log-probs to tell contexts apart."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "norm" not in name:
+            parameter.normal_(std=std)
+        elif "sinks" in name:
+            parameter.normal_()
+    return model
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture: its configuration class and what makes it different from Llama."""
@@ -53,13 +64,7 @@ class Family:
         torch.manual_seed(0)
         config = kind(**{**self.base, **self.extra})
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and "norm" not in name:
-                    parameter.normal_(std=0.25)
-                elif "sinks" in name:
-                    parameter.normal_()
-        return model
+        return louden(model, 0.25)
 
 
 EXACT = {

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import toy
+from broken_runs import crash_after
 from safetensors.torch import load_file
 
 from prefopt.assemble import references
 from prefopt.cli import main
 from prefopt.recipe import load_recipe
 from prefopt.recipe.references import KINDS
-from prefopt.trainer import Trainer
 
 MULTI = "{name: dpo, with: [{name: multi_ref}]}"
 
@@ -99,15 +98,8 @@ def test_a_moving_reference_resumes_bit_equal(tmp_path: Path, monkeypatch: pytes
     moving = {"reference": "{name: moving, every: 2, mix: 0.5}", "optim__lr": "1e-2"}
     straight, broken = tmp_path / "a", tmp_path / "b"
     assert go(straight, **moving) == 0
-    real = Trainer._step
-
-    def crash(self: Trainer, step: Any, lr: float) -> Any:
-        if step.index == 5:
-            raise RuntimeError("crash")
-        return real(self, step, lr)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", crash)
+        crash_after(patch, 5)
         assert go(broken, **moving) == 70
     assert go(broken, "--resume", **moving) == 0
     assert losses(broken) == losses(straight)

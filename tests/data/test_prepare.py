@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from table_files import write_table
 
 from prefopt.data import prepare as module
 from prefopt.data.prepare import Prepared, prepare
@@ -427,14 +428,7 @@ def test_every_format_gives_the_same_rows(name: str, write: Any, tmp_path: Path)
     path = tmp_path / name
     if name.endswith(("parquet", "arrow")):
         pa = pytest.importorskip("pyarrow")
-        import pyarrow.parquet as pq
-
-        table = pa.Table.from_pylist(rows)
-        if name.endswith("parquet"):
-            pq.write_table(table, path)
-        else:
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
+        write_table(path, pa.Table.from_pylist(rows), "parquet" if name.endswith("parquet") else "arrow")
     else:
         text = io.StringIO(newline="")
         if ".csv" in name:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from broken_runs import crash_after
 from lanes import slow_but
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,6 @@ from prefopt.cli import main
 from prefopt.errors import ResumeError
 from prefopt.run import checkpoint
 from prefopt.run.manifest import MANIFEST, seal
-from prefopt.trainer import Trainer
 from prefopt.trainer.objective import Charge, Objective
 
 LOSSES = {
@@ -56,15 +56,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def break_after(monkeypatch: pytest.MonkeyPatch, folder: Path, step: int, **changes: str) -> Path:
     """Crash a run in the step after ``step`` and return its last checkpoint."""
-    real = Trainer._step
-
-    def crash(self: Trainer, batch: Any, lr: float) -> Any:
-        if batch.index == step:
-            raise RuntimeError("crash")
-        return real(self, batch, lr)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", crash)
+        crash_after(patch, step)
         assert go(folder, **changes) == 70
     return checkpoint.checkpoints(folder / "run" / "checkpoints")[-1]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from broken_runs import crash_after
 from forks import Fork
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -134,25 +135,13 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: type[BaseException]) -> None:
-    """Raise in the middle of the step after ``step``, as a crash would."""
-    real = Trainer._step
-
-    def crash(self: Trainer, batch: Any, lr: float) -> Any:
-        if batch.index == step:
-            raise error("crash")
-        return real(self, batch, lr)
-
-    monkeypatch.setattr(Trainer, "_step", crash)
-
-
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_a_crash_and_resume_end_bit_equal(
     step: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved after 2 and 4: a crash in step 3 goes back to 2; all losses and weights are those of the unbroken run."""
     with monkeypatch.context() as patch:
-        stop_after(patch, step, RuntimeError)
+        crash_after(patch, step, RuntimeError)
         assert go(tmp_path) == 70
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # a line torn by the crash
@@ -165,7 +154,7 @@ def test_a_resumed_run_may_change_how_but_not_what(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path) == 70
     assert go(tmp_path, "--resume", optim__lr="2e-3", loss__beta="0.2") == 5
     message = capsys.readouterr().err
@@ -188,7 +177,7 @@ def test_another_optimizer_is_resumed_bit_equal_and_not_exchanged(
         name
     ] in said
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path / "broken", **settings) == 70
     assert go(tmp_path / "broken", "--resume") == 5
     assert f"optim.name: '{name}' -> 'adamw'" in capsys.readouterr().err
@@ -209,7 +198,7 @@ def test_a_resumed_run_may_spell_out_defaults(
 ) -> None:
     """The recipe gives beta alone: label_smoothing is 0 and the reference the start, said or not."""
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path) == 70
     stored = read_yaml(tmp_path / "run" / "recipe.yaml").value
     assert stored["loss"] == {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0}
@@ -253,7 +242,7 @@ def test_other_rows_on_resume_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path) == 70
     toy.save_rows(tmp_path / "rows.jsonl", 40, seed=1)
     assert go(tmp_path, "--resume") == 5
@@ -264,7 +253,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 5, RuntimeError)
+        crash_after(patch, 5, RuntimeError)
         assert go(tmp_path) == 70
     victim = tmp_path / "run" / "checkpoints" / "step-000004" / "model" / "model.safetensors"
     content = bytearray(victim.read_bytes())
@@ -324,7 +313,7 @@ def test_dropout_resumes_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder.mkdir()
     assert go(straight, **adapter) == 0
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(broken, **adapter) == 70
     assert go(broken, "--resume", **adapter) == 0
     assert without_times(straight) == without_times(broken)
@@ -347,7 +336,7 @@ def test_a_cached_reference_survives_resume(tmp_path: Path, monkeypatch: pytest.
         folder.mkdir()
     assert go(straight, reference="cached") == 0
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(broken, reference="cached") == 70
     assert go(broken, "--resume", reference="cached") == 0
     for got, expected in zip(lines(broken), lines(straight), strict=True):
@@ -524,7 +513,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_started_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path) == 70
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
@@ -539,7 +528,7 @@ def test_the_checkpoint_itself_says_what_was_run(
     lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 3, RuntimeError)
+        crash_after(patch, 3, RuntimeError)
         assert go(tmp_path) == 70
     (tmp_path / "run" / lost).unlink()
     assert go(tmp_path, "--resume", loss="{name: ipo}") == 5

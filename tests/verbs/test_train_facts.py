@@ -17,13 +17,13 @@ import huggingface_hub
 import pytest
 import torch
 import toy
+from broken_runs import crash_after
 from lanes import slow_but
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from prefopt.cli import main
 from prefopt.run import digests
-from prefopt.trainer import Trainer
 from prefopt.verbs.train import facts
 
 Edit = Callable[[Path], None]
@@ -33,15 +33,8 @@ Edit = Callable[[Path], None]
 @contextmanager
 def crashing(step: int = 2) -> Iterator[pytest.MonkeyPatch]:
     """Break every run off in the middle of a step."""
-    real = Trainer._step
-
-    def crash(self: Trainer, batch: Any, lr: float) -> Any:
-        if batch.index == step:
-            raise RuntimeError("crash")
-        return real(self, batch, lr)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", crash)
+        crash_after(patch, step)
         yield patch
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import toy
+from broken_runs import at_step
 from lanes import slow_but
 
 from prefopt.cli import main
@@ -42,18 +43,6 @@ def content(path: Path) -> dict[str, bytes]:
 def steps(folder: Path) -> list[int]:
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[], Any]) -> None:
-    """Do something in the middle of the step after ``step``."""
-    real = Trainer._step
-
-    def patched(self: Trainer, batch: Any, lr: float) -> Any:
-        if batch.index == step:
-            do()
-        return real(self, batch, lr)
-
-    monkeypatch.setattr(Trainer, "_step", patched)
 
 
 def crash() -> None:

@@ -11,6 +11,7 @@ import gloo
 import pytest
 import torch
 import toy
+from broken_runs import crash_after
 from lanes import slow_but
 from safetensors.torch import load_file
 
@@ -19,7 +20,6 @@ from prefopt.engine import Engine
 from prefopt.errors import RecipeError
 from prefopt.plugins import Code
 from prefopt.recipe.strict_yaml import read_yaml
-from prefopt.trainer import Trainer
 from prefopt.verbs.train.code import check_same_code, code_facts
 
 MINE = '''
@@ -94,15 +94,8 @@ def as_dpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run that ended within step 4, with a checkpoint after 2."""
-    real = Trainer._step
-
-    def crash(self: Trainer, step: Any, lr: float) -> Any:
-        if step.index == 3:
-            raise RuntimeError("crash")
-        return real(self, step, lr)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", crash)
+        crash_after(patch, 3)
         assert go(tmp_path) == 70
     capsys.readouterr()
     return tmp_path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from table_files import write_table
 
 from prefopt.data.prepare import prepare
 from prefopt.data.rows.loss_needs import Needs
@@ -262,13 +263,7 @@ def test_bad_row_of_a_table_file_is_named_by_its_number(kind: str, tmp_path: Pat
     pa = pytest.importorskip("pyarrow")
     table = pa.Table.from_pylist([GOOD, {**GOOD, "chosen": ""}, GOOD, {**GOOD, "rejected": None}])
     path = tmp_path / f"rows.{kind}"
-    if kind == "parquet":
-        import pyarrow.parquet as pq
-
-        pq.write_table(table, path)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
+    write_table(path, table, "parquet" if kind == "parquet" else "stream")
     report = prepare([Source(str(path))], chatml).report
     assert [bad.describe() for bad in report.bad] == [
         f"{path}:row 2: chosen: empty",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from table_files import write_table
 
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.rows.layouts.columns import BEFORE_PROMPT
@@ -210,16 +211,11 @@ def test_ranks_by_one_key_are_still_ranked(chatml: Any) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_table_with_a_column_named_twice_is_refused(kind: str, tmp_path: Path, chatml: Any) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     names = ["prompt", "chosen", "rejected", "chosen"]
     table = pa.table([pa.array([each]) for each in ("q", "a", "b", "c")], names=names)
     path = tmp_path / f"d.{kind}"
-    if kind == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
+    write_table(path, table, kind)
     with pytest.raises(DataError, match=rf"{path}: column 'chosen' is named twice\. Give"):
         prepare([Source(str(path))], chatml)
 

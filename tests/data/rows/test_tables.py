@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from table_files import write_table
 
 from prefopt.data.prepare import prepare
 from prefopt.data.rows.source import Source
@@ -26,12 +26,7 @@ KINDS = ["parquet", "arrow", "stream"]
 def written(path: Path, table: pa.Table, kind: str) -> str:
     """Write a table and return the path."""
     path = path / f"rows.{'parquet' if kind == 'parquet' else 'arrow'}"
-    if kind == "parquet":
-        pq.write_table(table, path)
-    else:
-        new = pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream
-        with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
-            writer.write_table(table)
+    write_table(path, table, kind)
     return str(path)
 
 
